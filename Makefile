@@ -1,0 +1,80 @@
+# make install | demo | test | soak | bench | lint | stage1 | docs      (make alone lists them)
+#
+# VENV   the virtual environment that every verb uses and `install` creates   (default .venv)
+# PYTHON the Python that creates it, 3.11 or newer                            (default: the first one found)
+
+VENV ?= .venv
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell \
+    $(name) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
+
+BIN := $(abspath $(VENV))/bin
+PY := $(BIN)/python
+TRAIN := $(BIN)/deepspeed --num_gpus 1 ds_stage2ab/train.py --config
+INSTALLED := $(VENV)/.ds_stage2ab-installed
+# DeepSpeed and torch look for ninja on PATH.
+export PATH := $(BIN):$(PATH)
+
+DATA := build/quickstart/data
+PLAIN := build/quickstart/plain
+MODEL := build/quickstart/model
+SHIPPED := assets/quickstart/stage1
+# `logging.name` of the two configs
+DEMO_RUN := runs/quickstart-a-only
+STAGE1_RUN := runs/quickstart-stage1
+
+.PHONY: help install demo test soak bench lint stage1 docs
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make install   create $(VENV) and install the package, pinned by constraints.txt"
+	@echo "make demo      train on Channel A from the shipped checkpoint, evaluate before and after, draw pictures"
+	@echo "make test      every capability once (CI runs this)"
+	@echo "make soak      full matrices, random and kill loops"
+	@echo "make bench     every assertion about time, speed or memory"
+	@echo "make lint      ruff"
+	@echo "make stage1    train the shipped start checkpoint again, from nothing (up to two hours)"
+	@echo "make docs      check that the documents match the tree"
+
+install: $(INSTALLED)
+	@echo "installed: $(VENV)"
+
+$(INSTALLED): pyproject.toml setup.py constraints.txt
+	@test -x $(PY) || test -n "$(PYTHON)" || { \
+	    echo "no Python >= 3.11 with venv and ensurepip found; name one: make install PYTHON=/path/to/python3.11" >&2; exit 1; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	@touch $@
+
+# The demo's run folder belongs to the demo: a second `make demo` starts afresh.
+demo: $(INSTALLED)
+	$(PY) -m ds_stage2ab.data.digits --out $(DATA)
+	rm -rf $(DEMO_RUN)
+	$(TRAIN) configs/quickstart/a_only.yaml
+	@echo "demo finished: table above, pictures and curves in $(DEMO_RUN)"
+
+test: $(INSTALLED)
+	$(PY) -m pytest -q
+
+soak: $(INSTALLED)
+	$(PY) -m pytest -q -m soak
+
+bench: $(INSTALLED)
+	$(PY) -m pytest -q -m bench
+
+lint: $(INSTALLED)
+	$(PY) -m ruff check .
+
+# A run of hours is never deleted here: the trainer refuses a run folder that already holds a run.
+stage1: $(INSTALLED)
+	$(PY) -m ds_stage2ab.data.digits --out $(DATA)
+	rm -rf $(PLAIN) $(MODEL)
+	$(PY) -m ds_stage2ab.engine.tiny --out $(PLAIN)
+	$(BIN)/ds-stage2ab add-coord-tokens $(PLAIN) $(MODEL)
+	$(TRAIN) configs/quickstart/stage1.yaml
+	rm -rf $(SHIPPED)
+	mkdir -p $(dir $(SHIPPED))
+	cp -r "$(STAGE1_RUN)/checkpoints/$$(cat $(STAGE1_RUN)/checkpoints/latest)/hf" $(SHIPPED)
+	@echo "stage1 finished: $(SHIPPED) holds the new start checkpoint"
+
+docs: $(INSTALLED)
+	$(PY) -m pytest -q tests/architecture/test_documents.py

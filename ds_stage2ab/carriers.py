@@ -1,0 +1,206 @@
+"""The objects that cross a border between two parts of the system, and nothing else.
+
+Frozen, slotted, keyword-only; the shape and the meaning stand under each field. Letters used for
+shapes: T tokens of a segment or a pack, N supervised objects, S segments of a pack, P image patches.
+No field holds a config object. Torch is named for type checkers only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+Box = tuple[int, int, int, int]
+"""(x1, y1, x2, y2) in coordinate bins 0..999."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Truth:
+    """One object of the ground truth (or of a parsed answer): `Truth(desc="cat", box=(110, 310, 410, 705))`."""
+
+    desc: str
+    box: Box
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One line of a dataset, checked and quantised, its image not yet opened."""
+
+    id: str
+    # the record's own `id`, else "<file name>:<line>"
+    image: Path
+    # absolute, inside the image root
+    width: int
+    height: int
+    # pixels, after EXIF orientation
+    objects: tuple[Truth, ...]
+    # in the order in which they are taught
+    where: str
+    # "<file>:<line>", for messages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vision:
+    """What the image processor made of one image, or of all images of a pack in order."""
+
+    pixel_values: Tensor
+    # float [P, channels * temporal_patch * patch * patch]
+    image_grid_thw: Tensor
+    # long [images, 3]: patches in time, height and width; their products sum to P
+
+    def to(self, device: str) -> Vision:
+        return Vision(
+            pixel_values=self.pixel_values.to(device, non_blocking=True),
+            image_grid_thw=self.image_grid_thw.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One raw sample of a step: the unit in which `training.effective_batch_size` counts."""
+
+    id: str
+    draw: int
+    # g: position in the run; step s owns [sR, (s+1)R)
+    image: bytes
+    # the file as it is on disk: what a rollout server gets
+    width: int
+    height: int
+    objects: tuple[Truth, ...]
+    prompt_ids: tuple[int, ...]
+    # chat template applied, image placeholders expanded, ends where the assistant's text begins
+    vision: Vision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """What the model answered to one prompt."""
+
+    sample_id: str
+    draw: int
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    # the stop token removed
+    finish: Literal["stop", "length", "repeat"]
+    weight_version: str
+    # "<start id>/<finished steps>" of the weights that wrote it
+    seed: int
+    source: str
+    # backend, and the server's address if there is one
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParsedObject:
+    """One complete value of a rollout that was kept."""
+
+    desc: str
+    box: Box
+    span: tuple[int, int]
+    # [first, last) bytes of the value in the text of the response
+    tokens: tuple[int, int]
+    # [first, last) indices into response_ids of the tokens whose first byte lies in `span`
+    desc_tokens: tuple[int, int]
+    # the same for the description's value, between its quotes
+    slots: tuple[int, int, int, int]
+    # indices into response_ids of its four coordinate tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParsedRollout:
+    """A rollout read against the grammar of its codec (nothing is repaired)."""
+
+    objects: tuple[ParsedObject, ...]
+    # kept, in generated order
+    dropped: tuple[str, ...]
+    # one reason for each complete value that was not kept, in generated order
+    state: str
+    # one of matching.parse.STATES
+    prefix_ids: tuple[int, ...]
+    # generated ids up to the end of the last complete value (contract of the codec's opening)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """One sample made ready to be learned; CPU tensors, no batch axis."""
+
+    input_ids: Tensor
+    # long [T]: prompt and target
+    position_ids: Tensor
+    # long [4, T]: text, time, height, width; each starts at 0
+    vision: Vision
+    weights: Tensor
+    # float32 [T]: cross-entropy weight of predicting token t from t-1; 0 = not supervised
+    is_desc: Tensor
+    # bool [T]: tokens of a description's value (reported apart, already weighted in `weights`)
+    slots: Tensor
+    # long [4N]: positions t of supervised coordinate tokens, x1 y1 x2 y2 of each object in turn
+    bins: Tensor
+    # long [4N]: the bin that the model should give at each slot
+    sample_id: str
+    draw: int
+    channel: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pack:
+    """Segments back to back, batch size 1: what one forward and backward sees.
+
+    Example: segments of 3 and 2 tokens give `segment_of = [0, 0, 0, 1, 1]`, `boundaries = [0, 3, 5]`.
+    """
+
+    input_ids: Tensor
+    # long [T]
+    position_ids: Tensor
+    # long [4, T]: row 0 restarts at each segment, which makes attention block-diagonal
+    vision: Vision
+    weights: Tensor
+    # float32 [T]
+    is_desc: Tensor
+    # bool [T]
+    slots: Tensor
+    # long [4N], positions in the pack
+    bins: Tensor
+    # long [4N]
+    segment_of: Tensor
+    # long [T]
+    boundaries: tuple[int, ...]
+    # S+1 offsets
+    sample_ids: tuple[str, ...]
+    num_passes: int
+    # forward passes of the expectation loop; equal on all ranks in a round
+    real: bool
+    # False: contributes exactly zero, keeps ranks in lockstep
+
+    def to(self, device: str) -> Pack:
+        tensors = ("input_ids", "position_ids", "weights", "is_desc", "slots", "bins", "segment_of")
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in tensors}
+        return replace(self, vision=self.vision.to(device), **moved)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What one optimizer step did, the same on every rank."""
+
+    applied: bool
+    loss: float
+    # mean of the per-sample losses over R
+    terms: dict[str, tuple[float, float]]
+    # metric name -> (sum, count) over all ranks
+    skipped: tuple[str, ...]
+    # ids of samples that contributed nothing
+    samples: int
+    # raw samples of the step over all ranks: R
+    tokens: int
+    # tokens trained on, over all ranks, zero-weight packs not counted
+    packs: int
+    # over all ranks, zero-weight packs not counted
+    grad_norm: float
+    learning_rate: float
+    seconds: dict[str, float]
+    # phase -> wall seconds on rank 0

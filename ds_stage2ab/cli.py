@@ -1,0 +1,69 @@
+"""The console script `ds-stage2ab`: one sub-command per job that is not training.
+
+It loads what a sub-command needs when that sub-command runs: `--help` and `validate` import no torch. Errors that a
+user can cause end as one message on stderr and the exit code of their class.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ds_stage2ab import __version__, validate
+from ds_stage2ab.errors import EXIT_OK, Stage2Error, exit_code
+
+COMMAND = "ds-stage2ab"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one sub-command; returns the exit code."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["validate"]:
+        return validate.main(words[1:])
+    options = _parser().parse_args(words)
+    try:
+        options.run(options)
+    except Stage2Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        return exit_code(error)
+    return EXIT_OK
+
+
+def _add_coord_tokens(options: argparse.Namespace) -> None:
+    from ds_stage2ab.engine.coord_tokens import add_coord_tokens
+
+    add_coord_tokens(options.source, options.destination)
+    print(f"{options.destination}: {options.source} with the 1,000 coordinate tokens")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from ds_stage2ab.metrics.report import write_report
+
+    write_report(options.run_folder)
+    print(f"{options.run_folder}: report written")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=COMMAND,
+        description="Second-stage training of vision-language detectors. Training itself: "
+        "deepspeed ds_stage2ab/train.py --config FILE",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    # Listed here for the help alone: its own parser reads the rest of the line.
+    commands.add_parser("validate", help="check config files: every problem, no torch, no data opened")
+
+    tokens = commands.add_parser("add-coord-tokens", help="give a Qwen3-VL checkpoint the 1,000 coordinate tokens")
+    tokens.add_argument("source", type=Path, metavar="SRC", help="checkpoint folder (Hugging Face layout)")
+    tokens.add_argument("destination", type=Path, metavar="DST", help="folder to make")
+    tokens.set_defaults(run=_add_coord_tokens)
+
+    report = commands.add_parser("report", help="draw the curves and write the table of a run again")
+    report.add_argument("run_folder", type=Path, metavar="RUN_DIR", help="folder of one run")
+    report.set_defaults(run=_report)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""A config file -> typed sections, or every problem in it.
+
+The order of work: merge, removed keys, schema, defaults, rules, sections.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+
+from ds_stage2ab.config.document import Document, read_document
+from ds_stage2ab.config.problems import Problem, as_error, in_reading_order
+from ds_stage2ab.config.rules import B_RATIO, RULES, Rule, batch_rule, broken_rules
+from ds_stage2ab.config.schema import check_values, config_schema, with_defaults, without_removed_keys
+from ds_stage2ab.config.sections import Config, build_config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedConfig:
+    """What is known of a config file after all checks that need nothing but the file."""
+
+    path: Path
+    problems: tuple[Problem, ...]
+    # in reading order; empty: the config can be run
+    resolved: dict
+    # plain values that JSON can hold, defaults filled in; incomplete if there are problems
+    document: Document
+    # what was written, and where
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedConfig:
+    """A config without problems."""
+
+    path: Path
+    name: str
+    # of the run: `logging.name`, else the name of the file without its ending
+    config: Config
+    resolved: dict
+    # the same as plain values; read as a config again, it is valid and resolves to itself
+
+
+def check_config(path: Path, rules: tuple[Rule, ...] = RULES) -> CheckedConfig:
+    """Read a config file and apply every check that needs no data, model or socket.
+
+    Args:
+        path: the YAML file.
+        rules: those between keys.
+
+    Raises:
+        UnreadableFile: the file cannot be opened or decoded.
+    """
+    document = read_document(path)
+    problems = list(document.problems)
+    resolved: dict = {}
+    if document.complete:
+        values, removed = without_removed_keys(document)
+        problems += removed
+        problems += check_values(values, document)
+        resolved = with_defaults(values, config_schema())
+        problems += _inexact_ratio(document, problems)
+        problems += _rule_problems(resolved, document, problems, rules)
+    return CheckedConfig(path=path, problems=tuple(in_reading_order(problems)), resolved=resolved, document=document)
+
+
+def check_file(path: Path, learners: int | None = None) -> list[Problem]:
+    """The problems of a config file, in reading order.
+
+    Args:
+        path: the YAML file.
+        learners: learner ranks for the batch rules; None: the number that the config speaks of by itself, else 1.
+
+    Raises:
+        UnreadableFile: the file cannot be opened or decoded.
+    """
+    return list(check_config(path, (batch_rule(learners), *RULES)).problems)
+
+
+def load_config(path: Path) -> LoadedConfig:
+    """A config file as typed sections.
+
+    The batch rules are applied by `plan.make_plan`, which knows the number of learners.
+
+    Raises:
+        ConfigError: the file cannot be read, or has problems: all of them are in the message.
+    """
+    checked = check_config(path)
+    if checked.problems:
+        raise as_error(checked.problems, str(path))
+    config = build_config(checked.resolved)
+    return LoadedConfig(path=path, name=config.logging.name or path.stem, config=config, resolved=checked.resolved)
+
+
+def _rule_problems(
+    resolved: dict, document: Document, problems: list[Problem], rules: tuple[Rule, ...]
+) -> list[Problem]:
+    faulty = {problem.path for problem in problems}
+    found = []
+    for rule, error in broken_rules(resolved, rules, faulty):
+        path = tuple(error.where.split("."))
+        written = [key for key in (path, *rule.paths) if key in document.origins]
+        why = error.why if path in written else f"{error.why} ({path[-1]} is at its default)"
+        found.append(Problem(path, why, error.fix, document.place_of_value(written[0] if written else path)))
+    return found
+
+
+def _inexact_ratio(document: Document, problems: list[Problem]) -> list[Problem]:
+    """The schedule is exact only if the ratio as written survives being held as a number."""
+    path = tuple(B_RATIO.split("."))
+    if path not in document.origins or any(problem.path == path[: len(problem.path)] for problem in problems):
+        return []
+    text = document.text_of(path)
+    value = _value_of(document.values, path)
+    if isinstance(value, int) or Fraction(Decimal(text)) == Fraction(str(value)):
+        return []
+    why = f"{text} has more digits than the schedule can keep exactly"
+    return [Problem(path, why, f"round it to 15 digits or fewer: {float(text):.15g}", document.place_of_value(path))]
+
+
+def _value_of(values: dict, path: tuple[str, ...]) -> object:
+    for key in path:
+        values = values[key]
+    return values

@@ -1,0 +1,248 @@
+"""YAML 1.2 text -> a tree of nodes that know their places.
+
+Read from the event stream, so that depth and size are limited before anything is built, and by the rules
+of YAML's core schema: `1e-4` is a number, `yes` is text, `010` is ten. Explicit tags are refused.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass, field
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import (
+    AliasEvent,
+    DocumentStartEvent,
+    Event,
+    MappingEndEvent,
+    MappingStartEvent,
+    ScalarEvent,
+    SequenceEndEvent,
+    SequenceStartEvent,
+)
+from ruamel.yaml.reader import ReaderError
+
+from ds_stage2ab.config.problems import Place, Problem
+
+MAX_DEPTH = 64  # the schema is 5 deep
+MAX_NODES = 20_000  # after aliases are written out; a config has a few hundred
+
+_TOO_DEEP = f"values are nested more than {MAX_DEPTH} deep"
+_DEEP_FIX = "no key of a config lies deeper than 5"
+
+Scalar = str | int | float | bool | None
+
+_INTEGER = re.compile(r"[-+]?[0-9]{1,300}")
+_BASED = re.compile(r"0o[0-7]{1,300}|0x[0-9a-fA-F]{1,300}")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_SPECIAL = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_WORDS = {"": None, "~": None, "null": None, "Null": None, "NULL": None} | {
+    word: value for value in (True, False) for word in (str(value), str(value).lower(), str(value).upper())
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A scalar, a list or a mapping; exactly one of `items` and `entries` is set unless it is a scalar."""
+
+    place: Place
+    text: str
+    # a scalar as it was written; "a list" or "a mapping" for the others
+    scalar: Scalar = None
+    items: tuple[Node, ...] | None = None
+    entries: dict[str, Entry] | None = None
+    size: int = 1
+    # nodes below and including this one, aliases written out
+    depth: int = 0
+    # lists and mappings on the longest way down, this one included
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One `key: value` of a mapping."""
+
+    key_place: Place
+    value: Node
+
+
+class Unreadable(Exception):
+    """The text is no YAML that can be read further; holds the one problem that says why."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.why)
+        self.problem = problem
+
+
+@dataclass(slots=True)
+class _Open:
+    """A list or mapping whose end has not been read yet."""
+
+    place: Place
+    is_mapping: bool
+    anchor: str | None
+    items: list[Node] = field(default_factory=list)
+    entries: dict[str, Entry] = field(default_factory=dict)
+    key: str | None = None
+    key_place: Place | None = None
+
+    def close(self) -> Node:
+        children = [entry.value for entry in self.entries.values()] if self.is_mapping else self.items
+        size = 1 + sum(child.size for child in children)
+        depth = 1 + max((child.depth for child in children), default=0)
+        if self.is_mapping:
+            return Node(self.place, "a mapping", entries=self.entries, size=size, depth=depth)
+        return Node(self.place, "a list", items=tuple(self.items), size=size, depth=depth)
+
+
+def parse_yaml(text: str, file: str) -> tuple[Node, list[Problem]]:
+    """The root node of a YAML text, and the problems that do not keep it from being read (duplicate keys).
+
+    Args:
+        text: the whole file.
+        file: its name, for places.
+
+    Raises:
+        Unreadable: a syntax error, a tag, an unknown alias, more than one document, or a limit exceeded.
+    """
+    if text.startswith("\ufeff"):
+        why = "begins with a byte order mark"
+        raise Unreadable(Problem((), why, "save the file as UTF-8 without a byte order mark", Place(file, 1, 1)))
+    builder = _Builder(file)
+    try:
+        for event in YAML(typ="safe", pure=True).parse(io.StringIO(text)):
+            builder.take(event)
+    except ReaderError as error:
+        raise Unreadable(_control_character(error, text, file)) from error
+    except MarkedYAMLError as error:
+        raise Unreadable(_syntax(error, text, file)) from error
+    except YAMLError as error:
+        raise Unreadable(Problem((), f"is not YAML: {error}", "correct the file", Place(file, 1, 1))) from error
+    root = builder.root or Node(Place(file, 1, 1), "nothing")
+    return root, builder.problems
+
+
+class _Builder:
+    """Takes parser events one by one; holds what is open on a stack instead of recursing."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.root: Node | None = None
+        self.problems: list[Problem] = []
+        self._open: list[_Open] = []
+        self._anchors: dict[str, Node] = {}
+
+    def take(self, event: Event) -> None:
+        place = Place(self.file, event.start_mark.line + 1, event.start_mark.column + 1)
+        if isinstance(event, DocumentStartEvent) and self.root is not None:
+            self._refuse(place, "a second document begins here", "keep one document per file: delete the `---`")
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            shown = str(tag).replace("tag:yaml.org,2002:", "!!")
+            self._refuse(place, f"the tag {shown} is not allowed", "delete the tag and write the plain value")
+        if isinstance(event, MappingStartEvent | SequenceStartEvent):
+            self._start(event, place)
+        elif isinstance(event, MappingEndEvent | SequenceEndEvent):
+            done = self._open.pop()
+            self._place_node(done.close(), done.anchor)
+        elif isinstance(event, ScalarEvent):
+            self._scalar(event, place)
+        elif isinstance(event, AliasEvent):
+            self._alias(event.anchor, place)
+
+    def _start(self, event: Event, place: Place) -> None:
+        if len(self._open) >= MAX_DEPTH:
+            self._refuse(place, _TOO_DEEP, _DEEP_FIX)
+        if self._expects_key():
+            self._refuse(place, "a key must be a single word, not a list or mapping", "write `key: value`")
+        self._open.append(_Open(place, isinstance(event, MappingStartEvent), event.anchor))
+
+    def _scalar(self, event: Event, place: Place) -> None:
+        if self._expects_key():
+            self._open[-1].key, self._open[-1].key_place = event.value, place
+            return
+        plain = event.implicit[0]
+        if plain and not event.value and self._open and self._open[-1].is_mapping:
+            place = self._open[-1].key_place  # an empty value has no place of its own
+        value = plain_value(event.value) if plain else event.value
+        shown = event.value if plain else f'"{event.value}"'
+        self._place_node(Node(place, shown, scalar=value), event.anchor)
+
+    def _alias(self, anchor: str, place: Place) -> None:
+        if self._expects_key():
+            self._refuse(place, "a key must be a single word, not an alias", "write the key itself")
+        if anchor not in self._anchors:
+            self._refuse(place, f"no anchor &{anchor} ends before this alias", "define it above, or write the value")
+        node = self._anchors[anchor]
+        if len(self._open) + node.depth > MAX_DEPTH:
+            self._refuse(place, _TOO_DEEP, _DEEP_FIX)
+        self._place_node(node, None)
+
+    def _place_node(self, node: Node, anchor: str | None) -> None:
+        if node.size > MAX_NODES:
+            self._refuse(node.place, f"holds more than {MAX_NODES} values", "a config holds a few hundred")
+        if anchor is not None:
+            self._anchors[anchor] = node
+        if not self._open:
+            self.root = node
+            return
+        parent = self._open[-1]
+        if not parent.is_mapping:
+            parent.items.append(node)
+            return
+        self._add_entry(parent, node)
+        parent.key = parent.key_place = None
+
+    def _add_entry(self, parent: _Open, node: Node) -> None:
+        assert parent.key is not None and parent.key_place is not None, "a value follows its key"
+        first = parent.entries.get(parent.key)
+        if first is None:
+            parent.entries[parent.key] = Entry(parent.key_place, node)
+            return
+        path = (*(part.key for part in self._open[:-1] if part.key is not None), parent.key)
+        why = f"is given twice in the same mapping, first in line {first.key_place.line}"
+        self.problems.append(Problem(path, why, "keep one of the two", parent.key_place))
+
+    def _expects_key(self) -> bool:
+        return bool(self._open) and self._open[-1].is_mapping and self._open[-1].key is None
+
+    def _refuse(self, place: Place, why: str, fix: str) -> None:
+        raise Unreadable(Problem((), why, fix, place))
+
+
+def plain_value(text: str) -> Scalar:
+    """An unquoted scalar by YAML 1.2's core schema."""
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    if _BASED.fullmatch(text):
+        return int(text, 0)
+    if _SPECIAL.fullmatch(text):
+        return float(text.replace(".", ""))
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    return text
+
+
+def _syntax(error: MarkedYAMLError, text: str, file: str) -> Problem:
+    lines = text.splitlines()
+    mark = error.problem_mark or error.context_mark
+    if error.context_mark and mark.line >= len(lines):
+        mark = error.context_mark  # what was never closed, rather than the end of the file
+    place = Place(file, mark.line + 1, mark.column + 1) if mark else Place(file, 1, 1)
+    line = lines[place.line - 1] if place.line <= len(lines) else ""
+    if "\t" in line[: place.column]:
+        return Problem((), "a tab stands where YAML wants spaces", "indent with spaces", place)
+    began = f" that began in line {error.context_mark.line + 1}" if error.context_mark else ""
+    reading = f" ({error.context}{began})" if error.context else ""
+    fix = "correct the syntax here or just above; indent with spaces and keep keys of one mapping in one column"
+    return Problem((), f"is not YAML: {error.problem}{reading}", fix, place)
+
+
+def _control_character(error: ReaderError, text: str, file: str) -> Problem:
+    before = text[: error.position]
+    place = Place(file, before.count("\n") + 1, error.position - (before.rfind("\n") + 1) + 1)
+    why = f"holds the control character U+{ord(text[error.position]):04X}, which YAML does not allow"
+    return Problem((), why, "delete the character", place)

@@ -1,0 +1,138 @@
+"""Rules between keys: small functions of plain numbers, each named after what it demands.
+
+A rule returns nothing, or raises ConfigError whose `where` is the key to change. The batch rules stand in `batch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from ds_stage2ab.config.batch import ACCUMULATION, EFFECTIVE, PER_DEVICE, implied_learners, shape_batch
+from ds_stage2ab.config.problems import KeyPath
+from ds_stage2ab.errors import ConfigError
+
+B_RATIO = "stage2_ab.schedule.b_ratio"
+LENGTH_CAP = "training.global_max_length"
+MAX_NEW_TOKENS = "custom.extra.rollout_matching.max_new_tokens"
+SCHEDULER = "training.lr_scheduler"
+FINAL_RATE = "training.min_learning_rate_ratio"
+FREEZE = "model.freeze"
+MIN_PIXELS = "data.min_pixels"
+MAX_PIXELS = "data.max_pixels"
+VALIDATION = "data.validation"
+EVALUATE_EVERY = "evaluation.every_steps"
+
+MODEL_PARTS = 3  # vision, aligner, language
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A function and the keys whose values it is called with, in order."""
+
+    check: Callable[..., None]
+    keys: tuple[str, ...]
+
+    @property
+    def paths(self) -> list[KeyPath]:
+        return [tuple(key.split(".")) for key in self.keys]
+
+
+def channel_b_is_not_available(b_ratio: float) -> None:
+    """Holds while Channel B is not built."""
+    if b_ratio > 0:
+        raise ConfigError(
+            f"{b_ratio} asks for Channel B, which is not part of this version yet",
+            where=B_RATIO,
+            fix=f"set {B_RATIO} to 0 (Channel A only)",
+        )
+
+
+def answer_fits_length(max_new_tokens: int, global_max_length: int) -> None:
+    """Rule 4 on the numbers of the config: prompt and answer share the cap, and a prompt has a token at least."""
+    if max_new_tokens >= global_max_length:
+        raise ConfigError(
+            f"{max_new_tokens} leaves no room for a prompt: prompt and answer share"
+            f" {LENGTH_CAP}, which is {global_max_length}",
+            where=MAX_NEW_TOKENS,
+            fix=f"set {MAX_NEW_TOKENS} well below {global_max_length}, or raise {LENGTH_CAP}",
+        )
+
+
+def constant_rate_does_not_fall(lr_scheduler: str, min_learning_rate_ratio: float) -> None:
+    """A final rate other than 0 would be ignored by the constant schedule."""
+    if lr_scheduler == "constant" and min_learning_rate_ratio != 0:
+        raise ConfigError(
+            f"{min_learning_rate_ratio} has no effect: the constant schedule does not fall",
+            where=FINAL_RATE,
+            fix=f"delete {FINAL_RATE}, or set {SCHEDULER} to linear or cosine",
+        )
+
+
+def some_part_trains(freeze: list[str]) -> None:
+    """A model with every part frozen has nothing to learn with."""
+    if len(freeze) == MODEL_PARTS:
+        raise ConfigError("every part of the model is frozen", where=FREEZE, fix=f"take at least one out of {FREEZE}")
+
+
+def pixel_limits_are_ordered(min_pixels: int | None, max_pixels: int | None) -> None:
+    """The smallest image may not be larger than the largest."""
+    if min_pixels is not None and max_pixels is not None and min_pixels > max_pixels:
+        raise ConfigError(
+            f"{min_pixels} is above {MAX_PIXELS}, which is {max_pixels}",
+            where=MIN_PIXELS,
+            fix=f"set {MIN_PIXELS} to {max_pixels} or less",
+        )
+
+
+def evaluation_has_data(every_steps: int | None, validation: str | None) -> None:
+    """An evaluation interval would be ignored without validation data."""
+    if every_steps is not None and validation is None:
+        raise ConfigError(
+            f"every {every_steps} steps there is nothing to evaluate: {VALIDATION} is not set",
+            where=EVALUATE_EVERY,
+            fix=f"set {VALIDATION} to a JSONL file, or delete {EVALUATE_EVERY}",
+        )
+
+
+RULES = (
+    Rule(channel_b_is_not_available, (B_RATIO,)),
+    Rule(answer_fits_length, (MAX_NEW_TOKENS, LENGTH_CAP)),
+    Rule(constant_rate_does_not_fall, (SCHEDULER, FINAL_RATE)),
+    Rule(some_part_trains, (FREEZE,)),
+    Rule(pixel_limits_are_ordered, (MIN_PIXELS, MAX_PIXELS)),
+    Rule(evaluation_has_data, (EVALUATE_EVERY, VALIDATION)),
+)
+
+
+def batch_rule(learners: int | None) -> Rule:
+    """Rules 1 and 2 for a number of learner ranks; None: the number that the config speaks of by itself."""
+
+    def batch_divides(effective: int, per_device: int, accumulation: int | None) -> None:
+        numbers = {"effective_batch_size": effective, "per_device": per_device, "accumulation": accumulation}
+        shape_batch(**numbers, learners=learners or implied_learners(**numbers))
+
+    return Rule(batch_divides, (EFFECTIVE, PER_DEVICE, ACCUMULATION))
+
+
+def broken_rules(values: dict, rules: tuple[Rule, ...], faulty: set[KeyPath]) -> Iterator[tuple[Rule, ConfigError]]:
+    """The rules that do not hold; one that reads a key which is missing or already faulty is left out.
+
+    Args:
+        values: the config with defaults filled in.
+        rules: those to apply.
+        faulty: keys (and sections) that have a problem of their own.
+    """
+    for rule in rules:
+        if any(path[:depth] in faulty for path in rule.paths for depth in range(1, len(path) + 1)):
+            continue
+        try:
+            rule.check(*(_value(values, path) for path in rule.paths))
+        except ConfigError as error:
+            yield rule, error
+
+
+def _value(values: dict, path: KeyPath) -> object:
+    for key in path:
+        values = values[key]
+    return values

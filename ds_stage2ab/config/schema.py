@@ -1,0 +1,329 @@
+"""The JSON Schema files: what keys exist, what they may hold, what they are when left out.
+
+Checking and filling are two passes: defaults are filled in only after everything written has been checked.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from jsonschema import Draft202012Validator, ValidationError
+from jsonschema.validators import extend
+
+from ds_stage2ab.config.document import EXTENDS, Document
+from ds_stage2ab.config.problems import KeyPath, Problem, dotted
+from ds_stage2ab.errors import EnvironmentFault
+
+ROOT_FILE = "config.schema.json"
+SUGGESTION_CUTOFF = 0.7  # difflib ratio from which a key counts as a misspelling of another
+MAX_SUGGESTIONS = 3
+
+_KINDS = {
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "text",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "a mapping",
+    "null": "null",
+}
+_LIMITS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+
+
+def _is_whole(_checker: object, value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+# JSON Schema calls 4.0 an integer; in a config it is a slip, and would arrive as a float where a count is used.
+_Validator = extend(Draft202012Validator, type_checker=Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_whole))
+
+
+def schema_folder() -> Path:
+    """The folder of the schema files: inside an installed package, else beside the package in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "schemas", package.parent / "schemas"):
+        if (folder / ROOT_FILE).is_file():
+            return folder
+    raise EnvironmentFault(
+        "the schema files are missing from this installation", where=str(package), fix="install the package again"
+    )
+
+
+@cache
+def config_schema() -> dict:
+    """The whole schema as one tree: each `$ref` to a section's file is replaced by what that file holds."""
+    folder = schema_folder()
+
+    def resolved(node: object) -> object:
+        if isinstance(node, list):
+            return [resolved(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            return resolved(_read_json(folder / node["$ref"]))
+        return {key: resolved(value) for key, value in node.items() if key != "$schema"}
+
+    return resolved(_read_json(folder / ROOT_FILE))
+
+
+@cache
+def removed_keys() -> tuple[dict, ...]:
+    """The rows of the removed-keys table, in the order of the file."""
+    return tuple(_read_json(schema_folder() / "removed_keys.json")["removed"])
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def leaves(schema: dict, path: KeyPath = ()) -> Iterator[tuple[KeyPath, dict]]:
+    """Every key that holds a value (not a section), with its own schema."""
+    for key, child in schema["properties"].items():
+        if child.get("type") == "object":
+            yield from leaves(child, (*path, key))
+        elif (*path, key) != (EXTENDS,):
+            yield (*path, key), child
+
+
+# -- filling ---------------------------------------------------------------------------------------------------------
+
+
+def with_sections(values: dict, schema: dict) -> dict:
+    """A copy in which every section that was left out is an empty one, so that each missing key is named itself."""
+    filled = dict(values)
+    for key, child in schema["properties"].items():
+        if child.get("type") == "object":
+            section = filled.get(key, {})
+            filled[key] = with_sections(section, child) if isinstance(section, dict) else section
+    return filled
+
+
+def with_defaults(values: dict, schema: dict) -> dict:
+    """A copy in which every key that was left out has its default; in the order of the schema.
+
+    Keys that have no default and are missing stay missing, so this also serves configs with problems.
+    """
+    filled = {}
+    for key, child in schema["properties"].items():
+        if child.get("type") == "object":
+            section = values.get(key, {})
+            filled[key] = with_defaults(section, child) if isinstance(section, dict) else section
+        elif key in values:
+            filled[key] = values[key]
+        elif "default" in child:
+            filled[key] = child["default"]
+    return filled
+
+
+# -- removed keys ----------------------------------------------------------------------------------------------------
+
+
+def without_removed_keys(document: Document) -> tuple[dict, list[Problem]]:
+    """The values without keys of earlier configs, and one problem for each of them that was there."""
+    values = document.values
+    problems = []
+    for row in removed_keys():
+        path = tuple(row["key"].split("."))
+        if not _holds(values, path) or ("value" in row and _at(values, path) != row["value"]):
+            continue
+        fix = row["fix"].replace("{value}", _as_written(_at(values, path)))
+        problems.append(Problem(path, row["why"], fix, document.place_of_key(path)))
+        values = _without(values, path)
+    return values, problems
+
+
+def _holds(values: object, path: KeyPath) -> bool:
+    for key in path:
+        if not isinstance(values, dict) or key not in values:
+            return False
+        values = values[key]
+    return True
+
+
+def _at(values: object, path: KeyPath) -> object:
+    for key in path:
+        values = values[key]
+    return values
+
+
+def _as_written(value: object) -> str:
+    is_scalar = isinstance(value, int | float | str) and not isinstance(value, bool)
+    return str(value) if is_scalar else "..."
+
+
+def _without(values: dict, path: KeyPath) -> dict:
+    """A copy without a key, and without the mappings above it that held nothing else."""
+    rest = {key: value for key, value in values.items() if key != path[0]}
+    if len(path) == 1:
+        return rest
+    inner = _without(values[path[0]], path[1:])
+    return {key: inner if key == path[0] else value for key, value in values.items()} if inner else rest
+
+
+# -- checking --------------------------------------------------------------------------------------------------------
+
+
+def check_values(values: dict, document: Document) -> list[Problem]:
+    """Everything in which the values differ from the schema, at most one problem per key.
+
+    Args:
+        values: the merged config without removed keys.
+        document: where they were written.
+    """
+    schema = config_schema()
+    problems: dict[KeyPath, Problem] = {}
+    for path, text in _not_finite(values, document):
+        where = document.place_of_value(path)
+        problems[path] = Problem(path, f"must be a finite number, got {text}", "write a number", where)
+    errors = _Validator(schema).iter_errors(with_sections(values, schema))
+    # The type first: a value of the wrong type is often out of range too, and that is no second mistake.
+    for error in sorted(errors, key=lambda e: e.validator != "type"):
+        for problem in _translate(error, document, schema):
+            problems.setdefault(problem.path, problem)
+    return list(problems.values())
+
+
+def _not_finite(values: object, document: Document, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+    if isinstance(values, float) and not math.isfinite(values):
+        yield path, document.text_of(path)
+    children = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    for key, child in children:
+        yield from _not_finite(child, document, (*path, str(key)))
+
+
+def _translate(error: ValidationError, document: Document, schema: dict) -> Iterator[Problem]:
+    """One error of jsonschema in plain words (an unknown-key error may name several keys)."""
+    path = tuple(str(part) for part in error.absolute_path)
+    if error.validator == "additionalProperties":
+        for key in error.instance:
+            if key not in error.schema["properties"]:
+                yield _unknown_key((*path, key), document, schema)
+    elif error.validator == "required":
+        for key in error.validator_value:
+            if key not in error.instance:
+                yield _missing_key((*path, key), document, schema)
+    else:
+        why, fix = _wrong_value(error, document.text_of(path))
+        yield Problem(path, why, fix, document.place_of_value(path))
+
+
+def _missing_key(path: KeyPath, document: Document, schema: dict) -> Problem:
+    meaning = _schema_at(schema, path)["description"].split(". ")[0].rstrip(".")
+    return Problem(path, "is required and missing", f"add it: {meaning}", document.place_of_key(path[:-1]))
+
+
+def _unknown_key(path: KeyPath, document: Document, schema: dict) -> Problem:
+    found = similar_keys(path, schema)
+    if path[-1] == "<<":
+        fix = "YAML 1.2 has no merge keys: move what is shared into a file and name it in `extends`"
+    elif found and "." in path[-1]:
+        fix = f"keys are nested, not joined by dots: write `{found[0][-1]}` below `{dotted(found[0][:-1])}`, indented"
+    elif found:
+        fix = "did you mean " + " or ".join(f"`{dotted(key)}`" for key in found) + "?"
+    else:
+        siblings = ", ".join(_schema_at(schema, path[:-1])["properties"])
+        parent = f"`{dotted(path[:-1])}`" if path[:-1] else "the top level"
+        fix = f"delete it; the keys of {parent} are {siblings}"
+    return Problem(path, "is no key of a config", fix, document.place_of_key(path))
+
+
+def similar_keys(path: KeyPath, schema: dict) -> list[KeyPath]:
+    """Keys that a user may have meant, best first: this very name elsewhere, else a near one here, else anywhere."""
+    siblings = list(_schema_at(schema, path[:-1])["properties"])
+    everywhere: dict[str, list[KeyPath]] = {}
+    for known in _all_keys(schema):
+        everywhere.setdefault(known[-1], []).append(known)
+    name = path[-1]
+    as_path = tuple(name.split("."))
+    for candidate in (as_path, (*path[:-1], *as_path)):
+        if len(as_path) > 1 and candidate in everywhere.get(as_path[-1], []):
+            return [candidate]
+    if name in everywhere:
+        return everywhere[name][:MAX_SUGGESTIONS]
+    near_here = difflib.get_close_matches(name, siblings, n=1, cutoff=SUGGESTION_CUTOFF)
+    if near_here:
+        return [(*path[:-1], near_here[0])]
+    near = difflib.get_close_matches(name, list(everywhere), n=1, cutoff=SUGGESTION_CUTOFF)
+    return everywhere[near[0]][:MAX_SUGGESTIONS] if near else []
+
+
+def _all_keys(schema: dict, path: KeyPath = ()) -> Iterator[KeyPath]:
+    for key, child in schema.get("properties", {}).items():
+        yield (*path, key)
+        yield from _all_keys(child, (*path, key))
+
+
+def _schema_at(schema: dict, path: KeyPath) -> dict:
+    for key in path:
+        schema = schema["properties"][key]
+    return schema
+
+
+def _wrong_value(error: ValidationError, text: str) -> tuple[str, str]:
+    """(what is wrong, what to do) for a value that breaks one keyword of its schema."""
+    limit = error.validator_value
+    match error.validator:
+        case "type":
+            return _wrong_type(error, text)
+        case "enum":
+            return _wrong_choice(error, text)
+        case "minimum" | "exclusiveMinimum" | "maximum" | "exclusiveMaximum":
+            return f"must be {_LIMITS[error.validator]} {limit}, got {text}", f"write a number {_range(error.schema)}"
+        case "minLength":
+            return "must not be empty", "write the text, or delete the key if it has a default"
+        case "pattern":
+            return f"{error.schema['patternErrorMessage']}, got {text}", "write it with those characters"
+        case "uniqueItems":
+            return f"names an entry twice: {', '.join(map(str, error.instance))}", "name each entry once"
+    raise AssertionError(f"the schemas use `{error.validator}`, which has no message here")
+
+
+def _wrong_type(error: ValidationError, text: str) -> tuple[str, str]:
+    allowed = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
+    wanted = " or ".join(_KINDS[kind] for kind in allowed)
+    seen = _seen(error.instance, text)
+    fix = f"write {wanted}"
+    if error.instance is None:
+        fix = f"write {wanted}, or delete the line"
+    elif isinstance(error.instance, float) and "integer" in allowed and error.instance.is_integer():
+        fix = f"write {int(error.instance)}"
+    elif isinstance(error.instance, str) and _is_quoted_number(error.instance, allowed):
+        fix = f"write {error.instance} without quotes"
+    elif "array" in allowed and isinstance(error.instance, str):
+        fix = f"write a list: [{text}]"
+    elif "object" in allowed:
+        fix = "write its keys in the lines below it, indented"
+    return f"must be {wanted}, got {seen}", fix
+
+
+def _is_quoted_number(text: str, allowed: list[str]) -> bool:
+    if "integer" in allowed:
+        return text.lstrip("+-").isdecimal()
+    return "number" in allowed and text.lstrip("+-").replace(".", "", 1).isdecimal()
+
+
+def _wrong_choice(error: ValidationError, text: str) -> tuple[str, str]:
+    choices = [str(choice) for choice in error.validator_value]
+    allowed = choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
+    near = difflib.get_close_matches(str(error.instance), choices, n=1)
+    return f"must be {allowed}, got {text}", f"did you mean {near[0]}?" if near else f"write {allowed}"
+
+
+def _range(schema: dict) -> str:
+    """`at least 0 and below 1`."""
+    return " and ".join(f"{words} {schema[keyword]}" for keyword, words in _LIMITS.items() if keyword in schema)
+
+
+def _seen(value: object, text: str) -> str:
+    """A value of the wrong type as the user wrote it, with what it is taken for."""
+    if value is None:
+        return "null"
+    if isinstance(value, dict | list):
+        return text
+    kind = "text" if isinstance(value, str) else "truth value" if isinstance(value, bool) else "number"
+    return f"the {kind} {text}"

@@ -1,0 +1,172 @@
+"""The config as typed, frozen sections: one class per mapping of the schema, one field per key.
+
+No field has a default: the schema holds those alone. Paths are as the user wrote them; a relative one starts
+at the folder in which the command is run.
+"""
+
+# No `from __future__ import annotations`: build_config reads the real types of the fields.
+from dataclasses import dataclass, fields, is_dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import NoneType
+from typing import get_args, get_origin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSection:
+    effective_batch_size: int
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int | None
+    packing: bool
+    global_max_length: int
+    seed: int
+    max_steps: int | None
+    num_epochs: float
+    learning_rate: float
+    lr_scheduler: str
+    warmup_steps: int
+    min_learning_rate_ratio: float
+    optimizer: str
+    weight_decay: float
+    adam_beta1: float
+    adam_beta2: float
+    adam_epsilon: float
+    max_bad_steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleSection:
+    b_ratio: Fraction
+    # the exact decimal that was written
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage2ABSection:
+    schedule: ScheduleSection
+    n_softctx_iter: int
+    softctx_grad_mode: str
+    softctx_temperature: float
+    desc_ce_weight: float
+    bbox_smoothl1_weight: float
+    bbox_smoothl1_beta: float
+    bbox_ciou_weight: float
+    coord_gate_weight: float
+    coord_soft_ce_weight: float
+    coord_target_sigma: float
+    coord_w1_weight: float
+    coord_ce_weight: float
+    coord_el1_weight: float
+    coord_ehuber_weight: float
+    coord_huber_delta: float
+    coord_entropy_weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutMatchingSection:
+    rollout_backend: str
+    decode_batch_size: int
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtraSection:
+    rollout_matching: RolloutMatchingSection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CustomSection:
+    extra: ExtraSection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSection:
+    path: Path
+    attn_implementation: str
+    precision: str
+    freeze: tuple[str, ...]
+    gradient_checkpointing: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSection:
+    train: Path
+    validation: Path | None
+    image_root: Path | None
+    box_format: str
+    object_order: str
+    codec: str
+    system_prompt: str | None
+    user_prompt: str
+    min_pixels: int | None
+    max_pixels: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeepSpeedSection:
+    zero_stage: int
+    gradient_clipping: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoggingSection:
+    root: Path
+    name: str | None
+    every_steps: int
+    tensorboard: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSection:
+    every_steps: int | None
+    keep_last: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSection:
+    every_steps: int | None
+    at_start: bool
+    max_samples: int | None
+    num_pictures: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """A whole config, checked and complete."""
+
+    training: TrainingSection
+    stage2_ab: Stage2ABSection
+    custom: CustomSection
+    model: ModelSection
+    data: DataSection
+    deepspeed: DeepSpeedSection
+    logging: LoggingSection
+    checkpoint: CheckpointSection
+    evaluation: EvaluationSection
+
+    @property
+    def rollout_matching(self) -> RolloutMatchingSection:
+        return self.custom.extra.rollout_matching
+
+
+def build_config(resolved: dict) -> Config:
+    """Typed sections from checked values with all defaults filled in."""
+    return _build(Config, resolved)
+
+
+def _build(section: type, values: dict) -> object:
+    known = {field.name: field.type for field in fields(section)}
+    assert known.keys() == values.keys(), f"{section.__name__} and its schema differ: {known.keys() ^ values.keys()}"
+    return section(**{name: _typed(kind, values[name]) for name, kind in known.items()})
+
+
+def _typed(kind: type, value: object) -> object:
+    if is_dataclass(kind):
+        return _build(kind, value)
+    if value is None:
+        return None
+    if kind is Fraction:
+        return Fraction(str(value))
+    if get_origin(kind) is tuple:
+        return tuple(value)
+    plain = next((member for member in get_args(kind) if member is not NoneType), kind)
+    return plain(value)

@@ -1,0 +1,73 @@
+"""Record -> Sample: the image's bytes and patches, and the prompt's token ids, computed once."""
+
+from typing import Any
+
+from ds_stage2ab.carriers import Record, Sample, Vision
+from ds_stage2ab.codec.vocabulary import Vocabulary
+from ds_stage2ab.data.images import load_image
+from ds_stage2ab.errors import ConfigError
+
+
+class Encoder:
+    """Encodes records for one checkpoint.
+
+    Args:
+        tokenizer: the checkpoint's, with its chat template.
+        image_processor: the checkpoint's; splits an image into patches.
+        vocabulary: the checkpoint's ids.
+        system_prompt: None leaves the system turn to the template.
+        user_prompt: the text behind the image.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        image_processor: Any,
+        vocabulary: Vocabulary,
+        *,
+        system_prompt: str | None,
+        user_prompt: str,
+    ) -> None:
+        self.image_processor = image_processor
+        self.image_id = vocabulary.image_id
+        text = tokenizer.apply_chat_template(
+            chat_messages(system_prompt, user_prompt), add_generation_prompt=True, tokenize=False
+        )
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        if ids.count(self.image_id) != 1:
+            raise ConfigError(
+                f"the prompt holds {ids.count(self.image_id)} image placeholders, it must hold exactly one",
+                where="data.user_prompt",
+                fix="remove image tokens from the prompts and check the checkpoint's chat template",
+            )
+        place = ids.index(self.image_id)
+        self.before, self.after = tuple(ids[:place]), tuple(ids[place + 1 :])
+
+    def encode(self, record: Record, draw: int) -> Sample:
+        """Read the image and expand its placeholder to one token per merged patch.
+
+        Raises:
+            DataError: the image cannot be read or is not what the record says.
+        """
+        content, image = load_image(record)
+        patches = self.image_processor(images=[image], return_tensors="pt")
+        grid = patches["image_grid_thw"]
+        num_tokens = int(grid.prod()) // self.image_processor.merge_size**2
+        return Sample(
+            id=record.id,
+            draw=draw,
+            image=content,
+            width=record.width,
+            height=record.height,
+            objects=record.objects,
+            prompt_ids=self.before + (self.image_id,) * num_tokens + self.after,
+            vision=Vision(pixel_values=patches["pixel_values"], image_grid_thw=grid),
+        )
+
+
+def chat_messages(system_prompt: str | None, user_prompt: str) -> list[dict[str, Any]]:
+    """The conversation before the assistant's turn, as chat templates take it."""
+    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": user_prompt}]}
+    if system_prompt is None:
+        return [user]
+    return [{"role": "system", "content": [{"type": "text", "text": system_prompt}]}, user]

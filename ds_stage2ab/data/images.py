@@ -1,0 +1,166 @@
+"""The image of a record: found inside the image root, checked against the record, decoded.
+
+Nothing is opened before it is known to be a regular file inside the root: a FIFO would block for ever,
+and a symbolic link or ".." could lead anywhere on the machine.
+"""
+
+import io
+import os
+import re
+import stat
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ds_stage2ab.carriers import Record
+from ds_stage2ab.errors import DataError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+"""Decoders that Pillow may use; among the others is one that starts another program (EPS)."""
+MAX_PIXELS = 64_000_000  # 192 MB as RGB, checked in the header before anything is decoded
+MAX_BYTES = 256 * 2**20  # no image of MAX_PIXELS in these formats needs more
+EXIF_ORIENTATION = 0x0112
+QUARTER_TURNS = range(5, 9)  # EXIF orientations that swap width and height
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(data|file):", re.IGNORECASE)
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    EOFError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow's decoders raise on bytes that are not what they claim."""
+
+
+def find_image(root: Path, text: str) -> Path:
+    """The regular file that `text` names inside `root`.
+
+    Args:
+        root: the image root, resolved (no symbolic link in it).
+        text: the path as a record has it, "/" between its parts.
+
+    Returns: absolute, resolved path.
+
+    Raises:
+        DataError: no relative path, it leads out of the root, or there is no readable regular file; without `where`.
+    """
+    if _URL.match(text):
+        raise DataError(f"image {text!r} is a URL", fix="download it and write its path inside the image root")
+    if text.startswith("/") or ".." in PurePosixPath(text).parts:
+        raise DataError(
+            f"image {text!r} is no path inside the image root",
+            fix="write a path relative to data.image_root (or to the JSONL's folder), without '..'",
+        )
+    try:
+        found = Path(os.path.realpath(root / text, strict=True))
+        status = found.stat()
+    except FileNotFoundError:
+        raise DataError(f"image {text!r} does not exist in {root}", fix=_spelling(root, text)) from None
+    except OSError as error:
+        raise DataError(f"image {text!r} cannot be reached: {error.strerror}", fix=f"look at {root / text}") from None
+    if not found.is_relative_to(root):
+        raise DataError(
+            f"image {text!r} leads out of the image root, to {found}",
+            fix="copy the file into the image root, or set data.image_root to a folder that holds both",
+        )
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"image {text!r} is {_kind(status.st_mode)}, not a file", fix="write the path of an image file")
+    if status.st_size == 0:
+        raise DataError(f"image {text!r} is an empty file", fix="fetch it again")
+    return found
+
+
+def check_image(record: Record) -> None:
+    """Read the header of a record's image and compare it with the record; nothing is decoded.
+
+    Raises:
+        DataError: gone, no image, too large, 16 bits deep, or not `width` x `height` after EXIF orientation.
+    """
+    with _explained(record), record.image.open("rb") as file, Image.open(file, formats=FORMATS) as image:
+        _check_header(record, image)
+
+
+def load_image(record: Record) -> tuple[bytes, Image.Image]:
+    """The image file's bytes as they are on disk, and the decoded picture.
+
+    Returns: (bytes, RGB image of the record's `width` x `height`, EXIF orientation applied).
+
+    Raises:
+        DataError: as `check_image`, or the pixels are corrupt or truncated.
+    """
+    with _explained(record):
+        content = record.image.read_bytes()
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            _check_header(record, image)
+            return content, ImageOps.exif_transpose(image).convert("RGB")
+
+
+def _check_header(record: Record, image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise _fault(record, f"has {width * height} pixels, the limit is {MAX_PIXELS}", "make it smaller")
+    if image.mode.startswith(("I", "F")):
+        raise _fault(record, f"has pixels of mode {image.mode}", "convert it to 8 bits per channel")
+    if image.getexif().get(EXIF_ORIENTATION) in QUARTER_TURNS:
+        width, height = height, width
+    if (width, height) != (record.width, record.height):
+        raise _fault(
+            record,
+            f"is {width} x {height} pixels (EXIF orientation applied), the record says"
+            f" {record.width} x {record.height}",
+            "correct width and height, and check that the boxes belong to this image",
+        )
+
+
+@contextmanager
+def _explained(record: Record) -> Iterator[None]:
+    """Look at the file before it is opened, and turn what a decoder raises into a DataError."""
+    try:
+        status = os.stat(record.image)
+        if not stat.S_ISREG(status.st_mode):
+            raise _fault(record, f"is {_kind(status.st_mode)}, not a file", "put the image file back")
+        if status.st_size > MAX_BYTES:
+            raise _fault(record, f"is {status.st_size} bytes long, the limit is {MAX_BYTES}", "make it smaller")
+        with warnings.catch_warnings():
+            # Our own limit is below the size at which Pillow raises; its warning would only repeat it.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
+    except Image.DecompressionBombError as error:
+        raise _fault(record, f"is too large ({error})", "make it smaller") from None
+    except UnidentifiedImageError:
+        raise _fault(record, f"is no image of a supported format ({', '.join(FORMATS)})", "convert it") from None
+    except FileNotFoundError:
+        raise _fault(record, "is gone", "put it back") from None
+    except _DECODER_ERRORS as error:
+        raise _fault(record, f"cannot be read: {error}", "fetch or export it again") from None
+
+
+def _fault(record: Record, why: str, fix: str) -> DataError:
+    return DataError(f"image {record.image} {why}", where=record.where, fix=fix)
+
+
+def _kind(mode: int) -> str:
+    kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"))
+    return next((name for test, name in kinds if test(mode)), "a device")
+
+
+def _spelling(root: Path, text: str) -> str:
+    """A remedy for a missing file: the same name in other case, or backslashes, if that is what is wrong."""
+    wanted = root / text.replace("\\", "/")
+    if "\\" in text and wanted.exists():
+        return f"write '/' instead of '\\': {text.replace(chr(92), '/')}"
+    if wanted.parent.is_dir():
+        for entry in wanted.parent.iterdir():
+            if entry.name.casefold() == wanted.name.casefold():
+                return f"the file there is called {entry.name!r}"
+    return "correct the path or set data.image_root"

@@ -1,0 +1,128 @@
+"""Which record stands at which draw: the order of the data, from numbers alone.
+
+A draw g counts the raw samples of a run; step s owns the draws [sR, (s+1)R). Evaluation counts
+downwards from -1. Letters as in the contract: R samples per step, W learner ranks, p samples per
+micro-step and rank, G = R / (p W) micro-steps, N records used per epoch.
+
+Invariants:
+- The record of a draw depends on (seed, number of records, R, epoch_end, g) alone: not on W, p or what ran before.
+- Within an epoch no record comes twice; with `wrap` every record comes once.
+- The draws of all ranks and micro-steps of step s are exactly [sR, (s+1)R), each once.
+- With `drop` an epoch is a whole number of steps; which records are left out differs from epoch to epoch.
+- No result depends on the platform, the hash seed or a library's random generator.
+"""
+
+import hashlib
+from dataclasses import replace
+from typing import Literal
+
+from ds_stage2ab.carriers import Record
+from ds_stage2ab.errors import ConfigError
+
+EpochEnd = Literal["drop", "wrap"]
+
+SAMPLE_DIGEST_BYTES = 16  # two of 10^9 records get the same digest with probability 1.5e-21
+SEED_BYTES = 8  # shifted right by one: a request's seed fits a signed 64-bit integer
+
+
+def permutation(seed: int, epoch: int, num_records: int) -> list[int]:
+    """The order of an epoch: record indices sorted by the digest of "seed/epoch/index".
+
+    Returns: list [num_records], a permutation of 0..num_records-1 made from (seed, epoch) alone.
+    """
+    return sorted(range(num_records), key=lambda index: (_digest(f"{seed}/{epoch}/{index}"), index))
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=SAMPLE_DIGEST_BYTES).digest()
+
+
+def records_per_epoch(num_records: int, effective_batch_size: int, epoch_end: EpochEnd) -> int:
+    """N, the draws of one epoch: all records with `wrap`, the largest multiple of R with `drop`.
+
+    Raises:
+        ConfigError: fewer records than one step needs.
+    """
+    if num_records < effective_batch_size:
+        raise ConfigError(
+            f"{num_records} records are fewer than the {effective_batch_size} samples of one step",
+            where="training.effective_batch_size",
+            fix=f"set it to at most {num_records}, or add data",
+        )
+    if epoch_end == "wrap":
+        return num_records
+    return num_records // effective_batch_size * effective_batch_size
+
+
+def epoch_and_place(draw: int, draws_per_epoch: int) -> tuple[int, int]:
+    """(e, place in the epoch's order) of a training draw: (g div N, g mod N)."""
+    assert draw >= 0, f"draw {draw} is no training draw"
+    return divmod(draw, draws_per_epoch)
+
+
+def draws_of(
+    step: int,
+    rank: int,
+    micro_step: int,
+    *,
+    effective_batch_size: int,
+    num_ranks: int,
+    per_device_batch_size: int,
+) -> list[int]:
+    """The draws of one rank in one micro-step: g = sR + (mW + r)p + j for j = 0..p-1."""
+    assert 0 <= rank < num_ranks, f"rank {rank} of {num_ranks}"
+    first = step * effective_batch_size + (micro_step * num_ranks + rank) * per_device_batch_size
+    last = first + per_device_batch_size
+    assert 0 <= step and last <= (step + 1) * effective_batch_size, f"micro-step {micro_step} outside step {step}"
+    return list(range(first, last))
+
+
+def evaluation_draw(index: int) -> int:
+    """The draw of held-out sample `index`: g = -1 - index, never a training draw."""
+    assert index >= 0, f"index {index}"
+    return -1 - index
+
+
+def request_seed(seed: int, draw: int, sample_id: str) -> int:
+    """The sampling seed of one request, in 0..2^63-1: every request of a run has its own.
+
+    The first 8 bytes of blake2b("seed/g/sample_id"), big-endian, shifted right by one.
+    """
+    digest = hashlib.blake2b(f"{seed}/{draw}/{sample_id}".encode()).digest()
+    return int.from_bytes(digest[:SEED_BYTES], "big") >> 1
+
+
+def shuffled_objects(record: Record, seed: int, draw: int) -> Record:
+    """The record with its objects in an order of its own for each draw (`data.object_order: random`)."""
+    digests = [_digest(f"{seed}/{draw}/{record.id}/{place}") for place in range(len(record.objects))]
+    order = sorted(range(len(digests)), key=lambda place: (digests[place], place))
+    return replace(record, objects=tuple(record.objects[place] for place in order))
+
+
+class SampleOrder:
+    """Draw -> record index, with the current epoch's permutation kept.
+
+    Args:
+        seed: `training.seed`.
+        num_records: records of the training file.
+        effective_batch_size: R.
+        epoch_end: `drop` or `wrap`.
+
+    Raises:
+        ConfigError: fewer records than one step needs.
+    """
+
+    def __init__(self, seed: int, num_records: int, effective_batch_size: int, epoch_end: EpochEnd) -> None:
+        self.draws_per_epoch = records_per_epoch(num_records, effective_batch_size, epoch_end)
+        self._seed = seed
+        self._num_records = num_records
+        self._epoch = -1
+        self._order: list[int] = []
+
+    def record_of(self, draw: int) -> int:
+        """The index of the record at a training draw (counted from 0)."""
+        epoch, place = epoch_and_place(draw, self.draws_per_epoch)
+        if epoch != self._epoch:
+            self._order = permutation(self._seed, epoch, self._num_records)
+            self._epoch = epoch
+        return self._order[place]

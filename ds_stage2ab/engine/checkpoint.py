@@ -1,0 +1,102 @@
+"""Checkpoints: DeepSpeed's state and a plain Hugging Face folder, complete or not there at all.
+
+A checkpoint is written under a temporary name, renamed when it is whole, and only then does `latest` move.
+
+    checkpoints/step-000060/deepspeed/...    weights, optimizer state, counters, per rank
+    checkpoints/step-000060/hf/              safetensors, config, tokenizer, image processor
+    checkpoints/step-000060/state.json       step, world size
+    checkpoints/latest                       name of the newest complete one
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import deepspeed
+from torch import nn
+
+from ds_stage2ab.world import World
+
+WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".gguf", ".pt", ".pth")
+"""Files of the source folder that an export does not copy: it has weights of its own."""
+
+
+class Checkpoints:
+    """Writes the checkpoints of a run.
+
+    Args:
+        folder: `<run>/checkpoints`.
+        source: the Hugging Face folder that the run started from; its tokenizer and processor files are copied.
+        engine: the DeepSpeed engine.
+        model: the plain model inside the engine; its parameters are whole (ZeRO 0 to 2).
+        world: the learner ranks.
+        keep_last: how many checkpoints stay on disk.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        source: Path,
+        engine: deepspeed.DeepSpeedEngine,
+        model: nn.Module,
+        world: World,
+        *,
+        keep_last: int,
+    ) -> None:
+        self.folder = folder
+        self.source = source
+        self.engine = engine
+        self.model = model
+        self.world = world
+        self.keep_last = keep_last
+
+    def save(self, finished_steps: int) -> Path:
+        """Write the checkpoint after `finished_steps` steps; every rank calls it. Returns its folder."""
+        name = f"step-{finished_steps:06d}"
+        partial, final = self.folder / f".{name}.partial", self.folder / name
+        if self.world.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        self.world.all_max(0)
+        self.engine.save_checkpoint(str(partial), tag="deepspeed", save_latest=False)
+        with self.world.agree_on_failure():
+            if self.world.rank == 0:
+                export(self.model, self.source, partial / "hf")
+                state = {"finished_steps": finished_steps, "world_size": self.world.size}
+                (partial / "state.json").write_text(json.dumps(state) + "\n")
+                _sync(partial)
+                partial.rename(final)
+                _replace_text(self.folder / "latest", name + "\n")
+                self._prune()
+        return final
+
+    def _prune(self) -> None:
+        """Delete the oldest complete checkpoints beyond `keep_last`."""
+        for old in sorted(self.folder.glob("step-*"))[: -self.keep_last]:
+            shutil.rmtree(old)
+
+
+def export(model: nn.Module, source: Path, destination: Path) -> None:
+    """Write a Hugging Face folder that `from_pretrained` and vLLM load; no checkpoint may be there yet."""
+    destination.mkdir(parents=True)
+    for file in source.iterdir():
+        if file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES):
+            shutil.copyfile(file, destination / file.name)
+    model.save_pretrained(destination)
+
+
+def _sync(folder: Path) -> None:
+    """Flush every file below a folder to the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _replace_text(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+

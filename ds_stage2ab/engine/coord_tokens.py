@@ -1,0 +1,178 @@
+"""Give a Qwen3-VL checkpoint the 1,000 coordinate tokens `<|coord_0|>` .. `<|coord_999|>`.
+
+Works on folders, not on models: tokenizer and `config.json` are rewritten, each safetensors file that holds the
+embedding table or an untied head is rewritten with more rows, everything else is copied as it is. So any size and any
+sharding takes no more memory than its largest shard.
+
+Invariants:
+- Each coordinate is one id; the ids are consecutive and ordered by k.
+- Rows of ids that existed before keep their bits.
+- The new rows are the mean of the old ones plus a curve that is smooth in k: neighbours start alike.
+- The destination appears whole or not at all.
+
+Legend: V rows before, W rows after, D the model's width, K = 1000.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AddedToken, AutoTokenizer
+
+from ds_stage2ab.errors import ConfigError
+
+NUM_COORDINATES = 1000
+TOKENS = tuple(f"<|coord_{k}|>" for k in range(NUM_COORDINATES))
+MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
+EMBEDDING_SUFFIX = "embed_tokens.weight"
+HEAD_NAME = "lm_head.weight"
+NUM_WAVES = 24  # cosines in the ramp: the finest has a half period of 999 / 24, about 42 bins
+RAMP_AMPLITUDE = 1.0  # norm of the ramp, in typical norms of an old row around their mean
+RAMP_SEED = 999  # one fixed set of directions: table and head, and every run, start from the same curve
+
+
+def coordinate_ramp(width: int) -> torch.Tensor:
+    """[K, D], fp32, mean 0 over k and mean squared norm D (an element is about 1): sum over j of
+    j^-1/2 cos(pi j k / 999) u_j with fixed random orthonormal directions u_j."""
+    num_waves = min(NUM_WAVES, width)
+    generator = torch.Generator().manual_seed(RAMP_SEED)
+    directions, _ = torch.linalg.qr(torch.randn(width, num_waves, generator=generator))
+    order = torch.arange(1, num_waves + 1, dtype=torch.float32)
+    place = torch.arange(NUM_COORDINATES, dtype=torch.float32) / (NUM_COORDINATES - 1)
+    waves = torch.cos(math.pi * place[:, None] * order[None, :]) / order.sqrt()
+    ramp = waves @ directions.T
+    ramp = ramp - ramp.mean(0)
+    return ramp * math.sqrt(width) / ramp.square().sum(1).mean().sqrt()
+
+
+def enlarge(rows: torch.Tensor, first_id: int) -> torch.Tensor:
+    """[V, D] -> [W, D], W = max(V, first_id + K): rows before `first_id` unchanged, coordinates from there on. Rows of
+    `rows` at and after `first_id` are padding that no token uses."""
+    old = rows[:first_id].float()
+    spread = (old - old.mean(0)).square().mean().sqrt()
+    new = old.mean(0) + RAMP_AMPLITUDE * spread * coordinate_ramp(rows.shape[1])
+    tail = rows[first_id + NUM_COORDINATES :]
+    return torch.cat([rows[:first_id], new.to(rows.dtype), tail])
+
+
+def read_config(source: Path) -> dict[str, object]:
+    """`config.json` of a Qwen3-VL folder, or ConfigError."""
+    fix = "give the folder of a Qwen3-VL checkpoint (config.json, tokenizer.json, *.safetensors)"
+    path = source / "config.json"
+    if not path.is_file():
+        raise ConfigError("is no checkpoint folder: it has no config.json", where=str(source), fix=fix)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"is no JSON: {error}", where=str(path), fix=fix) from error
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind not in MODEL_TYPES:
+        raise ConfigError(f"model_type is {kind!r}, allowed: {', '.join(MODEL_TYPES)}", where=str(path), fix=fix)
+    if "text_config" not in config or not any(source.glob("*.safetensors")):
+        raise ConfigError("has no text_config or no *.safetensors file", where=str(source), fix=fix)
+    return config
+
+
+def extend_tokenizer(source: Path, destination: Path) -> int:
+    """Write the tokenizer of `source` with the coordinates into `destination`; returns the id of coordinate 0.
+
+    The tokens are not `special`: decoding with `skip_special_tokens` must keep them, they are part of the answer. Not
+    `normalized`, not `single_word`, without stripping: the exact text is always found, next to anything, and never
+    split; and the text around it is tokenised as if it stood alone.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    present = [token for token in TOKENS if token in tokenizer.get_vocab()]
+    if present:
+        raise ConfigError(
+            f"already has {len(present)} of the coordinate tokens, the first is {present[0]}",
+            where=str(source),
+            fix="use this checkpoint as it is",
+        )
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in TOKENS])
+    ids = tokenizer.convert_tokens_to_ids(list(TOKENS))
+    if ids != list(range(ids[0], ids[0] + NUM_COORDINATES)):
+        raise ConfigError("its tokenizer gives added tokens no consecutive ids", where=str(source))
+    tokenizer.save_pretrained(destination)
+    return ids[0]
+
+
+def rewrite_shard(source: Path, destination: Path, first_id: int) -> dict[str, int]:
+    """Copy one safetensors file, enlarging table and head; returns the rows of each (name -> W)."""
+    with safe_open(source, framework="pt") as shard:
+        names = [name for name in shard.keys() if name.endswith(EMBEDDING_SUFFIX) or name == HEAD_NAME]
+        if names:
+            tensors = {name: shard.get_tensor(name) for name in shard.keys()}
+            metadata = shard.metadata()
+    if not names:
+        shutil.copyfile(source, destination)
+        return {}
+    for name in names:
+        tensors[name] = enlarge(tensors[name], first_id)
+    save_file(tensors, destination, metadata=metadata)
+    return {name: tensors[name].shape[0] for name in names}
+
+
+def rewrite_weights(source: Path, destination: Path, first_id: int) -> int:
+    """Rewrite all safetensors files and their index; returns W."""
+    rows: dict[str, int] = {}
+    for shard in sorted(source.glob("*.safetensors")):
+        rows.update(rewrite_shard(shard, destination / shard.name, first_id))
+    if not any(name.endswith(EMBEDDING_SUFFIX) for name in rows):
+        raise ConfigError(f"no tensor is called *{EMBEDDING_SUFFIX}", where=str(source))
+    if len(set(rows.values())) != 1:
+        raise ConfigError(f"table and head differ in rows: {rows}", where=str(source))
+    for index in source.glob("*.safetensors.index.json"):
+        contents = json.loads(index.read_text(encoding="utf-8"))
+        contents.setdefault("metadata", {})["total_size"] = total_size(destination)
+        (destination / index.name).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
+    return next(iter(rows.values()))
+
+
+def total_size(folder: Path) -> int:
+    """Bytes of all tensors in the safetensors files of `folder`."""
+    size = 0
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        size += path.stat().st_size - 8 - header
+    return size
+
+
+def write_config(config: dict[str, object], destination: Path, num_rows: int) -> None:
+    """Write config.json with the new number of rows wherever the old one stood."""
+    config["text_config"]["vocab_size"] = num_rows
+    if "vocab_size" in config:
+        config["vocab_size"] = num_rows
+    (destination / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def add_coord_tokens(source: Path, destination: Path) -> int:
+    """Copy the Qwen3-VL folder `source` to `destination` with the coordinate tokens; returns the id of `<|coord_0|>`.
+
+    Raises ConfigError if the destination exists, or the source is no Qwen3-VL folder or has the tokens already.
+    """
+    source, destination = Path(source), Path(destination)
+    if destination.exists():
+        raise ConfigError("exists already", where=str(destination), fix="give a folder that does not exist yet")
+    config = read_config(source)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+    try:
+        for path in source.iterdir():
+            if path.is_file() and path.suffix != ".safetensors":
+                shutil.copyfile(path, building / path.name)
+        first_id = extend_tokenizer(source, building)
+        num_rows = rewrite_weights(source, building, first_id)
+        write_config(config, building, num_rows)
+        building.chmod(0o755)
+        building.replace(destination)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return first_id

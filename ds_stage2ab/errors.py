@@ -1,0 +1,72 @@
+"""Errors that a user can cause: what was seen, where, and what to do about it.
+
+Each class is one failure class and carries the exit code of its class. A programmer's mistake is an
+`assert`, never one of these; anything else propagates and ends with exit code 1.
+"""
+
+EXIT_OK = 0
+EXIT_UNCAUGHT = 1
+EXIT_CONFIG = 2
+EXIT_DATA = 3
+EXIT_ENVIRONMENT = 4
+EXIT_TRAINING = 5
+EXIT_STOPPED = 75  # sysexits.h EX_TEMPFAIL: stopped on purpose, start again to resume
+
+
+class Stage2Error(Exception):
+    """A fault with a place and a remedy.
+
+    Args:
+        why: what is wrong and what was seen, one sentence without a full stop at the end.
+        where: the file:line, key path, URL or sample id; empty if there is none.
+        fix: what the user should do; empty if `why` says it.
+    """
+
+    code = EXIT_UNCAUGHT
+
+    def __init__(self, why: str, *, where: str = "", fix: str = "") -> None:
+        super().__init__(why)
+        self.why = why
+        self.where = where
+        self.fix = fix
+
+    def __str__(self) -> str:
+        head = f"{self.where}: {self.why}" if self.where else self.why
+        return f"{head}\n  fix: {self.fix}" if self.fix else head
+
+    def __reduce__(self) -> tuple:
+        """Errors travel between ranks: rebuild one with its keyword arguments."""
+        return _rebuild, (type(self), self.why, self.where, self.fix)
+
+
+def _rebuild(kind: type[Stage2Error], why: str, where: str, fix: str) -> Stage2Error:
+    return kind(why, where=where, fix=fix)
+
+
+class ConfigError(Stage2Error):
+    """The config, the command line, or a combination of both cannot be run."""
+
+    code = EXIT_CONFIG
+
+
+class DataError(Stage2Error):
+    """A record, an image or a sample is not what the data contract says."""
+
+    code = EXIT_DATA
+
+
+class EnvironmentFault(Stage2Error):
+    """The machine, the checkpoint folder, the disk or a server cannot do its part."""
+
+    code = EXIT_ENVIRONMENT
+
+
+class TrainingFault(Stage2Error):
+    """The training itself became invalid (non-finite loss, a step that was not applied)."""
+
+    code = EXIT_TRAINING
+
+
+def exit_code(error: BaseException) -> int:
+    """The process exit code for an error: its class's own code, or 1 for anything uncaught."""
+    return error.code if isinstance(error, Stage2Error) else EXIT_UNCAUGHT

@@ -1,0 +1,163 @@
+"""A rollout's ids -> the objects that can be learned from, and the prefix that is kept.
+
+Nothing is repaired and nothing is guessed: `scan` says which values of the answer are complete, every
+complete value is kept or dropped for one reason, and the prefix ends behind the last complete value.
+
+Invariants:
+- Every complete value is in `objects` or in `dropped`, once; both are in generated order.
+- The bytes of `prefix_ids` are the first bytes of the response, up to the end of the last complete value, of
+  the opening if there is none; with `no_json` they are the codec's own opening.
+- `prefix_ids` are generated ids but for the token in which the cut falls.
+- No ids whatsoever raise an error, and what is behind the end of the scan changes nothing but the state.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from ds_stage2ab.carriers import ParsedObject, ParsedRollout
+from ds_stage2ab.codec.text import Codec
+from ds_stage2ab.codec.vocabulary import Vocabulary
+from ds_stage2ab.matching.json_value import Node
+from ds_stage2ab.matching.scan import Scan, scan
+
+STATES = (
+    "no_json",  # the opening was not read
+    "empty_answer",  # closed, without any value
+    "ok",  # closed, nothing behind
+    "trailing_garbage",  # closed, and something (white space counts) behind
+    "malformed",  # ended by a byte or token that cannot continue
+    "truncated_first_object",  # ended because there is no more, before the first value was complete
+    "truncated",  # ended because there is no more
+)
+"""One per rollout: the first that applies."""
+
+REASONS = (
+    "key_invalid",  # no object, a key twice, or a key that is neither `desc` nor a geometry
+    "missing_desc",  # no `desc`, or it is no string or blank
+    "missing_geom",  # no geometry at all
+    "unknown_geom",  # a geometry of another kind, beside `bbox_2d` or in its place
+    "poly_unsupported",  # a polygon, beside `bbox_2d` or in its place
+    "wrong_arity",  # `bbox_2d` is no list of four
+    "non_coord_token",  # one of the four is no coordinate token
+    "bbox_invalid",  # x2 <= x1 or y2 <= y1
+)
+"""Why a complete value was dropped: the first that applies."""
+
+DESC_KEY = "desc"
+BOX_KEY = "bbox_2d"
+POLYGON_KEYS = frozenset({"poly", "poly_2d", "polygon", "polygon_2d", "segmentation"})
+OTHER_GEOMETRY_KEYS = frozenset(
+    {"bbox", "bbox_3d", "box", "box_2d", "box_3d", "boxes", "circle", "line", "line_2d", "mask"}
+    | {"obb", "point", "point_2d", "points", "points_2d", "quad", "rbox"}
+)
+
+
+def parse_rollout(token_ids: Sequence[int], vocabulary: Vocabulary, codec: Codec) -> ParsedRollout:
+    """Read a rollout.
+
+    Args:
+        token_ids: [T] response ids, the stop token removed. Any ids are legal.
+        vocabulary: of the tokenizer that the ids belong to.
+        codec: the form that the answer should have.
+
+    Returns: kept objects, one of `REASONS` for each dropped value, one of `STATES`, the prefix.
+    """
+    found = scan(token_ids, vocabulary, codec)
+    text = vocabulary.written_all(token_ids)
+    judged = [_judge(value, text, found.starts) for value in found.values]
+    return ParsedRollout(
+        objects=tuple(verdict for verdict in judged if isinstance(verdict, ParsedObject)),
+        dropped=tuple(verdict for verdict in judged if isinstance(verdict, str)),
+        state=_state(found),
+        prefix_ids=_prefix(token_ids, found, vocabulary, codec),
+    )
+
+
+def _state(found: Scan) -> str:
+    if found.opening_end < 0:
+        return "no_json"
+    if found.ended == "closed":
+        if not found.values:
+            return "empty_answer"
+        return "trailing_garbage" if found.behind else "ok"
+    if found.ended == "refused":
+        return "malformed"
+    return "truncated" if found.values else "truncated_first_object"
+
+
+def _judge(value: Node, text: bytes, starts: tuple[int, ...]) -> ParsedObject | str:
+    """The object, or the first of `REASONS` that applies."""
+    if value.kind != "object":
+        return "key_invalid"
+    names = [_string(key, text) for key in value.keys]
+    members = dict(zip(names, value.children, strict=True))
+    others = members.keys() - {DESC_KEY, BOX_KEY}
+    if len(members) < len(names) or not others <= POLYGON_KEYS | OTHER_GEOMETRY_KEYS:
+        return "key_invalid"
+    if DESC_KEY not in members or members[DESC_KEY].kind != "string":
+        return "missing_desc"
+    desc = _string(members[DESC_KEY], text)
+    if not desc.strip():
+        return "missing_desc"
+    if not others and BOX_KEY not in members:
+        return "missing_geom"
+    if others & OTHER_GEOMETRY_KEYS:
+        return "unknown_geom"
+    if others:
+        return "poly_unsupported"
+    return _judge_box(value, members[DESC_KEY], desc, members[BOX_KEY], starts)
+
+
+def _judge_box(value: Node, desc_node: Node, desc: str, box: Node, starts: tuple[int, ...]) -> ParsedObject | str:
+    if box.kind != "array" or len(box.children) != 4:
+        return "wrong_arity"
+    if any(corner.kind != "coordinate" for corner in box.children):
+        return "non_coord_token"
+    x1, y1, x2, y2 = (corner.bin for corner in box.children)
+    if x2 <= x1 or y2 <= y1:
+        return "bbox_invalid"
+    first, second, third, fourth = (corner.slot for corner in box.children)
+    return ParsedObject(
+        desc=desc,
+        box=(x1, y1, x2, y2),
+        span=(value.first, value.last),
+        tokens=_tokens(starts, value.first, value.last),
+        desc_tokens=_tokens(starts, desc_node.first + 1, desc_node.last - 1),
+        slots=(first, second, third, fourth),
+    )
+
+
+def _string(node: Node, text: bytes) -> str:
+    """The value of a string that the scan has accepted; half a surrogate pair becomes U+FFFD."""
+    value = json.loads(text[node.first : node.last])
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _tokens(starts: tuple[int, ...], first: int, last: int) -> tuple[int, int]:
+    """[from, to) of the tokens whose first byte lies in the bytes [first, last)."""
+    return bisect_left(starts, first), bisect_left(starts, last)
+
+
+def _prefix(token_ids: Sequence[int], found: Scan, vocabulary: Vocabulary, codec: Codec) -> tuple[int, ...]:
+    if found.opening_end < 0:
+        return tuple(vocabulary.encode(codec.opening))
+    cut = found.values[-1].last if found.values else found.opening_end
+    place = bisect_left(found.starts, cut)  # the first token that starts at the cut or behind it
+    if found.starts[place] == cut:
+        return tuple(token_ids[:place])
+    kept = vocabulary.written(token_ids[place - 1])[: cut - found.starts[place - 1]]
+    return (*token_ids[: place - 1], *_spell(kept, vocabulary))
+
+
+def _spell(piece: bytes, vocabulary: Vocabulary) -> list[int]:
+    """Ids of exactly these bytes: as the tokenizer would write them, else byte by byte."""
+    try:
+        ids = vocabulary.encode(piece.decode())
+    except UnicodeDecodeError:
+        ids = []
+    if b"".join(vocabulary.bytes_of(token) or b"" for token in ids) == piece:
+        return ids
+    return [vocabulary.byte_ids[byte] for byte in piece]

@@ -1,0 +1,121 @@
+"""How good predicted objects are: F1 with and without descriptions, precision, recall, IoU of the matched.
+
+Invariants:
+- A pair counts only with IoU >= 0.5 and, where descriptions count, equal descriptions (stripped, lower case).
+- No object is in two pairs; there are as many pairs as possible, and among those choices the summed IoU is largest.
+- The order of the objects does not matter to any count, nor to a sum but for rounding.
+- Scores of images add up: the score of a set is computed from summed counts, never from a mean of quotients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from ds_stage2ab.carriers import Truth
+from ds_stage2ab.matching.iou import pairwise_iou
+
+MIN_IOU = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageScore:
+    """Counts of one image; `boxes` means that descriptions are ignored."""
+
+    predicted: int
+    true: int
+    matched: int
+    # true positives: pairs of equal description
+    iou_sum: float
+    # over those pairs
+    matched_boxes: int
+    iou_sum_boxes: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetScore:
+    """Figures of a set of images, each in 0..1 but `predicted_per_true`.
+
+    Nothing predicted and nothing true is right: F1, precision and recall are 1. Nothing predicted where
+    something is true, or the other way round, makes all three 0. Without a pair the IoU is 0.
+    """
+
+    f1: float
+    # 2 TP / (predicted + true)
+    precision: float
+    # TP / predicted
+    recall: float
+    # TP / true
+    matched_iou: float
+    # mean IoU of the pairs
+    f1_boxes: float
+    precision_boxes: float
+    recall_boxes: float
+    matched_iou_boxes: float
+    predicted_per_true: float
+    # objects predicted per true one; with nothing true their number, or 1 if nothing is predicted either
+
+
+def score_image(predicted: Sequence[Truth], truth: Sequence[Truth]) -> ImageScore:
+    """Compare the objects predicted for an image, in any order, with the true ones."""
+    iou_PG = pairwise_iou([one.box for one in predicted], [one.box for one in truth])
+    near_PG = iou_PG >= MIN_IOU
+    same_PG = np.array([[_name(one) == _name(other) for other in truth] for one in predicted], dtype=bool).reshape(
+        iou_PG.shape
+    )
+    pairs = _matched_iou(iou_PG, near_PG & same_PG)
+    pairs_boxes = _matched_iou(iou_PG, near_PG)
+    return ImageScore(
+        predicted=len(predicted),
+        true=len(truth),
+        matched=len(pairs),
+        iou_sum=math.fsum(pairs),
+        matched_boxes=len(pairs_boxes),
+        iou_sum_boxes=math.fsum(pairs_boxes),
+    )
+
+
+def set_score(images: Iterable[ImageScore]) -> SetScore:
+    """The figures of a set, from the sums of its images' counts."""
+    scores = list(images)
+    predicted = sum(score.predicted for score in scores)
+    true = sum(score.true for score in scores)
+    matched = sum(score.matched for score in scores)
+    matched_boxes = sum(score.matched_boxes for score in scores)
+    empty = 1.0 if predicted == true == 0 else 0.0
+    return SetScore(
+        f1=_quotient(2 * matched, predicted + true, empty),
+        precision=_quotient(matched, predicted, empty),
+        recall=_quotient(matched, true, empty),
+        matched_iou=_quotient(math.fsum(score.iou_sum for score in scores), matched, 0.0),
+        f1_boxes=_quotient(2 * matched_boxes, predicted + true, empty),
+        precision_boxes=_quotient(matched_boxes, predicted, empty),
+        recall_boxes=_quotient(matched_boxes, true, empty),
+        matched_iou_boxes=_quotient(math.fsum(score.iou_sum_boxes for score in scores), matched_boxes, 0.0),
+        predicted_per_true=_quotient(predicted, true, predicted or 1.0),
+    )
+
+
+def _name(truth: Truth) -> str:
+    return truth.desc.strip().lower()
+
+
+def _matched_iou(iou_PG: NDArray[np.float64], allowed_PG: NDArray[np.bool_]) -> list[float]:
+    """IoU of each pair of the best assignment.
+
+    A pair that is not allowed costs more than all allowed pairs together, so that the Hungarian method
+    finds the most pairs first and the largest summed IoU among those.
+    """
+    forbidden = 1.0 + min(iou_PG.shape)
+    rows, columns = linear_sum_assignment(np.where(allowed_PG, 1.0 - iou_PG, forbidden))
+    chosen = allowed_PG[rows, columns]
+    return [float(iou) for iou in iou_PG[rows[chosen], columns[chosen]]]
+
+
+def _quotient(part: float, whole: float, otherwise: float) -> float:
+    return part / whole if whole else otherwise

@@ -1,0 +1,92 @@
+"""From a `StepResult` to what every sink receives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from ds_stage2ab.carriers import StepResult
+from ds_stage2ab.metrics.journal import EVALUATION_CHANNEL, EvaluationRecord, StepRecord
+from ds_stage2ab.metrics.registry import check_channel, reduce_terms
+from ds_stage2ab.metrics.sinks import Sink
+
+
+class Metrics:
+    """Records steps and evaluations in all sinks. Ranks other than 0 construct it with no sinks.
+
+    Args:
+        sinks: where records go, in this order; closed by `close`.
+        every_steps: log each step whose number of finished steps is a multiple of it.
+        clock: Unix seconds.
+    """
+
+    def __init__(self, sinks: Sequence[Sink], every_steps: int, clock: Callable[[], float] = time.time) -> None:
+        assert every_steps > 0, f"every_steps must be positive, got {every_steps}"
+        self._sinks = tuple(sinks)
+        self._every_steps = every_steps
+        self._clock = clock
+
+    def record(self, step: int, channel: str, result: StepResult) -> None:
+        """Report the optimizer step `step` (counted from 0) of channel "A" or "B".
+
+        Logged are the first step, every `every_steps`-th, and each step that was not applied or that
+        skipped samples: which steps are logged depends on the steps alone, so a resumed run logs the same.
+        """
+        finished = step + 1
+        due = step == 0 or finished % self._every_steps == 0 or not result.applied or bool(result.skipped)
+        if not due or not self._sinks:
+            return
+        metrics = step_values(result)
+        check_channel(metrics, channel)
+        record = StepRecord(
+            step=finished,
+            channel=channel,
+            applied=result.applied,
+            metrics=metrics,
+            skipped=result.skipped,
+            wall_time=self._clock(),
+        )
+        for sink in self._sinks:
+            sink.step(record)
+
+    def record_evaluation(self, finished_steps: int, values: Mapping[str, float]) -> None:
+        """Report an evaluation of the weights after `finished_steps` steps (0: before the first).
+
+        Args:
+            values: `eval/...` name -> value over the whole held-out set, all ranks.
+        """
+        if not self._sinks:
+            return
+        metrics = {name: _plain(value) for name, value in values.items()}
+        check_channel(metrics, EVALUATION_CHANNEL)
+        record = EvaluationRecord(step=finished_steps, metrics=metrics, wall_time=self._clock())
+        for sink in self._sinks:
+            sink.evaluation(record)
+
+    def close(self) -> None:
+        """Close every sink."""
+        for sink in self._sinks:
+            sink.close()
+
+
+def step_values(result: StepResult) -> dict[str, float]:
+    """All metrics of a step: `loss/total` is the mean over the raw samples of the step, whatever the terms say."""
+    values = reduce_terms(result.terms)
+    values["loss/total"] = result.loss
+    values["train/grad_norm"] = result.grad_norm
+    values["train/learning_rate"] = result.learning_rate
+    values["train/samples"] = result.samples
+    values["train/skipped_samples"] = len(result.skipped)
+    values["train/tokens"] = result.tokens
+    values["train/packs"] = result.packs
+    values["train/applied"] = int(result.applied)
+    values.update({f"time/{phase}_s": seconds for phase, seconds in result.seconds.items()})
+    seconds = result.seconds["step"]
+    if seconds > 0:
+        values["train/tokens_per_second"] = result.tokens / seconds
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: float) -> float:
+    """A Python number: NumPy and torch scalars become floats, integers stay integers."""
+    return value if isinstance(value, int) else float(value)

@@ -1,0 +1,173 @@
+"""Every metric, declared once: its name, unit, reduction, channel and meaning.
+
+A name that is not declared here cannot be logged. `docs/training/METRICS_LOSSES.md` has an entry for
+each of them (a test compares both ways).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Reduction = Literal["mean", "sum", "last", "max"]
+"""How the numbers of packs and ranks become one number.
+
+mean: sum / count, both summed over all packs and ranks first (never a mean of means).
+sum: the sum over all packs and ranks.
+last: one value, the same on every rank, or rank 0's clock.
+max: the largest over the ranks.
+"""
+
+Channel = Literal["A", "B", "both", "eval"]
+"""Which kind of step may emit it; `eval` is a held-out evaluation between steps."""
+
+Better = Literal["higher", "lower", "neither"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One declared metric."""
+
+    name: str
+    unit: str
+    # "fraction" lies in [0, 1]; "nats" are natural logarithms; "image" is a share of the image's side; "1" has none
+    reduction: Reduction
+    channel: Channel
+    better: Better
+    # what a good run does to it; colours the final table
+    meaning: str
+    # one sentence
+
+
+def _metric(
+    name: str, unit: str, reduction: Reduction, channel: Channel, better: Better, meaning: str
+) -> tuple[str, Metric]:
+    declared = Metric(name=name, unit=unit, reduction=reduction, channel=channel, better=better, meaning=meaning)
+    return name, declared
+
+
+# fmt: off
+LOSS = (
+    _metric("loss/total", "nats", "mean", "both", "lower",
+            "The loss of the step: the weighted sum of all terms, averaged over the raw samples of the step."),
+    _metric("loss/text_ce", "nats", "mean", "both", "lower",
+            "Cross-entropy of the supervised tokens, their weighted mean in each sample, averaged over samples."),
+    _metric("loss/desc_ce", "nats", "mean", "both", "lower",
+            "Cross-entropy of description tokens alone, averaged over tokens; a report, already part of loss/text_ce."),
+    _metric("loss/bbox_smoothl1", "1", "mean", "both", "lower",
+            "Smooth L1 distance between the expected and the true coordinates of a box, as shares of the image side."),
+    _metric("loss/bbox_ciou", "1", "mean", "both", "lower",
+            "Complete-IoU loss of the expected box against the true box."),
+    _metric("loss/coord_gate", "nats", "mean", "both", "lower",
+            "Minus the logarithm of the probability that a slot holds any coordinate token at all."),
+    _metric("loss/coord_soft_ce", "nats", "mean", "both", "lower",
+            "Cross-entropy of a slot's bins against a narrow Gaussian around the true bin."),
+    _metric("loss/coord_w1", "image", "mean", "both", "lower",
+            "Wasserstein-1 distance between a slot's distribution over bins and the narrow Gaussian."),
+    _metric("loss/coord_ce", "nats", "mean", "both", "lower",
+            "Cross-entropy of a slot's bins against the true bin alone."),
+    _metric("loss/coord_el1", "image", "mean", "both", "lower",
+            "Distance from the true coordinate, averaged over a slot's distribution."),
+    _metric("loss/coord_ehuber", "1", "mean", "both", "lower",
+            "Huber distance from the true coordinate, averaged over a slot's distribution."),
+    _metric("loss/coord_entropy", "nats", "mean", "both", "lower",
+            "Entropy of a slot's distribution over bins; 0 means one certain bin."),
+)
+
+COORDINATES = (
+    _metric("coord/mass", "fraction", "mean", "both", "higher",
+            "Probability that the model gives to the 1,000 coordinate tokens together, averaged over slots."),
+    _metric("coord/mean_abs_error_bins", "bins", "mean", "both", "lower",
+            "Distance between a slot's expected bin and its true bin (0 to 999), averaged over slots."),
+)
+
+TRAIN = (
+    _metric("train/grad_norm", "1", "last", "both", "neither",
+            "L2 norm of the whole gradient of the step before clipping."),
+    _metric("train/learning_rate", "1", "last", "both", "neither",
+            "Learning rate that the step used."),
+    _metric("train/samples", "samples", "sum", "both", "neither",
+            "Raw samples of the step over all ranks, skipped ones included; equals the effective batch size."),
+    _metric("train/skipped_samples", "samples", "sum", "both", "lower",
+            "Raw samples of the step that contributed nothing."),
+    _metric("train/tokens", "tokens", "sum", "both", "neither",
+            "Tokens of all packs of the step over all ranks, prompts and images included."),
+    _metric("train/tokens_per_second", "tokens/s", "last", "both", "higher",
+            "train/tokens divided by time/step_s."),
+    _metric("train/packs", "packs", "sum", "both", "neither",
+            "Packs that were trained on in the step over all ranks, zero-weight ones not counted."),
+    _metric("train/applied", "1", "last", "both", "neither",
+            "1 if the optimizer changed the weights, 0 if the step was refused as not finite."),
+)
+
+TIME = (
+    _metric("time/data_s", "s", "last", "both", "lower",
+            "Wall time of the step spent on reading and encoding samples, on rank 0."),
+    _metric("time/segments_s", "s", "last", "both", "lower",
+            "Wall time of turning the step's samples into segments and packs, on rank 0."),
+    _metric("time/forward_backward_s", "s", "last", "both", "lower",
+            "Wall time of the forward and backward passes of the step, on rank 0."),
+    _metric("time/optimizer_s", "s", "last", "both", "lower",
+            "Wall time of clipping and the weight update, on rank 0."),
+    _metric("time/step_s", "s", "last", "both", "lower",
+            "Wall time of the whole step, on rank 0."),
+)
+
+EVALUATION = (
+    _metric("eval/f1", "fraction", "mean", "eval", "higher",
+            "2 TP / (predicted + true) over the set; a pair needs IoU >= 0.5 and the same description."),
+    _metric("eval/precision", "fraction", "mean", "eval", "higher",
+            "TP / predicted over the set, description included."),
+    _metric("eval/recall", "fraction", "mean", "eval", "higher",
+            "TP / true over the set, description included."),
+    _metric("eval/f1_boxes", "fraction", "mean", "eval", "higher",
+            "As eval/f1, with descriptions ignored."),
+    _metric("eval/precision_boxes", "fraction", "mean", "eval", "higher",
+            "As eval/precision, with descriptions ignored."),
+    _metric("eval/recall_boxes", "fraction", "mean", "eval", "higher",
+            "As eval/recall, with descriptions ignored."),
+    _metric("eval/matched_iou", "fraction", "mean", "eval", "higher",
+            "Mean IoU of the pairs behind eval/f1."),
+    _metric("eval/parse_ok_rate", "fraction", "mean", "eval", "higher",
+            "Share of answers that are complete and well-formed."),
+    _metric("eval/predicted_per_true", "1", "mean", "eval", "neither",
+            "Predicted objects divided by true objects over the set; 1 is the right number."),
+    _metric("eval/truncation_rate", "fraction", "mean", "eval", "lower",
+            "Share of answers that reached the token limit before their end."),
+    _metric("eval/samples", "samples", "sum", "eval", "neither",
+            "Images that were evaluated, each exactly once."),
+    _metric("eval/seconds", "s", "max", "eval", "lower",
+            "Wall time of the evaluation, of the slowest rank."),
+    _metric("eval/generated_tokens_per_second", "tokens/s", "mean", "eval", "higher",
+            "Generated tokens of all ranks divided by eval/seconds."),
+)
+# fmt: on
+
+METRICS: Mapping[str, Metric] = dict(LOSS + COORDINATES + TRAIN + TIME + EVALUATION)
+"""Name -> declaration, in the order in which tables show them."""
+
+
+def reduce_terms(terms: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """(sum, count) of each term over all packs and ranks -> its value; terms with count 0 are left out.
+
+    Args:
+        terms: metric name -> (sum, count); only metrics reduced by `mean` or `sum` can be terms.
+    """
+    values = {}
+    for name, (total, count) in terms.items():
+        assert name in METRICS, f"metric {name!r} is not declared in metrics/registry.py"
+        reduction = METRICS[name].reduction
+        assert reduction in ("mean", "sum"), f"metric {name!r} is reduced by {reduction!r}, it cannot be a term"
+        if count != 0:
+            values[name] = total / count if reduction == "mean" else total
+    return values
+
+
+def check_channel(names: Mapping[str, float], channel: str) -> None:
+    """Assert that each name is declared and that a step of `channel` ("A", "B" or "eval") may emit it."""
+    for name in names:
+        assert name in METRICS, f"metric {name!r} is not declared in metrics/registry.py"
+        declared = METRICS[name].channel
+        allowed = declared == channel or (declared == "both" and channel in ("A", "B"))
+        assert allowed, f"metric {name!r} belongs to channel {declared!r}, it was emitted by {channel!r}"

@@ -1,0 +1,245 @@
+"""Where records go: a JSONL journal, TensorBoard events, a stream that a person watches."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from pathlib import Path
+from typing import Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from ds_stage2ab.errors import EnvironmentFault
+from ds_stage2ab.metrics.journal import Entry, EvaluationRecord, StepRecord, to_line
+
+PACE_RECORDS = 20  # logging steps over which the speed behind the ETA is measured: recent, yet not jumpy
+SHOWN_SKIPPED = 3  # sample ids named in one console line; the journal names all
+EVALUATION_SHOWN = ("eval/f1", "eval/f1_boxes", "eval/precision", "eval/recall", "eval/parse_ok_rate", "eval/seconds")
+
+
+class Sink(Protocol):
+    """Receives each record once, in order."""
+
+    def step(self, record: StepRecord) -> None:
+        """Take the record of a logging step."""
+
+    def evaluation(self, record: EvaluationRecord) -> None:
+        """Take the record of an evaluation."""
+
+    def close(self) -> None:
+        """Release files and the terminal; nothing follows."""
+
+
+class JsonlSink:
+    """Appends to `metrics.jsonl`: each line is one write of the kernel's append mode, nothing is buffered.
+
+    Args:
+        path: the journal. A torn last line, left by a process that died, is cut off.
+
+    Raises:
+        EnvironmentFault: a line cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        _cut_torn_line(path, self._file)
+
+    def step(self, record: StepRecord) -> None:
+        self._write(record)
+
+    def evaluation(self, record: EvaluationRecord) -> None:
+        self._write(record)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def _write(self, entry: Entry) -> None:
+        rest = to_line(entry).encode()
+        try:
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+        except OSError as error:
+            why = f"the metrics of step {entry.step} cannot be written: {error.strerror}"
+            fix = "free space on that disk, then start again"
+            raise EnvironmentFault(why, where=str(self._path), fix=fix) from error
+
+
+def _cut_torn_line(path: Path, file: int) -> None:
+    content = path.read_bytes()
+    os.ftruncate(file, content.rfind(b"\n") + 1)
+
+
+class TensorBoardSink:
+    """Writes every metric as a scalar under its own name.
+
+    Args:
+        folder: made if it is missing.
+
+    Raises:
+        EnvironmentFault: the package `tensorboard` is not installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            why = f"TensorBoard events cannot be written: {error}"
+            raise EnvironmentFault(why, fix="pip install tensorboard") from error
+        self._writer = SummaryWriter(log_dir=str(folder))
+
+    def step(self, record: StepRecord) -> None:
+        self._write(record)
+
+    def evaluation(self, record: EvaluationRecord) -> None:
+        self._write(record)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _write(self, entry: Entry) -> None:
+        for name, value in entry.metrics.items():
+            self._writer.add_scalar(name, value, global_step=entry.step, walltime=entry.wall_time)
+
+
+class ConsoleSink:
+    """A progress bar on a terminal, one plain line per record elsewhere.
+
+    Args:
+        stream: where to write; whether it is a terminal decides the form.
+        total_steps: steps of the whole run.
+        done_steps: steps finished before this process started (a resumed run).
+    """
+
+    def __init__(self, stream: TextIO, total_steps: int, done_steps: int = 0) -> None:
+        self._stream = stream
+        self._total_steps = total_steps
+        self._pace = Pace()
+        self._bar = _Bar(stream, total_steps, done_steps) if stream.isatty() else None
+
+    def step(self, record: StepRecord) -> None:
+        """Show progress; a step that was refused or that skipped samples also leaves a line on a terminal."""
+        eta = self._pace.eta_seconds(record, self._total_steps)
+        if self._bar is None:
+            self._say(step_line(record, self._total_steps, eta))
+        else:
+            self._bar.update(record, eta)
+        trouble = trouble_line(record)
+        if trouble:
+            self._say(trouble)
+
+    def evaluation(self, record: EvaluationRecord) -> None:
+        self._say(evaluation_line(record, self._total_steps))
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _say(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.say(line)
+        else:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+
+class Pace:
+    """How fast the run goes: the last logging steps and their wall times (evaluations in between included)."""
+
+    def __init__(self) -> None:
+        self._marks: deque[tuple[int, float]] = deque(maxlen=PACE_RECORDS)
+
+    def eta_seconds(self, record: StepRecord, total_steps: int) -> float:
+        """Seconds until `total_steps`, judged with this record; the first one knows only its own duration."""
+        self._marks.append((record.step, record.wall_time))
+        first_step, first_time = self._marks[0]
+        steps = record.step - first_step
+        per_step = (record.wall_time - first_time) / steps if steps > 0 else record.metrics["time/step_s"]
+        return per_step * (total_steps - record.step)
+
+
+class _Bar:
+    """The rich progress bar: step, channel, loss, tokens/s, ETA."""
+
+    def __init__(self, stream: TextIO, total_steps: int, done_steps: int) -> None:
+        self._progress = Progress(
+            TextColumn("[bold]train"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("[cyan]{task.fields[channel]}"),
+            TextColumn("loss [bold]{task.fields[loss]}"),
+            TextColumn("[dim]{task.fields[speed]} tokens/s"),
+            TimeElapsedColumn(),
+            TextColumn("eta [bold]{task.fields[eta]}"),
+            console=Console(file=stream),
+        )
+        self._task: TaskID = self._progress.add_task(
+            "train", total=total_steps, completed=done_steps, channel="-", loss="-", speed="-", eta="-"
+        )
+
+    def update(self, record: StepRecord, eta: float) -> None:
+        # Not before the first step: what fails earlier must find the terminal as it was.
+        self._progress.start()
+        self._progress.update(
+            self._task,
+            completed=record.step,
+            channel=record.channel,
+            loss=number(record.metrics["loss/total"]),
+            speed=_speed(record),
+            eta=duration(eta),
+        )
+
+    def say(self, line: str) -> None:
+        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def step_line(record: StepRecord, total_steps: int, eta_seconds: float) -> str:
+    """`step  12/300  A  loss 3.451  lr 1e-04  812 tokens/s  eta 0:04:12`"""
+    place = f"step {record.step:>{len(str(total_steps))}}/{total_steps}"
+    loss = f"loss {number(record.metrics['loss/total'])}"
+    rate = f"lr {record.metrics['train/learning_rate']:.3g}"
+    return "  ".join([place, record.channel, loss, rate, f"{_speed(record)} tokens/s", f"eta {duration(eta_seconds)}"])
+
+
+def trouble_line(record: StepRecord) -> str:
+    """What went wrong in a step, or an empty string."""
+    parts = []
+    if not record.applied:
+        parts.append("not applied, no weight changed")
+    if record.skipped:
+        shown = ", ".join(record.skipped[:SHOWN_SKIPPED])
+        more = f" and {len(record.skipped) - SHOWN_SKIPPED} more" if len(record.skipped) > SHOWN_SKIPPED else ""
+        parts.append(f"{len(record.skipped)} samples skipped ({shown}{more})")
+    return f"step {record.step}: {'; '.join(parts)}" if parts else ""
+
+
+def evaluation_line(record: EvaluationRecord, total_steps: int) -> str:
+    """`step   0/300  eval  f1 0.512  f1_boxes 0.634  precision 0.55  recall 0.48  parse_ok_rate 0.97  seconds 31.2`"""
+    place = f"step {record.step:>{len(str(total_steps))}}/{total_steps}"
+    shown = [name for name in EVALUATION_SHOWN if name in record.metrics]
+    values = [f"{name.removeprefix('eval/')} {number(record.metrics[name])}" for name in shown]
+    return "  ".join([place, "eval", *values])
+
+
+def number(value: float) -> str:
+    """A value for people: four significant digits, integers whole, thousands separated."""
+    if isinstance(value, int) or (math.isfinite(value) and abs(value) >= 1000):
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """`h:mm:ss`"""
+    whole = max(0, round(seconds))
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def _speed(record: StepRecord) -> str:
+    speed = record.metrics.get("train/tokens_per_second")
+    return "-" if speed is None else number(speed)

@@ -1,0 +1,243 @@
+"""Config + number of learners + number of records -> every number of a run, decided once. No torch.
+
+Invariants:
+- R = p W G exactly, or no plan exists;
+- steps_per_epoch x R = num_records_used <= num_records < num_records_used + R;
+- total_steps >= 1, and no step is ever half-run;
+- the learning rate and the channel are functions of the step number alone, so a resumed run agrees;
+- evaluation (if there is validation data) and saving are due at the last step, whatever their interval;
+- DeepSpeed's batch keys and its gradient clipping are always written.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from ds_stage2ab.config.batch import EFFECTIVE, BatchShape, counted, shape_batch
+from ds_stage2ab.config.sections import Config, DeepSpeedSection, EvaluationSection, ModelSection, TrainingSection
+from ds_stage2ab.errors import ConfigError
+from ds_stage2ab.schedule import channel_for_step
+
+NEVER_PRINT = 2**31 - 1  # DeepSpeed's own progress lines: the metrics say more
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cadence:
+    """When something is done that happens every so often and at the end."""
+
+    enabled: bool
+    at_start: bool
+    # also once before the first step
+    every_steps: int | None
+    # None: at the end only
+    total_steps: int
+
+    def due(self, step: int) -> bool:
+        """Whether it is due after this step (counted from 0) has finished."""
+        finished = step + 1
+        on_interval = self.every_steps is not None and finished % self.every_steps == 0
+        return self.enabled and (on_interval or finished == self.total_steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearningRate:
+    """Linear warm-up, then constant, linear or cosine."""
+
+    peak: float
+    schedule: str
+    warmup_steps: int
+    final_ratio: float
+    # of the peak, reached when all steps are done
+    total_steps: int
+
+    def at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0.
+
+        Warm-up: peak (step + 1) / warmup_steps. After it, with x in [0, 1) the share of the remaining steps that is
+        done: peak (r + (1 - r) f(x)), f(x) = 1 - x (linear) or (1 + cos(pi x)) / 2 (cosine), r the final ratio.
+        """
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return self.peak
+        done = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
+        left = 1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+        return self.peak * (self.final_ratio + (1 - self.final_ratio) * left)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """Every number that more than one part of a run needs."""
+
+    learners: int
+    # W: learner ranks
+    effective_batch_size: int
+    # R: raw samples per step, over all ranks
+    per_device: int
+    # p: raw samples per rank and micro-step
+    accumulation_steps: int
+    # G: micro-steps per step
+    samples_per_rank: int
+    # R / W
+    batch_sentence: str
+    # `32 samples per step = 4 per rank x 2 ranks x 4 micro-steps`
+    total_steps: int
+    steps_per_epoch: int
+    num_records_used: int
+    # per epoch: the largest multiple of R
+    epochs: float
+    # passes over the records used
+    packing: bool
+    global_max_length: int
+    # tokens
+    zero_stage: int
+    # the one that is run; see `warnings` if the config names another
+    deepspeed_config: dict
+    b_ratio: Fraction
+    rate: LearningRate
+    evaluate: Cadence
+    save: Cadence
+    warnings: tuple[str, ...]
+
+    def channel_for_step(self, step: int) -> Literal["A", "B"]:
+        return channel_for_step(step, self.b_ratio)
+
+    def learning_rate(self, step: int) -> float:
+        return self.rate.at(step)
+
+
+def make_plan(config: Config, learners: int, num_records: int) -> RunPlan:
+    """Decide every number of a run.
+
+    Args:
+        config: a loaded config.
+        learners: number of learner ranks, W.
+        num_records: number of training records.
+
+    Raises:
+        ConfigError: the batch sizes do not fit each other (rules 1 and 2), or the records fill no step (rule 6).
+    """
+    training = config.training
+    shape = shape_batch(
+        effective_batch_size=training.effective_batch_size,
+        per_device=training.per_device_train_batch_size,
+        accumulation=training.gradient_accumulation_steps,
+        learners=learners,
+    )
+    steps_per_epoch = records_fill_a_step(num_records, shape.effective_batch_size)
+    total_steps = training.max_steps or steps_in_epochs(training.num_epochs, steps_per_epoch)
+    stage, stage_warnings = runnable_zero_stage(config.model.precision, config.deepspeed.zero_stage)
+    return RunPlan(
+        learners=learners,
+        effective_batch_size=shape.effective_batch_size,
+        per_device=shape.per_device,
+        accumulation_steps=shape.accumulation_steps,
+        samples_per_rank=shape.samples_per_rank,
+        batch_sentence=shape.sentence,
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
+        num_records_used=steps_per_epoch * shape.effective_batch_size,
+        epochs=total_steps / steps_per_epoch,
+        packing=training.packing,
+        global_max_length=training.global_max_length,
+        zero_stage=stage,
+        deepspeed_config=deepspeed_config(shape, config.model, config.deepspeed, stage),
+        b_ratio=config.stage2_ab.schedule.b_ratio,
+        rate=_rate(training, total_steps),
+        evaluate=_evaluate(config.evaluation, config.data.validation is not None, total_steps),
+        save=Cadence(enabled=True, at_start=False, every_steps=config.checkpoint.every_steps, total_steps=total_steps),
+        warnings=(*stage_warnings, *_warmup_warnings(training.warmup_steps, total_steps)),
+    )
+
+
+def records_fill_a_step(num_records: int, effective_batch_size: int) -> int:
+    """Rule 6: the number of whole steps in one pass over the records, which must be one at least.
+
+    Raises:
+        ConfigError: there are fewer records than one step takes.
+    """
+    steps = num_records // effective_batch_size
+    if steps == 0:
+        raise ConfigError(
+            f"one step takes {effective_batch_size} samples, and data.train holds {counted(num_records, 'record')}",
+            where=EFFECTIVE,
+            fix=f"lower {EFFECTIVE} to {num_records} or less, or give more records",
+        )
+    return steps
+
+
+def steps_in_epochs(num_epochs: float, steps_per_epoch: int) -> int:
+    """The whole steps in so many epochs, the decimal taken as written: 0.29 of 100 steps are 29.
+
+    Raises:
+        ConfigError: there is not one.
+    """
+    steps = math.floor(Fraction(str(num_epochs)) * steps_per_epoch)
+    if steps == 0:
+        raise ConfigError(
+            f"{num_epochs} of an epoch of {counted(steps_per_epoch, 'step')} holds no whole step",
+            where="training.num_epochs",
+            fix="raise training.num_epochs, or set training.max_steps",
+        )
+    return steps
+
+
+def runnable_zero_stage(precision: str, stage: int) -> tuple[int, tuple[str, ...]]:
+    """(the ZeRO stage to run, warnings).
+
+    DeepSpeed's bf16 optimizer without ZeRO makes one update with zero gradients when it is built, which moves
+    Adam's step count and decays the weights once; stage 1 does not, and gives the same numbers as 2 and 3.
+    """
+    if precision == "bf16" and stage == 0:
+        warning = (
+            "deepspeed.zero_stage 0 with model.precision bf16 is run as stage 1: DeepSpeed's own bf16 optimizer"
+            " makes an extra update at the start; set deepspeed.zero_stage to 1 to say so yourself"
+        )
+        return 1, (warning,)
+    return stage, ()
+
+
+def deepspeed_config(shape: BatchShape, model: ModelSection, section: DeepSpeedSection, zero_stage: int) -> dict:
+    """DeepSpeed's dictionary. Clipping is always written: when the key is absent, DeepSpeed clips at 1.0."""
+    return {
+        "train_batch_size": shape.effective_batch_size,
+        "train_micro_batch_size_per_gpu": shape.per_device,
+        "gradient_accumulation_steps": shape.accumulation_steps,
+        "gradient_clipping": section.gradient_clipping,
+        "zero_optimization": {"stage": zero_stage},
+        # ZeRO refuses torch's plain SGD otherwise.
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": model.precision == "bf16"},
+        "fp16": {"enabled": False},
+        "steps_per_print": NEVER_PRINT,
+        "wall_clock_breakdown": False,
+    }
+
+
+def _rate(training: TrainingSection, total_steps: int) -> LearningRate:
+    return LearningRate(
+        peak=training.learning_rate,
+        schedule=training.lr_scheduler,
+        warmup_steps=training.warmup_steps,
+        final_ratio=training.min_learning_rate_ratio,
+        total_steps=total_steps,
+    )
+
+
+def _evaluate(section: EvaluationSection, has_data: bool, total_steps: int) -> Cadence:
+    return Cadence(
+        enabled=has_data,
+        at_start=has_data and section.at_start,
+        every_steps=section.every_steps,
+        total_steps=total_steps,
+    )
+
+
+def _warmup_warnings(warmup_steps: int, total_steps: int) -> tuple[str, ...]:
+    if warmup_steps < total_steps:
+        return ()
+    run = counted(total_steps, "step")
+    return (f"training.warmup_steps is {warmup_steps} and the run has {run}: the learning rate rises to the end",)

@@ -1,0 +1,116 @@
+"""Documents name only files that exist, and README's tree is the real one."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.architecture.sources import PACKAGE, ROOT, relative, repository_files
+
+# Folders that a run or a verb makes: documents may name what will stand in them.
+MADE_LATER = ("runs/", "build/", ".venv/")
+# First parts of the paths that documents name; anything else in backquotes is not taken for a path.
+OURS = ("ds_stage2ab/", "assets/", "benchmarks/", "configs/", "csrc/", "docs/", "schemas/", "tests/", ".ci/")
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+QUOTED = re.compile(r"`([^`\n]+)`")
+DOCUMENT = re.compile(r"(?<![\w/*<{])([\w./-]*\w\.md)\b")
+
+
+def tree_paths(readme: str) -> Iterator[str]:
+    """Paths of the tree in a README: fenced blocks whose first line is a folder, one path at the start of each line.
+
+    Depth is indentation (spaces or the usual box characters, two or four columns a level); what follows two spaces
+    or a `#` describes. A folder ends with `/`.
+    """
+    for block in re.findall(r"```[^\n]*\n(.*?)```", readme, re.DOTALL):
+        lines = [line for line in block.splitlines() if line.strip()]
+        if lines and re.match(r"[\w./-]+/(\s|$)", lines[0]):
+            yield from _paths_of_block(lines)
+
+
+def _paths_of_block(lines: list[str]) -> Iterator[str]:
+    folders: list[tuple[int, str]] = []  # (indentation, path with its slash) of the open folders
+    for line in lines:
+        name = re.search(r"[\w.]", line)
+        if name is None:
+            continue
+        indentation = name.start()
+        folders = [(depth, path) for depth, path in folders if depth < indentation]
+        path = (folders[-1][1] if folders else "") + line[indentation:].split()[0]
+        yield path
+        if path.endswith("/"):
+            folders.append((indentation, path))
+
+
+def missing_paths(text: str, folder: Path) -> Iterator[str]:
+    """Links and quoted paths of one document that lead nowhere; `folder` is where the document stands."""
+    for target in LINK.findall(text):
+        path = target.split("#")[0]
+        if path and "://" not in path and not path.startswith("mailto:") and not (folder / path).exists():
+            yield target
+    for word in (word for quoted in QUOTED.findall(text) for word in quoted.split()):
+        path = word.rstrip(".,:;").split("::")[0]
+        is_pattern = re.search(r"[*<>{}$]|\.\.\.", path)
+        if path.startswith(OURS) and not path.startswith(MADE_LATER) and not is_pattern and not (ROOT / path).exists():
+            yield word
+
+
+def missing_documents(text: str, names: set[str]) -> Iterator[str]:
+    """Every `something.md` that a text names without a file of that name in the repository."""
+    return (name for name in DOCUMENT.findall(text) if Path(name).name not in names)
+
+
+def test_the_tree_in_readme_exists():
+    paths = list(tree_paths((ROOT / "README.md").read_text(encoding="utf-8")))
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_the_tree_in_readme_has_every_module():
+    paths = set(tree_paths((ROOT / "README.md").read_text(encoding="utf-8")))
+    modules = {relative(path) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
+    assert sorted(modules - paths) == []
+
+
+def test_documents_lead_somewhere():
+    documents = repository_files((".md",))
+    found = {relative(path): list(missing_paths(path.read_text(encoding="utf-8"), path.parent)) for path in documents}
+    assert {name: words for name, words in found.items() if words} == {}
+
+
+def test_every_document_that_is_named_exists():
+    files = repository_files((".md", ".py", ".toml", ".yaml", ".json", ".cpp", ".cu"))
+    names = {path.name for path in files}
+    texts = {relative(path): path.read_text(encoding="utf-8") for path in files if path != Path(__file__)}
+    found = {name: list(missing_documents(text, names)) for name, text in texts.items()}
+    assert {name: words for name, words in found.items() if words} == {}
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "a/            x\n  b.py        two words\n  c/\n    d.py  y\ne.md z\n",
+        "a/\n\u251c\u2500\u2500 b.py  # x\n\u2514\u2500\u2500 c/\n    \u2514\u2500\u2500 d.py\ne.md\n",
+    ],
+)
+def test_the_tree_is_read(block: str):
+    readme = f"# t\n```bash\nmake demo\n```\n```\n{block}```\n"
+    assert list(tree_paths(readme)) == ["a/", "a/b.py", "a/c/", "a/c/d.py", "e.md"]
+
+
+@pytest.mark.parametrize(
+    "text", ["[x](docs/no.md)", "see `ds_stage2ab/no.py`", "`python tests/no.py --x`", "`tests/no.py::test_x`"]
+)
+def test_a_path_that_leads_nowhere_is_found(text: str):
+    assert len(list(missing_paths(text, ROOT))) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["[x](https://a.b/c)", "`runs/<name>/`", "`configs/*.yaml`", "`pyproject.toml`", "[x](#part)", "`a/b`"]
+)
+def test_other_text_is_no_path(text: str):
+    assert list(missing_paths(text, ROOT)) == []
+
+
+def test_a_document_that_is_not_there_is_found():
+    assert list(missing_documents("see docs/nowhere.md, README.md and <x>.md", {"README.md"})) == ["docs/nowhere.md"]

@@ -1,0 +1,99 @@
+"""Who may import whom: every arrow points strictly down. The table in docs/architecture.md is this one."""
+
+import ast
+
+import pytest
+
+from tests.architecture.sources import imported_names, module_of, package_files, parse
+
+# From the bottom up; a module imports from lines above its own only, and from its own folder.
+LAYERS = (
+    ("errors",),
+    ("carriers", "world"),
+    ("config", "schedule"),
+    ("plan", "ops", "codec"),
+    ("matching", "losses", "packs", "metrics"),
+    ("rollout", "engine", "data"),
+    ("channels",),
+    ("evaluation",),
+    ("assemble",),
+    ("train",),
+    ("validate", "launch"),
+    ("cli",),
+    ("__main__",),
+)
+LAYER_OF = {unit: layer for layer, units in enumerate(LAYERS) for unit in units}
+# The package itself holds the version alone and lies below everything.
+PACKAGE_LAYER = -1
+
+
+def unit_of(module: str) -> str:
+    """A module's folder, or the module itself where it stands alone: `losses.text` -> `losses`."""
+    return module.split(".")[0]
+
+
+def upward_imports(tree: ast.AST, module: str) -> list[str]:
+    """Findings about the imports of one module of the package."""
+    unit = unit_of(module)
+    found = []
+    for line, name in imported_names(tree):
+        if not name.startswith("ds_stage2ab"):
+            continue
+        target = _imported_unit(name)
+        layer = LAYER_OF[target] if target else PACKAGE_LAYER
+        if target != unit and layer >= LAYER_OF[unit]:
+            found.append(f"{module}:{line}: {unit} (layer {LAYER_OF[unit]}) imports {target} (layer {layer})")
+    return found
+
+
+def _imported_unit(name: str) -> str:
+    """`ds_stage2ab.losses.text.f` -> `losses`; `ds_stage2ab` and what its `__init__` defines -> ``."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 and not parts[1].startswith("__version") else ""
+
+
+def modules() -> dict[str, ast.Module]:
+    return {module_of(path): parse(path) for path in package_files()}
+
+
+def test_every_module_has_a_layer():
+    unknown = {unit_of(module) for module in modules() if module} - set(LAYER_OF)
+    assert not unknown, f"not in the layer table: {sorted(unknown)}"
+
+
+def test_imports_point_down():
+    found = [finding for module, tree in modules().items() if module for finding in upward_imports(tree, module)]
+    assert not found, "\n".join(found)
+
+
+def test_the_package_itself_imports_nothing():
+    assert list(imported_names(modules()[""])) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("losses.text", "from ds_stage2ab.engine.window import Window"),  # up
+        ("channels.expectation", "import ds_stage2ab.assemble"),  # up
+        ("engine.window", "from ds_stage2ab.channels.expectation import Expectation"),  # up
+        ("packs.rounds", "from ds_stage2ab import losses"),  # sideways
+        ("world", "from ds_stage2ab.carriers import Sample"),  # sideways
+        ("plan", "def f():\n    from ds_stage2ab.data import stream"),  # up, inside a function
+        ("carriers", "if TYPE_CHECKING:\n    from ds_stage2ab.config.sections import Section"),  # up, for types only
+    ],
+)
+def test_an_arrow_up_or_sideways_is_found(module: str, line: str):
+    assert len(upward_imports(ast.parse(line), module)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("engine.window", "from ds_stage2ab.engine.build import build"),  # one folder
+        ("losses.objective", "from ds_stage2ab.losses import text"),
+        ("metrics.sinks", "from ds_stage2ab import __version__"),
+        ("train", "import torch"),
+    ],
+)
+def test_an_arrow_down_is_not(module: str, line: str):
+    assert upward_imports(ast.parse(line), module) == []

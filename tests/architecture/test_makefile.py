@@ -1,0 +1,38 @@
+"""The Makefile has every verb that the documents name, and its paths are those of the configs that it runs."""
+
+import re
+
+from ds_stage2ab.config.load import load_config
+from tests.architecture.sources import ROOT
+
+VERBS = ("install", "demo", "test", "soak", "bench", "lint", "stage1", "docs")
+TEXT = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def variable(name: str) -> str:
+    return re.search(rf"^{name} := (.+)$", TEXT, re.MULTILINE).group(1)
+
+
+def test_every_verb_is_there_and_in_the_help():
+    missing = [verb for verb in VERBS if not re.search(rf"^{verb}:", TEXT, re.MULTILINE)]
+    unexplained = [verb for verb in VERBS if f'"make {verb} ' not in TEXT]
+    assert (missing, unexplained) == ([], [])
+
+
+def test_run_folders_and_data_are_those_of_the_configs():
+    for name, config in (("DEMO_RUN", "a_only.yaml"), ("STAGE1_RUN", "stage1.yaml")):
+        loaded = load_config(ROOT / "configs" / "quickstart" / config)
+        assert f"{loaded.config.logging.root}/{loaded.name}" == variable(name)
+        assert loaded.config.data.train.parent.as_posix() == variable("DATA")
+
+
+def test_checkpoints_are_those_of_the_configs():
+    demo, stage1 = (load_config(ROOT / "configs" / "quickstart" / f"{name}.yaml") for name in ("a_only", "stage1"))
+    assert stage1.config.model.path.as_posix() == variable("MODEL")
+    assert demo.config.model.path.as_posix() == variable("SHIPPED")
+
+
+def test_ci_runs_the_documented_command():
+    lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").strip().splitlines()
+    assert "set -euo pipefail" in lines
+    assert lines[-1] == "make test"  # so the last line that CI prints is pytest's

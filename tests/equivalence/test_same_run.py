@@ -1,0 +1,63 @@
+"""One config, any split: runs of the real launcher give the same losses and the same weights."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ds_stage2ab.metrics.journal import read_history
+from tests.parts import config_values, launch, merged, write_config
+
+LOSS_TOLERANCE = 1e-5  # relative, contract of the mean over R in fp32
+WEIGHT_TOLERANCE = 1e-6  # of each tensor's norm, after SGD steps
+
+VARIANTS = {
+    "two-ranks": (2, {}),
+    "packing-off": (1, {"training.packing": False}),
+    "half-the-micro-batch": (1, {"training.per_device_train_batch_size": 2}),
+    "zero-1-two-ranks": (2, {"deepspeed.zero_stage": 1}),
+    "zero-2-two-ranks-packing-off": (2, {"deepspeed.zero_stage": 2, "training.packing": False}),
+}
+
+
+@pytest.fixture(scope="module")
+def run(quickstart, tmp_path_factory):
+    """Launch a variant of the small run; returns (losses by step, exported weights)."""
+    folder = tmp_path_factory.mktemp("equivalence")
+
+    def launched(name, ranks, changes):
+        values = merged(config_values(quickstart, folder / "runs", name), changes)
+        done = launch(write_config(folder / f"{name}.yaml", values), ranks=ranks)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        history = read_history(folder / "runs" / name / "metrics.jsonl")
+        checkpoints = folder / "runs" / name / "checkpoints"
+        exported = checkpoints / (checkpoints / "latest").read_text().strip() / "hf" / "model.safetensors"
+        return [step.metrics["loss/total"] for step in history.steps], load_file(exported)
+
+    return launched
+
+
+@pytest.fixture(scope="module")
+def plainest(run):
+    """One rank, ZeRO 0, four samples per micro-step, two micro-steps."""
+    return run("plainest", 1, {})
+
+
+def assert_same_weights(seen, expected, tolerance):
+    assert seen.keys() == expected.keys()
+    for name, tensor in expected.items():
+        gap = torch.linalg.vector_norm(seen[name].double() - tensor.double())
+        assert gap <= tolerance * torch.linalg.vector_norm(tensor.double()), f"{name}: {gap}"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_same_losses_and_weights(run, plainest, name):
+    losses, weights = run(name, *VARIANTS[name])
+    assert losses == pytest.approx(plainest[0], rel=LOSS_TOLERANCE)
+    assert len(losses) == 6
+    assert_same_weights(weights, plainest[1], 10 * WEIGHT_TOLERANCE)
+
+
+def test_the_runs_do_learn(plainest):
+    """Equal losses of runs that never move would show nothing."""
+    losses, _ = plainest
+    assert len(set(losses)) == 6 and losses[-1] != losses[0]

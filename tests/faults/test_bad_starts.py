@@ -1,0 +1,132 @@
+"""A run that cannot start says why in one message, ends with its class's exit code and leaves nothing behind."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from ds_stage2ab.errors import EXIT_CONFIG, EXIT_DATA, EXIT_ENVIRONMENT
+from tests.parts import config_values, launch, merged, write_config
+
+
+@pytest.fixture
+def data(quickstart, tmp_path):
+    """A copy of the training set that a test may damage."""
+    shutil.copytree(quickstart.data, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def change_record(data, number, change):
+    """Apply `change` to the record on a line (counted from 1) of train.jsonl; returns the path of its image."""
+    path = data / "train.jsonl"
+    lines = path.read_text().splitlines()
+    record = json.loads(lines[number - 1])
+    change(record)
+    lines[number - 1] = json.dumps(record)
+    path.write_text("\n".join(lines) + "\n")
+    return data / record["images"][0]
+
+
+def missing_jsonl(data):
+    (data / "train.jsonl").unlink()
+    return "train.jsonl", "data.train"
+
+
+def line_that_is_no_json(data):
+    path = data / "train.jsonl"
+    lines = path.read_text().splitlines()
+    lines[4] = lines[4][:-3]
+    path.write_text("\n".join(lines) + "\n")
+    return "train.jsonl:5", "JSON"
+
+
+def missing_image(data):
+    change_record(data, 3, lambda record: None).unlink()
+    return "train.jsonl:3", "images/"
+
+
+def corrupt_image(data):
+    change_record(data, 7, lambda record: None).write_bytes(b"this is no picture")
+    return "train.jsonl:7", "image"
+
+
+def image_that_is_a_pipe(data):
+    image = change_record(data, 2, lambda record: None)
+    image.unlink()
+    os.mkfifo(image)
+    return "train.jsonl:2", "FIFO"
+
+
+def other_size(data):
+    change_record(data, 2, lambda record: record.update(width=record["width"] + 16))
+    return "train.jsonl:2", "width"
+
+
+def box_out_of_order(data):
+    def swap(record):
+        record["objects"] = [{"desc": "one", "bbox_2d": [500, 100, 400, 200]}]
+
+    change_record(data, 6, swap)
+    return "train.jsonl:6", "objects[0]", "x2"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        missing_jsonl,
+        line_that_is_no_json,
+        missing_image,
+        corrupt_image,
+        image_that_is_a_pipe,
+        other_size,
+        box_out_of_order,
+    ],
+)
+def test_bad_data_stops_before_the_run_folder_exists(quickstart, data, tmp_path, damage):
+    words = damage(data)
+    values = merged(config_values(quickstart, tmp_path / "runs", "bad"), {"data.train": str(data / "train.jsonl")})
+    refused(launch(write_config(tmp_path / "bad.yaml", values), ranks=1), EXIT_DATA, words)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_bad_data_stops_two_ranks_with_one_message(quickstart, data, tmp_path):
+    words = corrupt_image(data)
+    values = merged(config_values(quickstart, tmp_path / "runs", "bad"), {"data.train": str(data / "train.jsonl")})
+    done = launch(write_config(tmp_path / "bad.yaml", values), ranks=2)
+    refused(done, EXIT_DATA, words)
+    assert done.stderr.count("error: ") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_checkpoint_without_coordinate_tokens(quickstart, tmp_path):
+    values = merged(config_values(quickstart, tmp_path / "runs", "bad"), {"model.path": str(quickstart.plain)})
+    done = launch(write_config(tmp_path / "bad.yaml", values), ranks=1)
+    refused(done, EXIT_ENVIRONMENT, ["coordinate tokens", "ds-stage2ab add-coord-tokens"])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_batch_that_does_not_divide(quickstart, tmp_path):
+    changes = {"training.effective_batch_size": 9}
+    values = merged(config_values(quickstart, tmp_path / "runs", "bad"), changes)
+    done = launch(write_config(tmp_path / "bad.yaml", values), ranks=1)
+    refused(done, EXIT_CONFIG, ["training.effective_batch_size", "8 or 12"])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_run_folder_that_already_holds_a_run(quickstart, tmp_path):
+    earlier = tmp_path / "runs" / "bad"
+    earlier.mkdir(parents=True)
+    (earlier / "config.json").write_text("{}")
+    config = write_config(tmp_path / "bad.yaml", config_values(quickstart, tmp_path / "runs", "bad"))
+    refused(launch(config, ranks=1), EXIT_CONFIG, ["already holds a run", "logging.name"])
+    assert [path.name for path in earlier.iterdir()] == ["config.json"]
+
+
+def refused(done, code, words):
+    """The launcher passed on the code, and stderr holds one message with all the words and no traceback."""
+    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-2000:]
+    message = done.stderr[done.stderr.index("error: ") :]
+    assert all(word in message for word in words), message
+    assert "fix: " in message
+    assert "Traceback" not in done.stderr

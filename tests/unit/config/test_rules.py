@@ -1,0 +1,58 @@
+"""Each rule at its border: the last number that holds and the first that does not."""
+
+import pytest
+
+from ds_stage2ab.config.load import check_file
+from ds_stage2ab.config.rules import (
+    RULES,
+    answer_fits_length,
+    channel_b_is_not_available,
+    constant_rate_does_not_fall,
+    evaluation_has_data,
+    pixel_limits_are_ordered,
+    some_part_trains,
+)
+from ds_stage2ab.config.schema import config_schema, leaves
+from ds_stage2ab.errors import ConfigError
+
+BORDERS = [
+    (channel_b_is_not_available, (0,), (0.001,)),
+    (answer_fits_length, (511, 512), (512, 512)),
+    (constant_rate_does_not_fall, ("constant", 0), ("constant", 0.1)),
+    (constant_rate_does_not_fall, ("cosine", 0.1), ("constant", 1)),
+    (some_part_trains, (["vision", "aligner"],), (["vision", "aligner", "language"],)),
+    (pixel_limits_are_ordered, (100, 100), (101, 100)),
+    (pixel_limits_are_ordered, (100, None), (2, 1)),
+    (pixel_limits_are_ordered, (None, 100), (2, 1)),
+    (evaluation_has_data, (None, None), (1, None)),
+    (evaluation_has_data, (1, "v.jsonl"), (1, None)),
+]
+
+
+@pytest.mark.parametrize(("rule", "holds", "breaks"), BORDERS)
+def test_a_rule_holds_up_to_its_border(rule, holds, breaks):
+    rule(*holds)
+    with pytest.raises(ConfigError) as raised:
+        rule(*breaks)
+    assert raised.value.why
+    assert raised.value.fix
+
+
+def test_every_rule_has_a_border_here():
+    assert {rule.check for rule in RULES} == {rule for rule, _, _ in BORDERS}
+
+
+def test_every_rule_reads_keys_that_exist():
+    known = {path for path, _ in leaves(config_schema())}
+    assert {path for rule in RULES for path in rule.paths} <= known
+
+
+def test_a_rule_on_a_key_at_its_default_points_at_a_key_that_was_written(tmp_path):
+    file = tmp_path / "c.yaml"
+    lines = ["training: {effective_batch_size: 8,", "  global_max_length: 100}", "stage2_ab: {schedule: {b_ratio: 0}}"]
+    lines += ["model: {path: m}", "data: {train: t, user_prompt: u}"]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    (problem,) = check_file(file)
+    assert problem.key.endswith("max_new_tokens")
+    assert problem.why.endswith("(max_new_tokens is at its default)")
+    assert str(problem.where) == f"{file}:2:22"

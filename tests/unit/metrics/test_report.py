@@ -1,0 +1,124 @@
+"""The opening words, the closing table and the report of a run folder."""
+
+import io
+import math
+
+import pytest
+from rich.console import Console
+
+from ds_stage2ab.errors import ConfigError
+from ds_stage2ab.metrics.journal import EvaluationRecord, History, StepRecord, to_line
+from ds_stage2ab.metrics.report import banner, summary_rows, summary_table, write_report
+
+
+def step(number, loss, channel="A", applied=True, skipped=()):
+    metrics = {"loss/total": loss, "train/tokens_per_second": 100.0}
+    return StepRecord(step=number, channel=channel, applied=applied, metrics=metrics, skipped=skipped, wall_time=0.0)
+
+
+def evaluation(number, f1):
+    return EvaluationRecord(step=number, metrics={"eval/f1": f1, "eval/seconds": 30.0}, wall_time=0.0)
+
+
+def by_name(history):
+    return {row.metric: row for row in summary_rows(history)}
+
+
+def shown(rows):
+    stream = io.StringIO()
+    Console(file=stream, width=100).print(summary_table(rows, "run"))
+    return stream.getvalue()
+
+
+def test_the_banner():
+    text = banner("32 samples per step = 4 per rank x 2 ranks x 4 micro-steps", [("run", "runs/x"), ("steps", "300")])
+    assert text == (
+        "32 samples per step = 4 per rank x 2 ranks x 4 micro-steps\n"
+        "  run    runs/x\n"
+        "  steps  300"
+    )
+
+
+def test_the_first_and_the_last_evaluation_are_compared():
+    rows = by_name(History(steps=(), evaluations=(evaluation(0, 0.5), evaluation(10, 0.9), evaluation(20, 0.75))))
+    assert (rows["eval/f1"].before, rows["eval/f1"].after, rows["eval/f1"].difference) == (0.5, 0.75, 0.25)
+    assert rows["eval/f1"].section == "evaluation, step 0 and 20"
+
+
+def test_a_single_evaluation_is_no_comparison():
+    row = by_name(History(steps=(), evaluations=(evaluation(7, 0.5),)))["eval/f1"]
+    assert (row.before, row.after, row.difference) == (None, 0.5, None)
+
+
+def test_the_ends_of_the_training_are_means():
+    # 12 steps: a quarter is 3. First three losses 12, 11, 10 (mean 11), last three 3, 2, 1 (mean 2).
+    rows = by_name(History(steps=tuple(step(n, 13.0 - n) for n in range(1, 13)), evaluations=()))
+    assert (rows["loss/total"].before, rows["loss/total"].after) == (11.0, 2.0)
+    # 100 steps: ten at each end. Losses 100..91 (mean 95.5) and 10..1 (mean 5.5).
+    rows = by_name(History(steps=tuple(step(n, 101.0 - n) for n in range(1, 101)), evaluations=()))
+    assert (rows["loss/total"].before, rows["loss/total"].after) == (95.5, 5.5)
+
+
+def test_channels_are_kept_apart_and_trouble_is_counted():
+    steps = (
+        step(1, 4.0),
+        step(2, 8.0, "B"),
+        step(3, math.nan, applied=False),
+        step(4, 2.0, skipped=("a", "b")),
+        step(5, 6.0, "B", skipped=("c",)),
+    )
+    rows = by_name(History(steps=steps, evaluations=()))
+    assert (rows["loss/total (A)"].before, rows["loss/total (A)"].after) == (4.0, 2.0)
+    assert (rows["loss/total (B)"].before, rows["loss/total (B)"].after) == (8.0, 6.0)
+    assert rows["steps finished"].after == 5
+    assert rows["steps not applied"].after == 1
+    assert rows["samples skipped"].after == 3
+
+
+def test_the_table_shows_every_row():
+    text = shown(summary_rows(History(steps=(step(1, 3.0), step(2, 2.0)), evaluations=(evaluation(0, 0.5),))))
+    for line in (
+        "metric                          | before | after | difference",
+        "eval/f1                       |        | 0.5000 |",
+        "loss/total                    | 3 | 2 | -1",
+    ):
+        words = [word.strip() for word in line.split("|")]
+        assert any(all(word in row for word in words) for row in text.splitlines()), line
+
+
+def test_a_better_value_is_green_and_a_worse_one_red():
+    def difference(before, after, name="eval/f1"):
+        evaluations = tuple(
+            EvaluationRecord(step=index, metrics={name: value}, wall_time=0.0)
+            for index, value in ((0, before), (9, after))
+        )
+        table = summary_table(summary_rows(History(steps=(), evaluations=evaluations)), "run")
+        return list(table.columns[3].cells)[-1]
+
+    assert (str(difference(0.5, 0.75)), difference(0.5, 0.75).style) == ("+0.2500", "green")
+    assert (str(difference(0.5, 0.25)), difference(0.5, 0.25).style) == ("-0.2500", "red")
+    assert difference(0.5, 0.25, "eval/truncation_rate").style == "green"
+    assert difference(0.5, 0.25, "eval/predicted_per_true").style == ""
+    assert difference(0.5, 0.5).style == ""
+
+
+def test_a_report_of_a_run_folder_can_be_made_again(tmp_path):
+    run = tmp_path / "ab_mixed"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text("".join(map(to_line, [evaluation(0, 0.5), step(1, 3.0), evaluation(1, 0.6)])))
+    for _ in range(2):
+        report = write_report(run)
+        assert report.run == "ab_mixed"
+        assert report.curves == run / "curves.png"
+        assert report.curves.stat().st_size > 10_000
+        assert report.rows[0].metric == "eval/f1"
+    assert sorted(path.name for path in run.iterdir()) == ["curves.png", "metrics.jsonl"]
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"no metrics.jsonl in it"):
+        write_report(tmp_path)
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(ConfigError, match="nothing is recorded yet"):
+        write_report(tmp_path)
+    assert not (tmp_path / "curves.png").exists()
