@@ -19,8 +19,8 @@ PLAIN := build/quickstart/plain
 MODEL := build/quickstart/model
 SHIPPED := assets/quickstart/stage1
 # `logging.name` of the two configs
-DEMO_RUN := runs/quickstart-a-only
-STAGE1_RUN := runs/quickstart-stage1
+DEMO_RUN := runs/a_only
+STAGE1_RUN := runs/stage1
 
 .PHONY: help install demo test soak bench lint stage1 docs
 .DELETE_ON_ERROR:

@@ -156,7 +156,8 @@ def _draw(
         )
         records = [datasets.train[order.record_of(g)] for g in draws]
         if config.data.object_order == "random":
-            records = [shuffled_objects(record, config.training.seed, g) for record, g in zip(records, draws, strict=True)]
+            pairs = zip(records, draws, strict=True)
+            records = [shuffled_objects(record, config.training.seed, g) for record, g in pairs]
         return [encoder.encode(record, g) for record, g in zip(records, draws, strict=True)]
 
     return draw

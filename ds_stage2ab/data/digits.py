@@ -242,7 +242,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ds_stage2ab.data.digits", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train-scenes", type=int, default=6000)
+    parser.add_argument("--train-scenes", type=int, default=12000)
     parser.add_argument("--validation-scenes", type=int, default=300)
     parser.add_argument("--max-digits", type=int, default=5, choices=range(1, 6))
     options = parser.parse_args(arguments)

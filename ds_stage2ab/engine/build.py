@@ -1,6 +1,8 @@
 """Checkpoint folder -> model, tokenizer, image processor, and the DeepSpeed engine around the objective."""
 
 import logging
+import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -39,15 +41,28 @@ def quieten() -> None:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     deepspeed_logger.setLevel(logging.ERROR)
+    # torch tells callers of its collectives of new names; the caller is DeepSpeed.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 
 def start_process_group() -> str:
     """Join the learner ranks; returns this rank's device name."""
     accelerator = get_accelerator()
+    if accelerator.device_name() == "cpu":
+        # DeepSpeed would compile an operator here that only its inference uses, and fail without a compiler.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        share_cores()
     deepspeed.init_distributed(
         dist_backend=accelerator.communication_backend_name(), timeout=COLLECTIVE_TIMEOUT, verbose=False
     )
     return accelerator.current_device_name()
+
+
+def share_cores() -> None:
+    """Divide the CPU's cores among the ranks of this machine, unless OMP_NUM_THREADS says otherwise."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        local_ranks = int(os.environ["LOCAL_SIZE"]) if "LOCAL_SIZE" in os.environ else 1
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
 
 
 def load_checkpoint(section: ModelSection, *, min_pixels: int | None, max_pixels: int | None) -> Checkpoint:

@@ -1,10 +1,15 @@
 """A small byte-level BPE of Qwen's kind (its splitting rule, NFC, added tokens) with the 1,000 coordinate tokens."""
 
 import pytest
+from hypothesis import settings
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from ds_stage2ab.codec.vocabulary import Vocabulary
+
+# A busy machine makes one example slow; no property here is about time.
+settings.register_profile("unit", deadline=None)
+settings.load_profile("unit")
 
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"

@@ -60,7 +60,7 @@ def test_the_id_defaults_to_file_and_line(folder):
 
 
 def test_objects_are_sorted_by_top_then_left_and_ties_stay(folder):
-    boxes = [("d", 9, 9, 20, 20), ("b", 5, 3, 20, 20), ("a", 1, 3, 20, 20), ("c", 5, 3, 10, 10)]
+    boxes = [("d", 0, 9, 20, 20), ("b", 5, 3, 20, 20), ("a", 1, 3, 20, 20), ("c", 5, 3, 10, 10)]
     objects = [{"desc": name, "bbox_2d": box} for name, *box in boxes]
     (record,) = read(folder, line(objects=objects))
     assert "".join(truth.desc for truth in record.objects) == "abcd"
@@ -189,7 +189,9 @@ def test_all_problems_are_listed(folder):
     error = refused(folder, boxed(1, 2, 1, 4), line(), line(objects=[{"desc": ""}, {**CAT, "desc": ""}]), "{")
     text = str(error)
     assert error.where.endswith(":1")
-    assert [part in text for part in ("set.jsonl:3: objects[0]", "set.jsonl:3: objects[1]", "set.jsonl:4: ")] == [True] * 3
+    assert [part in text for part in ("set.jsonl:3: objects[0]", "set.jsonl:3: objects[1]", "set.jsonl:4: ")] == [
+        True
+    ] * 3
     assert error.fix == "correct these 4 places"
 
 

@@ -62,19 +62,16 @@ def test_an_iou_of_exactly_one_half_counts():
 
 def test_as_many_pairs_as_possible():
     # Each box is 12 wide, 4 high, and 3 to the right of the one before: IoU 9 / 15 = 0.6 with its neighbours and
-    # 6 / 18 = 1/3 one further. Predicted 1 and 3, true 0, 1 .. 2: predicted 1 fits true 1 exactly, but then
-    # predicted 3 still has true 2; predicted 1 with true 0 would leave the sum smaller.
-    boxes = [(3 * i, 0, 3 * i + 12, 4) for i in range(4)]
-    predicted = [truth("a", *boxes[1]), truth("a", *boxes[3])]
-    true = [truth("a", *boxes[0]), truth("a", *boxes[1]), truth("a", *boxes[2])]
-    score = score_image(predicted, true)
+    # 6 / 18 = 1/3 one further, which is no pair.
+    boxes = [truth("a", 3 * i, 0, 3 * i + 12, 4) for i in range(4)]
+    score = score_image([boxes[1], boxes[3]], [boxes[0], boxes[1], boxes[2]])
     assert score.matched == 2
-    assert score.iou_sum == pytest.approx(1 + 0.6)
-    # Predicted 1 and 2, true 1 and 0: the exact pair (1, 1) would leave predicted 2 with IoU 1/3, no pair. Two
-    # pairs of 0.6 come before one of 1.
-    score = score_image([truth("a", *boxes[1]), truth("a", *boxes[2])], [truth("a", *boxes[1]), truth("a", *boxes[0])])
-    assert score.matched == 2
-    assert score.iou_sum == pytest.approx(1.2)
+    assert score.iou_sum == pytest.approx(1 + 0.6)  # 1 with 1 and 3 with 2, not 1 with 0: of two pairs the larger sum
+    # Predicted 1, 2, 3 and true 0, 1, 2: two exact pairs have a summed IoU of 2, the three neighbours 1.8. Three
+    # pairs come before a larger sum.
+    score = score_image([boxes[1], boxes[2], boxes[3]], [boxes[0], boxes[1], boxes[2]])
+    assert score.matched == 3
+    assert score.iou_sum == pytest.approx(3 * 0.6)
 
 
 def test_nothing_predicted_and_nothing_true():
