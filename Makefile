@@ -9,7 +9,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 
 BIN := $(abspath $(VENV))/bin
 PY := $(BIN)/python
-TRAIN := $(BIN)/deepspeed --num_gpus 1 ds_stage2ab/train.py --config
+TRAIN := $(BIN)/deepspeed --num_gpus 2 ds_stage2ab/train.py --config
 INSTALLED := $(VENV)/.ds_stage2ab-installed
 # DeepSpeed and torch look for ninja on PATH.
 export PATH := $(BIN):$(PATH)
@@ -17,10 +17,13 @@ export PATH := $(BIN):$(PATH)
 DATA := build/quickstart/data
 PLAIN := build/quickstart/plain
 MODEL := build/quickstart/model
+SINGLE := build/quickstart/single
+NAMED := build/quickstart/named
 SHIPPED := assets/quickstart/stage1
 # `logging.name` of the two configs
 DEMO_RUN := runs/a_only
 STAGE1_RUN := runs/stage1
+NAMES_RUN := runs/stage1_names
 
 .PHONY: help install demo test soak bench lint stage1 docs
 .DELETE_ON_ERROR:
@@ -67,13 +70,19 @@ lint: $(INSTALLED)
 # A run of hours is never deleted here: the trainer refuses a run folder that already holds a run.
 stage1: $(INSTALLED)
 	$(PY) -m ds_stage2ab.data.digits --out $(DATA)
-	rm -rf $(PLAIN) $(MODEL)
+	$(PY) -m ds_stage2ab.data.digits --out $(SINGLE) --train-scenes 8000 --validation-scenes 100 \
+	    --max-digits 1 --min-height 56 --max-side 80
+	rm -rf $(PLAIN) $(MODEL) $(NAMED)
 	$(PY) -m ds_stage2ab.engine.tiny --out $(PLAIN)
 	$(BIN)/ds-stage2ab add-coord-tokens $(PLAIN) $(MODEL)
+	$(TRAIN) configs/quickstart/stage1_names.yaml
+	cp -r "$(NAMES_RUN)/checkpoints/$$(cat $(NAMES_RUN)/checkpoints/latest)/hf" $(NAMED)
 	$(TRAIN) configs/quickstart/stage1.yaml
-	rm -rf $(SHIPPED)
 	mkdir -p $(dir $(SHIPPED))
-	cp -r "$(STAGE1_RUN)/checkpoints/$$(cat $(STAGE1_RUN)/checkpoints/latest)/hf" $(SHIPPED)
+	rm -rf $(SHIPPED).new
+	cp -r "$(STAGE1_RUN)/checkpoints/$$(cat $(STAGE1_RUN)/checkpoints/latest)/hf" $(SHIPPED).new
+	rm -rf $(SHIPPED)
+	mv $(SHIPPED).new $(SHIPPED)
 	@echo "stage1 finished: $(SHIPPED) holds the new start checkpoint"
 
 docs: $(INSTALLED)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from ds_stage2ab.carriers import Record, Sample
+from ds_stage2ab.carriers import Record, Sample, StepResult
 from ds_stage2ab.channels.expectation import Expectation
 from ds_stage2ab.codec.text import get_codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.load import LoadedConfig
+from ds_stage2ab.config.rules import rollout_fits_length
 from ds_stage2ab.config.sections import Config
 from ds_stage2ab.data.encode import Encoder
 from ds_stage2ab.data.images import check_image
@@ -21,6 +22,7 @@ from ds_stage2ab.engine.build import (
     Checkpoint,
     build_engine,
     build_optimizer,
+    embedding_holds_coordinates,
     freeze_parts,
     load_checkpoint,
     position_index,
@@ -32,7 +34,7 @@ from ds_stage2ab.evaluation import Evaluator
 from ds_stage2ab.losses.objective import Objective
 from ds_stage2ab.metrics.recorder import Metrics
 from ds_stage2ab.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink
-from ds_stage2ab.plan import RunPlan, make_plan
+from ds_stage2ab.plan import RunPlan, batch_shape, make_plan
 from ds_stage2ab.rollout.base import GREEDY, Sampling
 from ds_stage2ab.rollout.hf import HfBackend
 from ds_stage2ab.world import World
@@ -52,6 +54,16 @@ class Run:
     checkpoints: Checkpoints
     facts: tuple[tuple[str, str], ...]
     # what the opening words say: (what, value)
+
+    def record(self, step: int, channel: str, result: StepResult) -> None:
+        """Report a step; a disk that is full on rank 0 is every rank's failure."""
+        with self.world.agree_on_failure():
+            self.metrics.record(step, channel, result)
+
+    def record_evaluation(self, finished_steps: int, values: dict[str, float]) -> None:
+        """Report an evaluation, as `record` does."""
+        with self.world.agree_on_failure():
+            self.metrics.record_evaluation(finished_steps, values)
 
     def close(self) -> None:
         """Close what is open, whatever happened in the loop."""
@@ -88,139 +100,169 @@ def read_datasets(config: Config, world: World) -> Datasets:
     return Datasets(train=train, validation=validation)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What the rest of a run is built from."""
+
+    config: Config
+    world: World
+    plan: RunPlan
+    datasets: Datasets
+    source: Checkpoint
+    vocabulary: Vocabulary
+    encoder: Encoder
+    folder: RunFolder
+
+
 def assemble(loaded: LoadedConfig, world: World) -> Run:
-    """Build a run; the run folder is claimed only when config, data and checkpoint are known to be good."""
-    config = loaded.config
+    """Build a run; the run folder is claimed last, when everything that can be known to be good is."""
+    torch.manual_seed(loaded.config.training.seed)
+    parts = _read(loaded, world)
+    objective = Objective(
+        parts.source.model, torch.tensor(parts.vocabulary.coordinate_ids), parts.config.stage2_ab
+    )
+    optimizer = build_optimizer(objective, parts.config.training)
+    engine = build_engine(objective, optimizer, parts.plan.deepspeed_config)
     with world.agree_on_failure():
-        make_plan(config, world.size, config.training.effective_batch_size)  # the batch rules, before any file
+        if world.rank == 0:
+            parts.folder.claim(loaded.resolved)
+    return Run(
+        plan=parts.plan,
+        folder=parts.folder,
+        world=world,
+        window=Window(engine, parts.plan, world, _draw(parts)),
+        channels={"A": _expectation(parts)},
+        metrics=_metrics(parts),
+        evaluator=_evaluator(parts) if parts.datasets.validation else None,
+        checkpoints=Checkpoints(
+            parts.folder.checkpoints,
+            parts.source.folder,
+            engine,
+            parts.source.model,
+            world,
+            keep_last=parts.config.checkpoint.keep_last,
+        ),
+        facts=_facts(parts),
+    )
+
+
+def _read(loaded: LoadedConfig, world: World) -> Parts:
+    """Everything that comes from files, cheap checks first; nothing is written."""
+    config = loaded.config
+    folder = RunFolder(config.logging.root / loaded.name)
+    with world.agree_on_failure():
+        batch_shape(config.training, world.size)  # the batch rules need no file
+        folder.refuse_earlier_run()
     datasets = read_datasets(config, world)
     with world.agree_on_failure():
         plan = make_plan(config, world.size, len(datasets.train))
         source = load_checkpoint(config.model, min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels)
-        vocabulary = Vocabulary.from_tokenizer(source.tokenizer)
         freeze_parts(source.model, config.model.freeze)
-    folder = RunFolder(config.logging.root / loaded.name)
-    with world.agree_on_failure():
-        if world.rank == 0:
-            folder.claim(loaded.resolved)
-    return _build(loaded, world, plan, datasets, source, vocabulary, folder)
-
-
-def _build(
-    loaded: LoadedConfig,
-    world: World,
-    plan: RunPlan,
-    datasets: Datasets,
-    source: Checkpoint,
-    vocabulary: Vocabulary,
-    folder: RunFolder,
-) -> Run:
-    config = loaded.config
-    objective = Objective(source.model, torch.tensor(vocabulary.coordinate_ids), config.stage2_ab)
-    engine = build_engine(objective, build_optimizer(objective, config.training), plan.deepspeed_config)
-    encoder = Encoder(
-        source.tokenizer,
-        source.image_processor,
-        vocabulary,
-        system_prompt=config.data.system_prompt,
-        user_prompt=config.data.user_prompt,
-    )
-    return Run(
-        plan=plan,
-        folder=folder,
+        vocabulary = Vocabulary.from_tokenizer(source.tokenizer)
+        embedding_holds_coordinates(source, vocabulary)
+        encoder = Encoder(
+            source.tokenizer,
+            source.image_processor,
+            vocabulary,
+            system_prompt=config.data.system_prompt,
+            user_prompt=config.data.user_prompt,
+        )
+        if datasets.validation:
+            rollout_fits_length(
+                max(encoder.prompt_length(*size) for size in {(r.width, r.height) for r in datasets.validation}),
+                config.rollout_matching.max_new_tokens,
+                config.training.global_max_length,
+                source.model.config.text_config.max_position_embeddings,
+            )
+    return Parts(
+        config=config,
         world=world,
-        window=Window(engine, plan, world, _draw(config, world, plan, datasets, encoder)),
-        channels={"A": _expectation(config, vocabulary, source)},
-        metrics=_metrics(config, folder, plan, world),
-        evaluator=_evaluator(config, world, datasets, encoder, source, vocabulary, folder),
-        checkpoints=Checkpoints(
-            folder.checkpoints, source.folder, engine, source.model, world, keep_last=config.checkpoint.keep_last
-        ),
-        facts=_facts(config, plan, datasets, source, folder),
+        plan=plan,
+        datasets=datasets,
+        source=source,
+        vocabulary=vocabulary,
+        encoder=encoder,
+        folder=folder,
     )
 
 
-def _draw(
-    config: Config, world: World, plan: RunPlan, datasets: Datasets, encoder: Encoder
-) -> Callable[[int, int], list[Sample]]:
-    order = SampleOrder(config.training.seed, len(datasets.train), plan.effective_batch_size, "drop")
+def _draw(parts: Parts) -> Callable[[int, int], list[Sample]]:
+    """(step, micro-step) -> this rank's raw samples."""
+    plan, seed, train = parts.plan, parts.config.training.seed, parts.datasets.train
+    order = SampleOrder(seed, len(train), plan.num_records_used)
+
+    def sample(draw: int) -> Sample:
+        record = train[order.record_of(draw)]
+        if parts.config.data.object_order == "random":
+            record = shuffled_objects(record, seed, draw)
+        return parts.encoder.encode(record, draw)
 
     def draw(step: int, micro_step: int) -> list[Sample]:
         draws = draws_of(
             step,
-            world.rank,
+            parts.world.rank,
             micro_step,
             effective_batch_size=plan.effective_batch_size,
-            num_ranks=world.size,
+            num_ranks=parts.world.size,
             per_device_batch_size=plan.per_device,
         )
-        records = [datasets.train[order.record_of(g)] for g in draws]
-        if config.data.object_order == "random":
-            pairs = zip(records, draws, strict=True)
-            records = [shuffled_objects(record, config.training.seed, g) for record, g in pairs]
-        return [encoder.encode(record, g) for record, g in zip(records, draws, strict=True)]
+        return [sample(g) for g in draws]
 
     return draw
 
 
-def _expectation(config: Config, vocabulary: Vocabulary, source: Checkpoint) -> Expectation:
+def _expectation(parts: Parts) -> Expectation:
     return Expectation(
-        get_codec(config.data.codec),
-        vocabulary,
-        position_index(source.model),
-        num_passes=config.stage2_ab.n_softctx_iter,
-        desc_ce_weight=config.stage2_ab.desc_ce_weight,
-        max_length=config.training.global_max_length,
+        get_codec(parts.config.data.codec),
+        parts.vocabulary,
+        position_index(parts.source.model),
+        num_passes=parts.config.stage2_ab.n_softctx_iter,
+        desc_ce_weight=parts.config.stage2_ab.desc_ce_weight,
+        max_length=parts.config.training.global_max_length,
     )
 
 
-def _metrics(config: Config, folder: RunFolder, plan: RunPlan, world: World) -> Metrics:
+def _metrics(parts: Parts) -> Metrics:
     sinks: list[Sink] = []
-    if world.rank == 0:
-        sinks = [JsonlSink(folder.metrics), ConsoleSink(sys.stdout, plan.total_steps)]
-        if config.logging.tensorboard:
-            sinks.append(TensorBoardSink(folder.tensorboard))
-    return Metrics(sinks, config.logging.every_steps)
+    if parts.world.rank == 0:
+        sinks = [JsonlSink(parts.folder.metrics), ConsoleSink(sys.stdout, parts.plan.total_steps)]
+        if parts.config.logging.tensorboard:
+            sinks.append(TensorBoardSink(parts.folder.tensorboard))
+    return Metrics(sinks, parts.config.logging.every_steps)
 
 
-def _evaluator(
-    config: Config,
-    world: World,
-    datasets: Datasets,
-    encoder: Encoder,
-    source: Checkpoint,
-    vocabulary: Vocabulary,
-    folder: RunFolder,
-) -> Evaluator | None:
-    if not datasets.validation:
-        return None
-    section = config.rollout_matching
-    start_id = world.from_first(uuid.uuid4().hex)
-    backend = HfBackend(source.model, vocabulary, decode_batch_size=section.decode_batch_size, start_id=start_id)
+def _evaluator(parts: Parts) -> Evaluator:
+    section = parts.config.rollout_matching
+    backend = HfBackend(
+        parts.source.model,
+        parts.vocabulary,
+        decode_batch_size=section.decode_batch_size,
+        start_id=parts.world.from_first(uuid.uuid4().hex),
+        seed=parts.config.training.seed,
+    )
     return Evaluator(
-        datasets.validation,
-        encoder.encode,
+        parts.datasets.validation,
+        parts.encoder.encode,
         backend,
         Sampling(**GREEDY, max_new_tokens=section.max_new_tokens),
-        codec=get_codec(config.data.codec),
-        vocabulary=vocabulary,
-        world=world,
-        pictures=folder.pictures,
-        num_pictures=config.evaluation.num_pictures,
+        codec=get_codec(parts.config.data.codec),
+        vocabulary=parts.vocabulary,
+        world=parts.world,
+        pictures=parts.folder.pictures,
+        num_pictures=parts.config.evaluation.num_pictures,
     )
 
 
-def _facts(
-    config: Config, plan: RunPlan, datasets: Datasets, source: Checkpoint, folder: RunFolder
-) -> tuple[tuple[str, str], ...]:
-    parameters = list(source.model.parameters())
-    trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+def _facts(parts: Parts) -> tuple[tuple[str, str], ...]:
+    plan, datasets = parts.plan, parts.datasets
+    parameters = list(parts.source.model.parameters())
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     length = f"packs of at most {plan.global_max_length} tokens" if plan.packing else "one sample per pack"
     return (
-        ("model", f"{source.folder}, {sum(p.numel() for p in parameters):,} parameters, {trainable:,} trained"),
+        ("model", f"{parts.source.folder}, {sum(p.numel() for p in parameters):,} parameters, {trained:,} trained"),
         ("data", f"{len(datasets.train):,} records, {len(datasets.validation):,} held out"),
         ("steps", f"{plan.total_steps:,} = {plan.epochs:.3g} epochs of {plan.steps_per_epoch:,}; {length}"),
-        ("engine", f"DeepSpeed, ZeRO stage {plan.zero_stage}, {config.model.precision}"),
-        ("run folder", str(folder.path)),
+        ("engine", f"DeepSpeed, ZeRO stage {plan.zero_stage}, {parts.config.model.precision}"),
+        ("run folder", str(parts.folder.path)),
         *(("warning", warning) for warning in plan.warnings),
     )

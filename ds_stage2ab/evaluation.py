@@ -1,16 +1,14 @@
 """Held-out rollouts -> figures and pictures; every sample exactly once on any number of ranks."""
 
-import io
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
-
 from ds_stage2ab.carriers import Record, Rollout, Sample, Truth
 from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
+from ds_stage2ab.data.images import load_image
 from ds_stage2ab.data.stream import evaluation_draw
 from ds_stage2ab.matching.parse import parse_rollout
 from ds_stage2ab.matching.score import ImageScore, score_image, set_score
@@ -19,7 +17,7 @@ from ds_stage2ab.rollout.base import RolloutBackend, Sampling
 from ds_stage2ab.world import World
 
 WELL_FORMED = ("ok", "empty_answer")
-"""Parse states of an answer that the grammar accepts from its first byte to its last."""
+"""Parse states of an answer that was closed as the grammar wants."""
 
 CHUNK = 32
 """Samples that are encoded at a time: bounds the memory that images take."""
@@ -83,8 +81,9 @@ class Evaluator:
         outcomes = sorted((o for part in self.world.gather(mine) for o in part), key=lambda outcome: outcome.index)
         assert [outcome.index for outcome in outcomes] == list(range(len(self.records))), "each sample exactly once"
         seconds = max(self.world.gather(time.monotonic() - start))
-        if self.world.rank == 0:
-            self._draw(outcomes, finished_steps)
+        with self.world.agree_on_failure():
+            if self.world.rank == 0:
+                self._draw(outcomes, finished_steps)
         return figures(outcomes, seconds)
 
     def _outcomes(self, indices: range, finished_steps: int) -> list[Outcome]:
@@ -110,11 +109,7 @@ class Evaluator:
 
     def _draw(self, outcomes: list[Outcome], finished_steps: int) -> None:
         shown = zip(self.records[: self.num_pictures], outcomes, strict=False)
-        pictures = [
-            Picture(name=record.id, image=_upright(record), predicted=outcome.predicted, truth=record.objects)
-            for record, outcome in shown
-        ]
-        save_pictures(self.pictures, finished_steps, pictures)
+        save_pictures(self.pictures, finished_steps, [_picture(record, outcome) for record, outcome in shown])
 
 
 def figures(outcomes: list[Outcome], seconds: float) -> dict[str, float]:
@@ -138,6 +133,13 @@ def figures(outcomes: list[Outcome], seconds: float) -> dict[str, float]:
     }
 
 
-def _upright(record: Record) -> Image.Image:
-    with Image.open(io.BytesIO(record.image.read_bytes())) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+def _picture(record: Record, outcome: Outcome) -> Picture:
+    found, hit = zip(*outcome.score.pairs, strict=True) if outcome.score.pairs else ((), ())
+    return Picture(
+        name=record.id,
+        image=load_image(record)[1],
+        predicted=outcome.predicted,
+        truth=record.objects,
+        predicted_matched=tuple(place in found for place in range(len(outcome.predicted))),
+        truth_matched=tuple(place in hit for place in range(len(record.objects))),
+    )

@@ -121,12 +121,7 @@ def make_plan(config: Config, learners: int, num_records: int) -> RunPlan:
         ConfigError: the batch sizes do not fit each other (rules 1 and 2), or the records fill no step (rule 6).
     """
     training = config.training
-    shape = shape_batch(
-        effective_batch_size=training.effective_batch_size,
-        per_device=training.per_device_train_batch_size,
-        accumulation=training.gradient_accumulation_steps,
-        learners=learners,
-    )
+    shape = batch_shape(training, learners)
     steps_per_epoch = records_fill_a_step(num_records, shape.effective_batch_size)
     total_steps = training.max_steps or steps_in_epochs(training.num_epochs, steps_per_epoch)
     stage, stage_warnings = runnable_zero_stage(config.model.precision, config.deepspeed.zero_stage)
@@ -150,6 +145,20 @@ def make_plan(config: Config, learners: int, num_records: int) -> RunPlan:
         evaluate=_evaluate(config.evaluation, config.data.validation is not None, total_steps),
         save=Cadence(enabled=True, at_start=False, every_steps=config.checkpoint.every_steps, total_steps=total_steps),
         warnings=(*stage_warnings, *_warmup_warnings(training.warmup_steps, total_steps)),
+    )
+
+
+def batch_shape(training: TrainingSection, learners: int) -> BatchShape:
+    """Rules 1 and 2 for a number of learner ranks.
+
+    Raises:
+        ConfigError: the batch sizes do not fit each other.
+    """
+    return shape_batch(
+        effective_batch_size=training.effective_batch_size,
+        per_device=training.per_device_train_batch_size,
+        accumulation=training.gradient_accumulation_steps,
+        learners=learners,
     )
 
 

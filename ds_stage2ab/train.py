@@ -14,6 +14,8 @@ import argparse
 import ctypes
 import os
 import signal
+import traceback
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ds_stage2ab.config.load import load_config
@@ -30,15 +32,15 @@ def train(run: "Run") -> None:
     """The loop: one optimizer step per turn."""
     plan = run.plan
     if run.evaluator and plan.evaluate.at_start:
-        run.metrics.record_evaluation(0, run.evaluator.run(0))
+        run.record_evaluation(0, run.evaluator.run(0))
     for step in range(plan.total_steps):
         channel = run.channels[plan.channel_for_step(step)]
         result = run.window.run(step, channel)
-        run.metrics.record(step, channel.name, result)
-        if run.evaluator and plan.evaluate.due(step):
-            run.metrics.record_evaluation(step + 1, run.evaluator.run(step + 1))
+        run.record(step, channel.name, result)
         if plan.save.due(step):
             run.checkpoints.save(step + 1)
+        if run.evaluator and plan.evaluate.due(step):
+            run.record_evaluation(step + 1, run.evaluator.run(step + 1))
 
 
 def main() -> int:
@@ -48,7 +50,8 @@ def main() -> int:
     parser.add_argument("--local_rank", type=int, default=0, help="set by the DeepSpeed launcher")
     arguments = parser.parse_args()
     rank = int(os.environ["RANK"]) if "RANK" in os.environ else 0
-    _end_with_launcher()
+    if "RANK" in os.environ and sys.platform == "linux":
+        _end_with_launcher()
     try:
         _run(arguments.config)
     except Stage2Error as error:
@@ -88,8 +91,18 @@ def _end_with_launcher() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def _leave(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an uncaught error and leave at once: a failed rank must not wait for the others while it shuts down.
+
+    To the real stderr: torch.distributed puts a buffer in its place around this hook.
+    """
+    traceback.print_exception(kind, error, trace, file=sys.__stderr__)
+    sys.__stderr__.flush()
+    os._exit(exit_code(error))
+
+
 if __name__ == "__main__":
-    # A failed rank must not wait for the others in interpreter shutdown: the launcher ends them.
+    sys.excepthook = _leave
     code = main()
     sys.stdout.flush()
     os._exit(code) if code else sys.exit(code)

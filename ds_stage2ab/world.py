@@ -82,10 +82,12 @@ class Agreement:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if not self.world.all_max(int(error is not None)):
+            return False
         seen = self.world.gather(_portable(error))
-        first = next((rank for rank, failure in enumerate(seen) if failure is not None), None)
-        if first is None or first == self.world.rank:
-            return False  # nothing to raise, or our own error goes on as it is
+        first = next(rank for rank, failure in enumerate(seen) if failure is not None)
+        if first == self.world.rank:
+            return False  # our own error goes on as it is
         failure = seen[first]
         raise type(failure)(f"rank {first}: {failure.why}", where=failure.where, fix=failure.fix) from error
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ds_stage2ab.data.digits import generate
+from ds_stage2ab.data.digits import Layout, generate
 from ds_stage2ab.engine.coord_tokens import add_coord_tokens
 from ds_stage2ab.engine.tiny import build_tiny
 
@@ -33,7 +33,8 @@ def build_quickstart(folder: Path) -> Quickstart:
     parts = Quickstart(model=folder / "model", plain=folder / "plain", data=folder / "data")
     build_tiny(parts.plain, seed=0)
     add_coord_tokens(parts.plain, parts.model)
-    generate(parts.data, seed=0, train_scenes=64, validation_scenes=12, max_digits=3)
+    layout = Layout(max_digits=3, min_height=34, max_side=112)
+    generate(parts.data, seed=0, train_scenes=64, validation_scenes=12, layout=layout)
     return parts
 
 

@@ -54,7 +54,7 @@ class Expectation:
         return [self._segment(sample) for sample in samples]
 
     def _segment(self, sample: Sample) -> Segment:
-        answer = encode_answer(sample.objects, self.vocabulary, self.codec)
+        answer = encode_answer(sample.objects, self.vocabulary, self.codec, where=sample.id)
         prompt_length = len(sample.prompt_ids)
         ids = torch.tensor(sample.prompt_ids + answer.ids)
         if len(ids) > self.max_length:

@@ -122,13 +122,18 @@ def answer_pieces(objects: Sequence[Truth], vocabulary: Vocabulary, codec: Codec
     return pieces
 
 
-def encode_answer(objects: Sequence[Truth], vocabulary: Vocabulary, codec: Codec) -> AnswerTokens:
+def encode_answer(
+    objects: Sequence[Truth], vocabulary: Vocabulary, codec: Codec, *, where: str = ""
+) -> AnswerTokens:
     """The answer that teaches `objects`, as ids, with the end of turn (`vocabulary.stop_id`) as its last id.
+
+    Args:
+        where: the sample, for the message.
 
     Raises:
         DataError: a description cannot be written with this tokenizer (`encode_pieces`).
     """
-    answer = encode_pieces(answer_pieces(objects, vocabulary, codec), vocabulary)
+    answer = encode_pieces(answer_pieces(objects, vocabulary, codec), vocabulary, where=where)
     return AnswerTokens(
         ids=(*answer.ids, vocabulary.stop_id),
         is_desc=(*answer.is_desc, False),
@@ -138,7 +143,7 @@ def encode_answer(objects: Sequence[Truth], vocabulary: Vocabulary, codec: Codec
     )
 
 
-def encode_pieces(pieces: Sequence[Piece], vocabulary: Vocabulary) -> AnswerTokens:
+def encode_pieces(pieces: Sequence[Piece], vocabulary: Vocabulary, *, where: str = "") -> AnswerTokens:
     """Tokenise the joined text in one call and give every token the region of its first byte.
 
     No end of turn is added.
@@ -158,6 +163,7 @@ def encode_pieces(pieces: Sequence[Piece], vocabulary: Vocabulary) -> AnswerToke
     if total != len(regions) or written != text.encode() or bins != wanted:
         raise DataError(
             f"the tokenizer cannot write this answer exactly: {text!r} came back as {written!r}",
+            where=where,
             fix="look for the text of a special token or an unusual character in the descriptions",
         )
     return AnswerTokens(

@@ -59,6 +59,21 @@ def answer_fits_length(max_new_tokens: int, global_max_length: int) -> None:
         )
 
 
+def rollout_fits_length(
+    prompt_tokens: int, max_new_tokens: int, global_max_length: int, position_limit: int
+) -> None:
+    """Rule 4 in full, once the longest prompt and the model are known."""
+    limit = min(global_max_length, position_limit)
+    if prompt_tokens + max_new_tokens > limit:
+        kind = LENGTH_CAP if limit == global_max_length else "the model's position limit"
+        raise ConfigError(
+            f"the longest prompt has {prompt_tokens} tokens; with {max_new_tokens} new ones it exceeds"
+            f" {kind}, which is {limit}",
+            where=MAX_NEW_TOKENS,
+            fix=f"set {MAX_NEW_TOKENS} to {max(1, limit - prompt_tokens)} or less, or data.max_pixels lower",
+        )
+
+
 def constant_rate_does_not_fall(lr_scheduler: str, min_learning_rate_ratio: float) -> None:
     """A final rate other than 0 would be ignored by the constant schedule."""
     if lr_scheduler == "constant" and min_learning_rate_ratio != 0:

@@ -4,7 +4,7 @@
 
 Invariants:
 - A scan belongs to training or to validation for ever: the split does not depend on any option.
-- A scene is a function of (seed, split, index, max_digits) alone.
+- A scene is a function of (seed, split, index, layout) alone.
 - Image sides are multiples of 16 (patch 8 x merge 2) from 80 to 112, so a Qwen3-VL processor resamples nothing.
 - A box touches the first and last row and column of the digit's visible ink, in bins 0..999.
 
@@ -19,7 +19,7 @@ import json
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,17 @@ class Scan:
     index: int
     label: int
     pixels: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """What scenes may look like. A model learns names first where one digit fills a small picture."""
+
+    max_digits: int
+    min_height: int
+    # of a digit with its margin, pixels
+    max_side: int
+    # of a picture, pixels
 
 
 @dataclass(slots=True, kw_only=True)
@@ -112,10 +123,10 @@ def background(rng: np.random.Generator, height: int, width: int, level: float) 
     return level + rng.uniform(0.0, 0.2) * slope + np.asarray(canvas)
 
 
-def digit_height(rng: np.random.Generator, num_digits: int, smaller_side: int) -> int:
-    """Height in pixels, a fifth of it margin: 34 to 72, less where several digits share a small picture."""
+def digit_height(rng: np.random.Generator, num_digits: int, smaller_side: int, min_height: int) -> int:
+    """Height in pixels, a fifth of it margin: up to 72, less where several digits share a small picture."""
     largest = smaller_side * (0.75, 0.65, 0.55, 0.48, 0.44)[num_digits - 1]
-    return int(rng.integers(34, int(max(36.0, min(72.0, largest))) + 1))
+    return int(rng.integers(min_height, int(max(min_height + 2.0, min(72.0, largest))) + 1))
 
 
 def place(rng: np.random.Generator, scene: Scene, scan: Scan, tall: int, contrast: float) -> None:
@@ -141,17 +152,17 @@ def place(rng: np.random.Generator, scene: Scene, scan: Scan, tall: int, contras
         return
 
 
-def compose(rng: np.random.Generator, scans: list[Scan], max_digits: int, clutter: bool = True) -> Scene:
-    """One scene of at most `max_digits` digits; without clutter the paper is black."""
-    height, width = (int(side) for side in rng.choice(SIDES, 2))
-    shares = np.array(COUNT_SHARES[: max_digits + 1])
+def compose(rng: np.random.Generator, scans: list[Scan], layout: Layout, clutter: bool = True) -> Scene:
+    """One scene; without clutter the paper is black."""
+    height, width = (int(side) for side in rng.choice([side for side in SIDES if side <= layout.max_side], 2))
+    shares = np.array(COUNT_SHARES[: layout.max_digits + 1])
     num_digits = int(rng.choice(len(shares), p=shares / shares.sum()))
     paper = rng.uniform(0.05, 0.3) if clutter else 0.0
     brightness = background(rng, height, width, paper) if clutter else np.full((height, width), paper)
     scene = Scene(brightness=brightness)
     for _ in range(num_digits):
         scan = scans[int(rng.integers(len(scans)))]
-        tall = digit_height(rng, num_digits, min(height, width))
+        tall = digit_height(rng, num_digits, min(height, width), layout.min_height)
         place(rng, scene, scan, tall, float(rng.uniform(0.45, 0.7)))
     if clutter:
         scene.brightness = scene.brightness + rng.normal(0.0, rng.uniform(0.0, 0.05), (height, width))
@@ -178,12 +189,12 @@ def to_image(scene: Scene) -> Image.Image:
     return Image.fromarray(np.round(np.clip(scene.brightness, 0.0, 1.0) * 255.0).astype(np.uint8), mode="L")
 
 
-def write_split(folder: Path, split: str, scans: list[Scan], num_scenes: int, seed: int, max_digits: int) -> int:
+def write_split(folder: Path, split: str, scans: list[Scan], num_scenes: int, seed: int, layout: Layout) -> int:
     """Write `num_scenes` pictures and their JSONL into `folder`; returns the number of objects."""
     num_objects = 0
     with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as lines:
         for index in range(num_scenes):
-            scene = compose(scene_rng(seed, split, index), scans, max_digits)
+            scene = compose(scene_rng(seed, split, index), scans, layout)
             name = f"{split}-{index:06d}"
             record = record_of(scene, f"images/{name}.png", name)
             to_image(scene).save(folder / "images" / f"{name}.png", compress_level=1)
@@ -211,14 +222,14 @@ def already_there(out: Path, manifest: dict[str, int]) -> bool:
     raise DataError(why, where=str(out), fix=fix)
 
 
-def generate(out: Path, *, seed: int, train_scenes: int, validation_scenes: int, max_digits: int) -> bool:
+def generate(out: Path, *, seed: int, train_scenes: int, validation_scenes: int, layout: Layout) -> bool:
     """Make the data set in `out`, whole or not at all. False: exactly this data set was there already."""
     manifest = {
         "generator_version": GENERATOR_VERSION,
         "seed": seed,
         "train_scenes": train_scenes,
         "validation_scenes": validation_scenes,
-        "max_digits": max_digits,
+        **asdict(layout),
     }
     if already_there(out, manifest):
         return False
@@ -228,7 +239,7 @@ def generate(out: Path, *, seed: int, train_scenes: int, validation_scenes: int,
     try:
         (building / "images").mkdir()
         for split, num_scenes in zip(SPLITS, (train_scenes, validation_scenes), strict=True):
-            write_split(building, split, scans[split], num_scenes, seed, max_digits)
+            write_split(building, split, scans[split], num_scenes, seed, layout)
         (building / MANIFEST).write_text(json.dumps(manifest) + "\n", encoding="utf-8")
         building.chmod(0o755)
         building.replace(out)
@@ -242,9 +253,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ds_stage2ab.data.digits", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train-scenes", type=int, default=12000)
+    parser.add_argument("--train-scenes", type=int, default=16000)
     parser.add_argument("--validation-scenes", type=int, default=300)
     parser.add_argument("--max-digits", type=int, default=5, choices=range(1, 6))
+    parser.add_argument("--min-height", type=int, default=34, choices=range(24, 61), metavar="PIXELS")
+    parser.add_argument("--max-side", type=int, default=max(SIDES), choices=SIDES)
     options = parser.parse_args(arguments)
     if min(options.seed, options.train_scenes - 1, options.validation_scenes - 1) < 0:
         parser.error("--seed must be 0 or more, --train-scenes and --validation-scenes 1 or more")
@@ -254,7 +267,9 @@ def main(arguments: list[str] | None = None) -> int:
             seed=options.seed,
             train_scenes=options.train_scenes,
             validation_scenes=options.validation_scenes,
-            max_digits=options.max_digits,
+            layout=Layout(
+                max_digits=options.max_digits, min_height=options.min_height, max_side=options.max_side
+            ),
         )
     except DataError as error:
         print(error, file=sys.stderr)

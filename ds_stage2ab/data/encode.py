@@ -37,11 +37,16 @@ class Encoder:
         if ids.count(self.image_id) != 1:
             raise ConfigError(
                 f"the prompt holds {ids.count(self.image_id)} image placeholders, it must hold exactly one",
-                where="data.user_prompt",
+                where="data.system_prompt and data.user_prompt",
                 fix="remove image tokens from the prompts and check the checkpoint's chat template",
             )
         place = ids.index(self.image_id)
         self.before, self.after = tuple(ids[:place]), tuple(ids[place + 1 :])
+
+    def prompt_length(self, width: int, height: int) -> int:
+        """Tokens of the prompt for an image of this size, in pixels."""
+        patches = self.image_processor.get_number_of_image_patches(height, width)
+        return len(self.before) + patches // self.image_processor.merge_size**2 + len(self.after)
 
     def encode(self, record: Record, draw: int) -> Sample:
         """Read the image and expand its placeholder to one token per merged patch.

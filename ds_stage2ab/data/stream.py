@@ -5,24 +5,19 @@ downwards from -1. Letters as in the contract: R samples per step, W learner ran
 micro-step and rank, G = R / (p W) micro-steps, N records used per epoch.
 
 Invariants:
-- The record of a draw depends on (seed, number of records, R, epoch_end, g) alone: not on W, p or what ran before.
-- Within an epoch no record comes twice; with `wrap` every record comes once.
+- The record of a draw depends on (seed, number of records, N, g) alone: not on W, p or what ran before.
+- Within an epoch no record comes twice.
 - The draws of all ranks and micro-steps of step s are exactly [sR, (s+1)R), each once.
-- With `drop` an epoch is a whole number of steps; which records are left out differs from epoch to epoch.
+- Which records an epoch leaves out (N is a whole number of steps) differs from epoch to epoch.
 - No result depends on the platform, the hash seed or a library's random generator.
 """
 
 import hashlib
 from dataclasses import replace
-from typing import Literal
 
 from ds_stage2ab.carriers import Record
-from ds_stage2ab.errors import ConfigError
-
-EpochEnd = Literal["drop", "wrap"]
 
 SAMPLE_DIGEST_BYTES = 16  # two of 10^9 records get the same digest with probability 1.5e-21
-SEED_BYTES = 8  # shifted right by one: a request's seed fits a signed 64-bit integer
 
 
 def permutation(seed: int, epoch: int, num_records: int) -> list[int]:
@@ -35,23 +30,6 @@ def permutation(seed: int, epoch: int, num_records: int) -> list[int]:
 
 def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=SAMPLE_DIGEST_BYTES).digest()
-
-
-def records_per_epoch(num_records: int, effective_batch_size: int, epoch_end: EpochEnd) -> int:
-    """N, the draws of one epoch: all records with `wrap`, the largest multiple of R with `drop`.
-
-    Raises:
-        ConfigError: fewer records than one step needs.
-    """
-    if num_records < effective_batch_size:
-        raise ConfigError(
-            f"{num_records} records are fewer than the {effective_batch_size} samples of one step",
-            where="training.effective_batch_size",
-            fix=f"set it to at most {num_records}, or add data",
-        )
-    if epoch_end == "wrap":
-        return num_records
-    return num_records // effective_batch_size * effective_batch_size
 
 
 def epoch_and_place(draw: int, draws_per_epoch: int) -> tuple[int, int]:
@@ -83,15 +61,6 @@ def evaluation_draw(index: int) -> int:
     return -1 - index
 
 
-def request_seed(seed: int, draw: int, sample_id: str) -> int:
-    """The sampling seed of one request, in 0..2^63-1: every request of a run has its own.
-
-    The first 8 bytes of blake2b("seed/g/sample_id"), big-endian, shifted right by one.
-    """
-    digest = hashlib.blake2b(f"{seed}/{draw}/{sample_id}".encode()).digest()
-    return int.from_bytes(digest[:SEED_BYTES], "big") >> 1
-
-
 def shuffled_objects(record: Record, seed: int, draw: int) -> Record:
     """The record with its objects in an order of its own for each draw (`data.object_order: random`)."""
     digests = [_digest(f"{seed}/{draw}/{record.id}/{place}") for place in range(len(record.objects))]
@@ -105,15 +74,12 @@ class SampleOrder:
     Args:
         seed: `training.seed`.
         num_records: records of the training file.
-        effective_batch_size: R.
-        epoch_end: `drop` or `wrap`.
-
-    Raises:
-        ConfigError: fewer records than one step needs.
+        draws_per_epoch: N <= num_records; `RunPlan.num_records_used`, a whole number of steps.
     """
 
-    def __init__(self, seed: int, num_records: int, effective_batch_size: int, epoch_end: EpochEnd) -> None:
-        self.draws_per_epoch = records_per_epoch(num_records, effective_batch_size, epoch_end)
+    def __init__(self, seed: int, num_records: int, draws_per_epoch: int) -> None:
+        assert 1 <= draws_per_epoch <= num_records, f"{draws_per_epoch} draws of {num_records} records"
+        self.draws_per_epoch = draws_per_epoch
         self._seed = seed
         self._num_records = num_records
         self._epoch = -1

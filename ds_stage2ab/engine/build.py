@@ -13,17 +13,22 @@ import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import logger as deepspeed_logger
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
+from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.sections import ModelSection, TrainingSection
 from ds_stage2ab.errors import EnvironmentFault
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-"""Longest wait of a rank for the others; DeepSpeed's own default is 30 minutes."""
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""Longest wait of a rank for the others: they wait while rank 0 writes a checkpoint to a slow disk."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+UNLOADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, SafetensorError)
+"""What transformers and safetensors raise on a damaged or foreign folder, seen by damaging one in many ways."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +53,9 @@ def quieten() -> None:
 def start_process_group() -> str:
     """Join the learner ranks; returns this rank's device name."""
     accelerator = get_accelerator()
+    local_rank = int(os.environ["LOCAL_RANK"])
+    # Before anything asks for the current device: the launcher lets every rank see every device.
+    accelerator.set_device(local_rank)
     if accelerator.device_name() == "cpu":
         # DeepSpeed would compile an operator here that only its inference uses, and fail without a compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -55,18 +63,17 @@ def start_process_group() -> str:
     deepspeed.init_distributed(
         dist_backend=accelerator.communication_backend_name(), timeout=COLLECTIVE_TIMEOUT, verbose=False
     )
-    return accelerator.current_device_name()
+    return accelerator.device_name(local_rank)
 
 
 def share_cores() -> None:
     """Divide the CPU's cores among the ranks of this machine, unless OMP_NUM_THREADS says otherwise."""
-    if "OMP_NUM_THREADS" not in os.environ:
-        local_ranks = int(os.environ["LOCAL_SIZE"]) if "LOCAL_SIZE" in os.environ else 1
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
+    if "OMP_NUM_THREADS" not in os.environ and "LOCAL_SIZE" in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["LOCAL_SIZE"])))
 
 
 def load_checkpoint(section: ModelSection, *, min_pixels: int | None, max_pixels: int | None) -> Checkpoint:
-    """Load a Qwen3-VL folder in eval mode, on the CPU, in the precision of the config.
+    """Load a Qwen3-VL folder, on the CPU, in the precision of the config.
 
     Args:
         section: `model` of the config.
@@ -74,35 +81,68 @@ def load_checkpoint(section: ModelSection, *, min_pixels: int | None, max_pixels
         max_pixels: largest image area that is not reduced, pixels; None keeps the checkpoint's own.
 
     Raises:
-        EnvironmentFault: the folder is missing or holds no such model.
+        EnvironmentFault: the folder is missing, damaged, incomplete, or holds no such model.
     """
-    folder = Path(section.path)
-    if not (folder / "config.json").is_file():
-        raise EnvironmentFault(
-            "no Hugging Face checkpoint here (config.json is missing)",
-            where=str(folder),
-            fix="set model.path to the folder of a stage-1 checkpoint",
-        )
-    size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
-    limits = {name: value for name, value in size.items() if value is not None}
+    folder = section.path
+    for name in ("config.json", "tokenizer.json", "preprocessor_config.json"):
+        if not (folder / name).is_file():
+            raise EnvironmentFault(
+                f"no Hugging Face checkpoint of a Qwen3-VL here ({name} is missing)",
+                where=str(folder),
+                fix="set model.path to the whole folder of a stage-1 checkpoint",
+            )
     try:
-        model = Qwen3VLForConditionalGeneration.from_pretrained(
-            folder, dtype=DTYPES[section.precision], attn_implementation=section.attn_implementation
-        )
+        model = _load_model(section)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         # By name: the automatic choice differs with torchvision, and so would the pixels.
         image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
-    except (OSError, ValueError, ImportError) as error:
+    except UNLOADABLE as error:
         raise EnvironmentFault(
             f"the checkpoint cannot be loaded: {error}",
             where=str(folder),
-            fix="check that model.path is a Qwen3-VL folder with its tokenizer and preprocessor_config.json",
+            fix="check that model.path is a whole Qwen3-VL folder with its tokenizer and preprocessor_config.json",
         ) from error
-    if limits:
-        image_processor.size = {**dict(image_processor.size), **limits}
+    size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+    changed = {name: value for name, value in size.items() if value is not None}
+    image_processor.size = {**dict(image_processor.size), **changed}
     if section.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return Checkpoint(folder=folder, model=model, tokenizer=tokenizer, image_processor=image_processor)
+
+
+def _load_model(section: ModelSection) -> nn.Module:
+    """A model all of whose weights are from the folder: transformers fills gaps with random numbers."""
+    model, report = Qwen3VLForConditionalGeneration.from_pretrained(
+        section.path,
+        dtype=DTYPES[section.precision],
+        attn_implementation=section.attn_implementation,
+        output_loading_info=True,
+    )
+    faults = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
+    if faults:
+        told = "; ".join(f"{kind}: {names[0]} and {len(names) - 1} more" for kind, names in faults.items())
+        raise EnvironmentFault(
+            f"the weights are not those of a Qwen3-VL of this config.json ({told})",
+            where=str(section.path),
+            fix="take the whole folder of the checkpoint, from one source",
+        )
+    return model
+
+
+def embedding_holds_coordinates(checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
+    """Refuse a folder whose tokenizer was extended and whose embedding was not.
+
+    Raises:
+        EnvironmentFault: a coordinate token has no embedding row.
+    """
+    rows = checkpoint.model.get_input_embeddings().num_embeddings
+    last = max(vocabulary.coordinate_ids)
+    if last >= rows:
+        raise EnvironmentFault(
+            f"the tokenizer has coordinate tokens up to id {last}, the embedding has {rows} rows",
+            where=str(checkpoint.folder),
+            fix="run `ds-stage2ab add-coord-tokens SRC DST` on the checkpoint without them, and set model.path to DST",
+        )
 
 
 def freeze_parts(model: nn.Module, parts: tuple[str, ...]) -> None:
@@ -152,4 +192,5 @@ def build_engine(
 ) -> deepspeed.DeepSpeedEngine:
     """Wrap the objective; the configuration is the plan's, the learning rate stays ours."""
     engine, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=deepspeed_config)
+    engine.train()  # from_pretrained leaves eval mode, in which gradient checkpointing silently does nothing
     return engine

@@ -11,11 +11,14 @@ A checkpoint is written under a temporary name, renamed when it is whole, and on
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import deepspeed
 from torch import nn
 
+from ds_stage2ab.errors import EnvironmentFault
 from ds_stage2ab.world import World
 
 WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".gguf", ".pt", ".pth")
@@ -55,25 +58,28 @@ class Checkpoints:
         """Write the checkpoint after `finished_steps` steps; every rank calls it. Returns its folder."""
         name = f"step-{finished_steps:06d}"
         partial, final = self.folder / f".{name}.partial", self.folder / name
-        if self.world.rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        self.world.all_max(0)
-        self.engine.save_checkpoint(str(partial), tag="deepspeed", save_latest=False)
-        with self.world.agree_on_failure():
+        with self.world.agree_on_failure(), _explained(self.folder):
+            if self.world.rank == 0:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+        with _explained(self.folder):
+            self.engine.save_checkpoint(str(partial), tag="deepspeed", save_latest=False)
+        with self.world.agree_on_failure(), _explained(self.folder):
             if self.world.rank == 0:
                 export(self.model, self.source, partial / "hf")
                 state = {"finished_steps": finished_steps, "world_size": self.world.size}
                 (partial / "state.json").write_text(json.dumps(state) + "\n")
                 _sync(partial)
                 partial.rename(final)
+                _sync(self.folder)
                 _replace_text(self.folder / "latest", name + "\n")
                 self._prune()
         return final
 
     def _prune(self) -> None:
         """Delete the oldest complete checkpoints beyond `keep_last`."""
-        for old in sorted(self.folder.glob("step-*"))[: -self.keep_last]:
+        complete = sorted(self.folder.glob("step-*"), key=lambda folder: int(folder.name.removeprefix("step-")))
+        for old in complete[: -self.keep_last]:
             shutil.rmtree(old)
 
 
@@ -86,12 +92,26 @@ def export(model: nn.Module, source: Path, destination: Path) -> None:
     model.save_pretrained(destination)
 
 
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentFault(
+            f"a checkpoint cannot be written: {error}",
+            where=str(folder),
+            fix="free space, or make the folder writable; the checkpoints that `latest` names are untouched",
+        ) from error
+
+
 def _sync(folder: Path) -> None:
-    """Flush every file below a folder to the disk."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+    """Flush a folder, and every file and folder below it, to the disk."""
+    for path in (folder, *folder.rglob("*")):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _replace_text(path: Path, text: str) -> None:

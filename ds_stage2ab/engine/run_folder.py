@@ -1,10 +1,11 @@
 """The folder of one run: claimed by one process group, never shared, never overwritten."""
 
+import fcntl
 import json
 import os
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ds_stage2ab.errors import ConfigError, EnvironmentFault
 
@@ -14,6 +15,8 @@ LOCK_FILE = "run.lock"
 
 class RunFolder:
     """Paths of a run's products, and the lock that says who writes them.
+
+    The lock is the kernel's: it ends with the process that holds it, however that ends.
 
     Args:
         path: `logging.root` / `logging.name`.
@@ -25,20 +28,36 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
         self.pictures = path / "pictures"
         self.checkpoints = path / "checkpoints"
+        self._lock: TextIO | None = None
+
+    def refuse_earlier_run(self) -> None:
+        """Look before the costly part of a start.
+
+        Raises:
+            ConfigError: the folder already holds a run.
+        """
+        if (self.path / CONFIG_FILE).exists():
+            raise ConfigError(
+                "this folder already holds a run",
+                where=str(self.path),
+                fix="set logging.name to another name, or move the folder away",
+            )
 
     def claim(self, resolved_config: dict[str, Any]) -> None:
         """Create the folder, lock it and write the resolved config. Rank 0 only.
 
         Raises:
-            ConfigError: a run is being written here, or a finished one lies here.
+            ConfigError: a run is being written here, or one lies here.
             EnvironmentFault: the folder cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock()
-            self._refuse_earlier_run()
-            (self.path / CONFIG_FILE).write_text(json.dumps(resolved_config, indent=2, ensure_ascii=False) + "\n")
+            self._lock = (self.path / LOCK_FILE).open("a+")
+            self._take_lock(self._lock)
+            text = json.dumps(resolved_config, indent=2, ensure_ascii=False) + "\n"
+            (self.path / CONFIG_FILE).write_text(text, encoding="utf-8")
         except OSError as error:
+            self.release()
             raise EnvironmentFault(
                 f"the run folder cannot be written: {error.strerror}",
                 where=str(self.path),
@@ -46,33 +65,30 @@ class RunFolder:
             ) from error
 
     def release(self) -> None:
-        """Remove the lock."""
-        (self.path / LOCK_FILE).unlink(missing_ok=True)
+        """Remove the lock, if it is ours."""
+        if self._lock is not None:
+            (self.path / LOCK_FILE).unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
 
-    def _lock(self) -> None:
-        owner = f"{socket.gethostname()} {os.getpid()}"
-        lock = self.path / LOCK_FILE
-        if lock.exists() and not _owner_is_gone(lock.read_text()):
+    def _take_lock(self, lock: TextIO) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            owner = lock.read().strip()
+            lock.close()
+            self._lock = None
             raise ConfigError(
-                f"another run is writing here (host and process: {lock.read_text().strip()})",
+                f"another run is writing here (host and process: {owner})",
                 where=str(self.path),
-                fix="set logging.name to another name, or wait for it to end; if it is dead, delete run.lock",
-            )
-        lock.unlink(missing_ok=True)
-        with lock.open("x") as file:
-            file.write(owner + "\n")
-
-    def _refuse_earlier_run(self) -> None:
-        if (self.path / CONFIG_FILE).exists():
+                fix="set logging.name to another name, or wait for it to end",
+            ) from None
+        try:
+            self.refuse_earlier_run()
+        except ConfigError:
             self.release()
-            raise ConfigError(
-                "this folder already holds a run",
-                where=str(self.path),
-                fix="set logging.name to another name, or move the folder away",
-            )
-
-
-def _owner_is_gone(owner: str) -> bool:
-    """True if the lock's process ran on this host and has ended."""
-    host, _, pid = owner.strip().partition(" ")
-    return host == socket.gethostname() and pid.isdigit() and not Path("/proc", pid).exists()
+            raise
+        lock.truncate(0)
+        lock.write(f"{socket.gethostname()} {os.getpid()}\n")
+        lock.flush()

@@ -20,6 +20,9 @@ from ds_stage2ab.packs.rounds import in_lockstep
 from ds_stage2ab.plan import RunPlan
 from ds_stage2ab.world import World
 
+MAX_NAMED = 16
+"""Sample ids that a message lists before it counts the rest."""
+
 
 class Channel(Protocol):
     """What a channel is to the window."""
@@ -68,76 +71,80 @@ class Window:
         with clock("forward_backward"):
             local = self._accumulate(step, packs, lambda: zero_weight(segments[0], num_passes=channel.num_passes))
         with clock("optimizer"):
-            learning_rate, grad_norm = self._update(step, samples)
+            learning_rate, grad_norm = self._update(step)
+            self._check_update(step, grad_norm, packs)
         clock.seconds["step"] = sum(clock.seconds.values())
         sums = self.world.all_sum(torch.cat([local, torch.tensor([len(samples), *_sizes(packs)]).double()]))
         return self._result(sums, learning_rate=learning_rate, grad_norm=grad_norm, seconds=clock.seconds)
 
     def _buffer(self, step: int) -> list[Sample]:
-        """Raw samples of every micro-step up to the engine's own boundary."""
+        """Raw samples of every micro-step up to the engine's own boundary.
+
+        Short of the boundary `engine.step()` applies nothing: it only advances the engine's count of micro-steps.
+        """
         samples: list[Sample] = []
-        for micro_step in range(self.plan.accumulation_steps):
-            with self.world.agree_on_failure():
+        with self.world.agree_on_failure():
+            for micro_step in range(self.plan.accumulation_steps):
                 samples += self.draw(step, micro_step)
-            if self.engine.is_gradient_accumulation_boundary():
-                break
-            self.engine.step()
+                if self.engine.is_gradient_accumulation_boundary():
+                    break
+                self.engine.step()
         assert micro_step == self.plan.accumulation_steps - 1, "the engine's window and the plan disagree"
         return samples
 
     def _accumulate(self, step: int, packs: list[Pack], stand_in: Callable[[], Pack]) -> torch.Tensor:
         """Forward and backward of every pack; returns this rank's (sum, count) of each term: [2 * terms]."""
         scale = self.world.size / self.plan.effective_batch_size
-        totals = torch.zeros(len(TERM_NAMES), 2, dtype=torch.float64)
+        totals = torch.zeros(len(TERM_NAMES), 2, dtype=torch.float64, device=self.world.device)
         for pack, last in in_lockstep(packs, stand_in, self.world.all_max):
             self.engine.set_gradient_accumulation_boundary(last)
-            loss, terms = self.engine(pack.to(self.world.device))
-            self._refuse_non_finite(step, pack, loss)
+            with self.world.agree_on_failure():
+                loss, terms = self.engine(pack.to(self.world.device))
+                _refuse_non_finite(step, pack, loss.item())
             # A new tensor, not forward's own output: ZeRO 0 would divide that by the accumulation steps.
             self.engine.backward(loss * scale, scale_wrt_gas=False)
-            totals += torch.stack([torch.stack(terms[name]) for name in TERM_NAMES]).cpu()
-        return totals.flatten()
+            totals += torch.stack([torch.stack(terms[name]) for name in TERM_NAMES])
+        return totals.flatten().cpu()
 
-    def _refuse_non_finite(self, step: int, pack: Pack, loss: torch.Tensor) -> None:
-        bad = not math.isfinite(loss.item())
-        if not self.world.all_max(int(bad)):
-            return
-        named = [ids for ids in self.world.gather(pack.sample_ids if bad else ()) if ids]
-        raise TrainingFault(
-            f"the loss of step {step + 1} is not finite; no weight was changed by this step",
-            where=f"samples {', '.join(name for ids in named for name in ids)}",
-            fix="lower training.learning_rate, or look at these samples",
-        )
+    def _update(self, step: int) -> tuple[float, float]:
+        """One `engine.step()` at this step's learning rate; returns (learning rate, gradient norm).
 
-    def _update(self, step: int, samples: list[Sample]) -> tuple[float, float]:
-        """One `engine.step()` at this step's learning rate; returns (learning rate, gradient norm)."""
+        The norm is not finite if no update was applied. Stage 0 in fp32 checks nothing itself and would write a
+        non-finite update, so there the norm is known first.
+        """
         learning_rate = self.plan.learning_rate(step)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         own_norm = self._own_grad_norm() if self.engine.zero_optimization_stage() == 0 else None
         if own_norm is not None and not math.isfinite(own_norm):
-            self._refuse_update(step, own_norm, samples)
+            return learning_rate, own_norm
         skipped_before = self.engine.skipped_steps
         self.engine.step()
         self.engine.set_gradient_accumulation_boundary(None)
-        grad_norm = own_norm if own_norm is not None else float(self.engine.get_global_grad_norm())
-        applied = self.engine.was_step_applied() and self.engine.skipped_steps == skipped_before
-        if not applied or not math.isfinite(grad_norm):
-            self._refuse_update(step, grad_norm, samples)
+        if not self.engine.was_step_applied() or self.engine.skipped_steps != skipped_before:
+            return learning_rate, math.inf
         assert self.engine.global_steps == step + 1, "the engine's step counter and the loop disagree"
-        return learning_rate, grad_norm
+        return learning_rate, own_norm if own_norm is not None else float(self.engine.get_global_grad_norm())
 
     def _own_grad_norm(self) -> float:
-        """L2 norm over all gradients, already averaged over the ranks; stage 0 in fp32 checks nothing itself."""
+        """L2 norm over all gradients, which at stage 0 are already averaged over the ranks."""
         gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients))
 
-    def _refuse_update(self, step: int, grad_norm: float, samples: list[Sample]) -> None:
-        first, last = samples[0].draw, samples[-1].draw
+    def _check_update(self, step: int, grad_norm: float, packs: list[Pack]) -> None:
+        """Every rank sees the same norm, so every rank raises or none does."""
+        if math.isfinite(grad_norm) and grad_norm > 0:
+            return
+        supervised = any(bool(pack.weights.any()) or len(pack.slots) > 0 for pack in packs)
+        if grad_norm == 0 and not self.world.all_max(int(supervised)):
+            return
+        own = [name for pack in packs for name in pack.sample_ids]
+        ids = [name for part in self.world.gather(own) for name in part]
         raise TrainingFault(
-            f"the update of step {step + 1} was not applied, its gradient norm is {grad_norm}",
-            where=f"raw samples {first}..{last} of this rank, first {samples[0].id}",
-            fix="lower training.learning_rate, or set deepspeed.gradient_clipping",
+            f"the gradient norm of step {step + 1} is {grad_norm}, "
+            + ("though something was supervised" if grad_norm == 0 else "and the update was not applied"),
+            where=_named(ids),
+            fix="lower training.learning_rate, and look at these samples",
         )
 
     def _result(
@@ -159,6 +166,21 @@ class Window:
             learning_rate=learning_rate,
             seconds=seconds,
         )
+
+
+def _refuse_non_finite(step: int, pack: Pack, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise TrainingFault(
+            f"a loss of step {step + 1} is {loss}; no weight was changed by this step",
+            where=_named(list(pack.sample_ids)),
+            fix="lower training.learning_rate, and look at these samples",
+        )
+
+
+def _named(ids: list[str]) -> str:
+    """`samples a, b, c and 29 more`."""
+    rest = len(ids) - MAX_NAMED
+    return "samples " + ", ".join(ids[:MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _sizes(packs: list[Pack]) -> tuple[int, int]:

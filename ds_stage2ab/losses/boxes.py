@@ -37,7 +37,10 @@ def complete_iou_loss(predicted_N4: Tensor, target_N4: Tensor) -> Tensor:
     overlap_N = (torch.minimum(high_N2, target_high_N2) - torch.maximum(low_N2, target_low_N2)).clamp(min=0).prod(-1)
     iou_N = overlap_N / (size_N2.prod(-1) + target_size_N2.prod(-1) - overlap_N)
 
-    hull_N2 = torch.maximum(high_N2, target_high_N2) - torch.minimum(low_N2, target_low_N2)
+    # Around all four corners: an inverted prediction must not shrink the hull that its distance is measured by.
+    outer_high_N2 = torch.maximum(torch.maximum(low_N2, high_N2), target_high_N2)
+    outer_low_N2 = torch.minimum(torch.minimum(low_N2, high_N2), target_low_N2)
+    hull_N2 = outer_high_N2 - outer_low_N2
     centre_gap_N2 = (low_N2 + high_N2 - target_low_N2 - target_high_N2) / 2
     distance_N = centre_gap_N2.square().sum(-1) / hull_N2.square().sum(-1)
 

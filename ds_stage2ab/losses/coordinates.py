@@ -21,8 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NUM_BINS = 1000
-LAST_BIN = NUM_BINS - 1
+from ds_stage2ab.codec.bins import MAX_BIN, NUM_BINS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +44,7 @@ def slot_distribution(logits_MV: Tensor, coordinate_ids_K: Tensor) -> SlotDistri
 
 def coordinate_of(bins: Tensor) -> Tensor:
     """c = k / 999 in fp32, the fraction of the image side."""
-    return bins.float() / LAST_BIN
+    return bins.float() / MAX_BIN
 
 
 def expected_coordinate(log_p_MK: Tensor) -> Tensor:
@@ -75,7 +74,7 @@ def coordinate_terms(slots: SlotDistribution, bins_M: Tensor, *, sigma: float, h
     huber_MK = F.huber_loss(gap_MK, torch.zeros_like(gap_MK), reduction="none", delta=huber_delta)
     return {
         "coord_soft_ce": -(target_MK * log_p_MK).sum(-1),
-        "coord_w1": cdf_gap_MK.abs().sum(-1) / LAST_BIN,
+        "coord_w1": cdf_gap_MK.abs().sum(-1) / MAX_BIN,
         "coord_gate": -slots.log_mass_M,
         "coord_ce": F.nll_loss(log_p_MK, bins_M, reduction="none"),
         "coord_el1": (p_MK * gap_MK.abs()).sum(-1),

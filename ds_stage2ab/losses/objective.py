@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ds_stage2ab.carriers import Pack
+from ds_stage2ab.codec.bins import MAX_BIN
 from ds_stage2ab.config.sections import Stage2ABSection
 from ds_stage2ab.losses.boxes import complete_iou_loss, smooth_l1
 from ds_stage2ab.losses.coordinates import (
-    LAST_BIN,
     SlotDistribution,
     coordinate_of,
     coordinate_terms,
@@ -150,7 +150,7 @@ def _diagnostics(
     ce_M: Tensor, is_desc_M: Tensor, slots: SlotDistribution, bins: Tensor, real: float
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Figures that are reported and never optimised."""
-    error = (expected_coordinate(slots.log_p_MK) - coordinate_of(bins)).abs() * LAST_BIN
+    error = (expected_coordinate(slots.log_p_MK) - coordinate_of(bins)).abs() * MAX_BIN
     return {
         "loss/desc_ce": _summed(ce_M[is_desc_M], real),
         "coord/mass": _summed(slots.log_mass_M.exp(), real),

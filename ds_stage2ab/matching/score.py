@@ -29,8 +29,8 @@ class ImageScore:
 
     predicted: int
     true: int
-    matched: int
-    # true positives: pairs of equal description
+    pairs: tuple[tuple[int, int], ...]
+    # true positives: (place among the predicted, place among the true) of equal description
     iou_sum: float
     # over those pairs
     matched_boxes: int
@@ -68,15 +68,15 @@ def score_image(predicted: Sequence[Truth], truth: Sequence[Truth]) -> ImageScor
     same_PG = np.array([[_name(one) == _name(other) for other in truth] for one in predicted], dtype=bool).reshape(
         iou_PG.shape
     )
-    pairs = _matched_iou(iou_PG, near_PG & same_PG)
-    pairs_boxes = _matched_iou(iou_PG, near_PG)
+    pairs = _best_pairs(iou_PG, near_PG & same_PG)
+    pairs_boxes = _best_pairs(iou_PG, near_PG)
     return ImageScore(
         predicted=len(predicted),
         true=len(truth),
-        matched=len(pairs),
-        iou_sum=math.fsum(pairs),
+        pairs=pairs,
+        iou_sum=math.fsum(float(iou_PG[pair]) for pair in pairs),
         matched_boxes=len(pairs_boxes),
-        iou_sum_boxes=math.fsum(pairs_boxes),
+        iou_sum_boxes=math.fsum(float(iou_PG[pair]) for pair in pairs_boxes),
     )
 
 
@@ -85,7 +85,7 @@ def set_score(images: Iterable[ImageScore]) -> SetScore:
     scores = list(images)
     predicted = sum(score.predicted for score in scores)
     true = sum(score.true for score in scores)
-    matched = sum(score.matched for score in scores)
+    matched = sum(len(score.pairs) for score in scores)
     matched_boxes = sum(score.matched_boxes for score in scores)
     empty = 1.0 if predicted == true == 0 else 0.0
     return SetScore(
@@ -105,8 +105,8 @@ def _name(truth: Truth) -> str:
     return truth.desc.strip().lower()
 
 
-def _matched_iou(iou_PG: NDArray[np.float64], allowed_PG: NDArray[np.bool_]) -> list[float]:
-    """IoU of each pair of the best assignment.
+def _best_pairs(iou_PG: NDArray[np.float64], allowed_PG: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:
+    """The pairs (row, column) of the best assignment.
 
     A pair that is not allowed costs more than all allowed pairs together, so that the Hungarian method
     finds the most pairs first and the largest summed IoU among those.
@@ -114,7 +114,7 @@ def _matched_iou(iou_PG: NDArray[np.float64], allowed_PG: NDArray[np.bool_]) -> 
     forbidden = 1.0 + min(iou_PG.shape)
     rows, columns = linear_sum_assignment(np.where(allowed_PG, 1.0 - iou_PG, forbidden))
     chosen = allowed_PG[rows, columns]
-    return [float(iou) for iou in iou_PG[rows[chosen], columns[chosen]]]
+    return tuple(zip(rows[chosen].tolist(), columns[chosen].tolist(), strict=True))
 
 
 def _quotient(part: float, whole: float, otherwise: float) -> float:

@@ -1,5 +1,6 @@
 """What every rollout backend is: samples in, one rollout each out, in the same order."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +22,19 @@ class Sampling:
     max_new_tokens: int
 
 
+SEED_BYTES = 8
+"""Of a digest; shifted right by one, a request's seed fits a signed 64-bit integer."""
+
+
+def request_seed(seed: int, draw: int, sample_id: str) -> int:
+    """The sampling seed of one request, in 0..2^63-1: every request of a run has its own.
+
+    The first 8 bytes of blake2b("seed/g/sample_id"), big-endian, shifted right by one.
+    """
+    digest = hashlib.blake2b(f"{seed}/{draw}/{sample_id}".encode()).digest()
+    return int.from_bytes(digest[:SEED_BYTES], "big") >> 1
+
+
 GREEDY = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
 
 
@@ -30,5 +44,3 @@ class RolloutBackend(Protocol):
     def generate(self, samples: list[Sample], sampling: Sampling, *, finished_steps: int) -> list[Rollout]:
         """One rollout for each sample, in the samples' order, each stamped with the weights' version."""
         ...
-
-    def close(self) -> None: ...

@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 
 from ds_stage2ab.carriers import Rollout, Sample
 from ds_stage2ab.codec.vocabulary import Vocabulary
-from ds_stage2ab.rollout.base import Sampling
+from ds_stage2ab.rollout.base import Sampling, request_seed
 
 
 class HfBackend:
@@ -26,13 +26,17 @@ class HfBackend:
         vocabulary: the checkpoint's ids; its vision placeholders are never sampled.
         decode_batch_size: most rows alive at any moment.
         start_id: new each time a learner process group starts; first half of the weight version.
+        seed: `training.seed`.
     """
 
-    def __init__(self, model: nn.Module, vocabulary: Vocabulary, *, decode_batch_size: int, start_id: str) -> None:
+    def __init__(
+        self, model: nn.Module, vocabulary: Vocabulary, *, decode_batch_size: int, start_id: str, seed: int
+    ) -> None:
         self.model = model
         self.vocabulary = vocabulary
         self.decode_batch_size = decode_batch_size
         self.start_id = start_id
+        self.seed = seed
 
     def generate(self, samples: list[Sample], sampling: Sampling, *, finished_steps: int) -> list[Rollout]:
         """One rollout for each sample, in order; greedy when the temperature is 0."""
@@ -40,15 +44,12 @@ class HfBackend:
         version = f"{self.start_id}/{finished_steps}"
         order = sorted(range(len(samples)), key=lambda index: (len(samples[index].prompt_ids), index))
         rollouts: dict[int, Rollout] = {}
-        with torch.no_grad(), _eval_mode(self.model):
+        with torch.no_grad(), _as_decoder(self.model):
             for first in range(0, len(order), self.decode_batch_size):
                 members = order[first : first + self.decode_batch_size]
                 chunk = [samples[index] for index in members]
                 rollouts.update(zip(members, self._decode(chunk, config, version), strict=True))
         return [rollouts[index] for index in range(len(samples))]
-
-    def close(self) -> None:
-        """Nothing is held between calls."""
 
     def _decode(self, chunk: list[Sample], config: GenerationConfig, version: str) -> list[Rollout]:
         start = time.monotonic()
@@ -65,7 +66,7 @@ class HfBackend:
                 response_ids=tuple(response),
                 finish="stop" if stopped else "length",
                 weight_version=version,
-                seed=0,
+                seed=request_seed(self.seed, sample.draw, sample.id),
                 source="hf",
                 seconds=seconds,
             )
@@ -114,11 +115,16 @@ def generation_config(sampling: Sampling, vocabulary: Vocabulary) -> GenerationC
 
 
 @contextmanager
-def _eval_mode(model: Any) -> Iterator[None]:
-    """Eval mode inside, the mode from before afterwards, whatever happens."""
-    training = model.training
+def _as_decoder(model: Any) -> Iterator[None]:
+    """Eval mode and a blank generation config inside; both as before afterwards, whatever happens.
+
+    `generate` fills every field that ours leaves at None from the model's own config, the checkpoint's file.
+    """
+    training, own_config = model.training, model.generation_config
     model.eval()
+    model.generation_config = GenerationConfig()
     try:
         yield
     finally:
+        model.generation_config = own_config
         model.train(training)

@@ -20,15 +20,22 @@ def test_every_verb_is_there_and_in_the_help():
 
 
 def test_run_folders_and_data_are_those_of_the_configs():
-    for name, config in (("DEMO_RUN", "a_only.yaml"), ("STAGE1_RUN", "stage1.yaml")):
-        loaded = load_config(ROOT / "configs" / "quickstart" / config)
-        assert f"{loaded.config.logging.root}/{loaded.name}" == variable(name)
-        assert loaded.config.data.train.parent.as_posix() == variable("DATA")
+    runs = {
+        "a_only": ("DEMO_RUN", "DATA"),
+        "stage1_names": ("NAMES_RUN", "SINGLE"),
+        "stage1": ("STAGE1_RUN", "DATA"),
+    }
+    for config, (run, data) in runs.items():
+        loaded = load_config(ROOT / "configs" / "quickstart" / f"{config}.yaml")
+        assert f"{loaded.config.logging.root}/{loaded.name}" == variable(run)
+        assert loaded.config.data.train.parent.as_posix() == variable(data)
 
 
 def test_checkpoints_are_those_of_the_configs():
-    demo, stage1 = (load_config(ROOT / "configs" / "quickstart" / f"{name}.yaml") for name in ("a_only", "stage1"))
-    assert stage1.config.model.path.as_posix() == variable("MODEL")
+    names = ("a_only", "stage1_names", "stage1")
+    demo, first, second = (load_config(ROOT / "configs" / "quickstart" / f"{name}.yaml") for name in names)
+    assert first.config.model.path.as_posix() == variable("MODEL")
+    assert second.config.model.path.as_posix() == variable("NAMED")
     assert demo.config.model.path.as_posix() == variable("SHIPPED")
 
 

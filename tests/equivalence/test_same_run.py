@@ -1,11 +1,16 @@
 """One config, any split: runs of the real launcher give the same losses and the same weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from ds_stage2ab.data.stream import SampleOrder
 from ds_stage2ab.metrics.journal import read_history
+from ds_stage2ab.packs.collate import collate
 from tests.parts import config_values, launch, merged, write_config
+from tests.unit.parts import load_bench
 
 LOSS_TOLERANCE = 1e-5  # relative, contract of the mean over R in fp32
 WEIGHT_TOLERANCE = 1e-6  # of each tensor's norm, after SGD steps
@@ -61,3 +66,34 @@ def test_the_runs_do_learn(plainest):
     """Equal losses of runs that never move would show nothing."""
     losses, _ = plainest
     assert len(set(losses)) == 6 and losses[-1] != losses[0]
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_one_and_four_micro_steps_give_the_same_weights(run, zero_stage):
+    """One SGD step on the same 8 samples: DeepSpeed must not divide by the accumulation steps once more."""
+    weights = []
+    for micro_batch in (8, 2):
+        changes = {
+            "training.max_steps": 1,
+            "training.per_device_train_batch_size": micro_batch,
+            "deepspeed.zero_stage": zero_stage,
+        }
+        weights.append(run(f"zero-{zero_stage}-micro-batch-{micro_batch}", 1, changes)[1])
+    assert_same_weights(*weights, WEIGHT_TOLERANCE)
+
+
+def test_one_step_moved_the_weights_by_the_gradient_of_the_mean(run, quickstart):
+    """SGD alone: the step is learning rate times the gradient of the mean sample loss, in plain torch."""
+    _, stepped = run("one-step", 1, {"training.max_steps": 1, "training.per_device_train_batch_size": 2})
+    bench = load_bench(quickstart, num_samples=64)
+    order = SampleOrder(42, 64, 64)
+    drawn = replace(bench, samples=[bench.samples[order.record_of(g)] for g in range(8)])
+    objective = drawn.objective(coord_el1_weight=0.0, coord_ehuber_weight=0.0, coord_entropy_weight=0.0)
+    loss = sum(objective(collate([segment], num_passes=1))[0] for segment in drawn.segments()) / 8
+    loss.backward()
+    expected = {
+        name: parameter.detach() - 0.01 * parameter.grad for name, parameter in bench.model.named_parameters()
+    }
+    stepped.pop("lm_head.weight", None)
+    assert_same_weights(stepped, {name: tensor for name, tensor in expected.items() if name in stepped}, 1e-6)
+    assert len(stepped) == len(expected)

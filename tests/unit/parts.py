@@ -62,7 +62,7 @@ class Bench:
 def load_bench(parts: Quickstart, num_samples: int) -> Bench:
     """The freshly initialised tiny model in fp32 and its first samples."""
     section = ModelSection(
-        path=str(parts.model), attn_implementation="sdpa", precision="fp32", freeze=(), gradient_checkpointing=False
+        path=parts.model, attn_implementation="sdpa", precision="fp32", freeze=(), gradient_checkpointing=False
     )
     checkpoint = load_checkpoint(section, min_pixels=None, max_pixels=None)
     vocabulary = Vocabulary.from_tokenizer(checkpoint.tokenizer)

@@ -10,10 +10,13 @@ from PIL import Image
 from ds_stage2ab.data import digits
 from ds_stage2ab.errors import DataError, exit_code
 
+FULL = digits.Layout(max_digits=5, min_height=34, max_side=112)
+SINGLE = digits.Layout(max_digits=1, min_height=34, max_side=112)
+
 
 def generate(out: Path, *, seed: int = 3, train_scenes: int = 30, validation_scenes: int = 10) -> bool:
     return digits.generate(
-        out, seed=seed, train_scenes=train_scenes, validation_scenes=validation_scenes, max_digits=5
+        out, seed=seed, train_scenes=train_scenes, validation_scenes=validation_scenes, layout=FULL
     )
 
 
@@ -45,7 +48,7 @@ def test_scenes_use_the_scans_of_their_split_alone():
     scans = digits.split_scans()["validation"][:7]
     shown = set()
     for index in range(30):
-        shown |= {scan.index for scan in digits.compose(digits.scene_rng(0, "validation", index), scans, 5).scans}
+        shown |= {scan.index for scan in digits.compose(digits.scene_rng(0, "validation", index), scans, FULL).scans}
     assert shown == {scan.index for scan in scans}
 
 
@@ -53,7 +56,7 @@ def test_boxes_are_tight_around_the_pixels_of_a_lone_digit():
     scans = digits.split_scans()["train"]
     seen = 0
     for index in range(60):
-        scene = digits.compose(digits.scene_rng(1, "train", index), scans, 1, clutter=False)
+        scene = digits.compose(digits.scene_rng(1, "train", index), scans, SINGLE, clutter=False)
         if not scene.scans:
             continue
         brightness = scene.brightness
@@ -70,7 +73,7 @@ def test_boxes_are_tight_around_the_pixels_of_a_lone_digit():
 def test_later_digits_shrink_the_visible_ink_but_leave_most_of_it():
     scans = digits.split_scans()["train"]
     for index in range(60):
-        scene = digits.compose(digits.scene_rng(2, "train", index), scans, 5)
+        scene = digits.compose(digits.scene_rng(2, "train", index), scans, FULL)
         for first in range(len(scene.ink)):
             for second in range(first):
                 assert not (scene.ink[first] & scene.ink[second]).any()
@@ -105,7 +108,7 @@ def test_records_follow_the_data_contract(tmp_path):
 
 def test_scenes_vary_in_size_and_in_number_of_digits_and_some_are_empty():
     scans = digits.split_scans()["train"]
-    scenes = [digits.compose(digits.scene_rng(0, "train", index), scans, 5) for index in range(400)]
+    scenes = [digits.compose(digits.scene_rng(0, "train", index), scans, FULL) for index in range(400)]
     assert {scene.brightness.shape for scene in scenes} == {(h, w) for h in digits.SIDES for w in digits.SIDES}
     counts = np.bincount([len(scene.scans) for scene in scenes], minlength=6)
     assert (counts > 0).all()
@@ -149,3 +152,14 @@ def test_command_line_says_what_is_wrong_and_exits_with_the_data_code(tmp_path, 
     (tmp_path / "file").write_text("x")
     assert digits.main(["--out", str(tmp_path / "file")]) == exit_code(DataError(""))
     assert "is a file, not a folder" in capsys.readouterr().err
+
+
+def test_layout_of_one_large_digit_in_a_small_picture():
+    scans = digits.split_scans()["train"]
+    large = digits.Layout(max_digits=1, min_height=56, max_side=80)
+    scenes = [digits.compose(digits.scene_rng(0, "train", index), scans, large) for index in range(40)]
+    assert {scene.brightness.shape for scene in scenes} == {(80, 80)}
+    boxes = [digits.tight_box(ink) for scene in scenes for ink in scene.ink]
+    assert 30 < len(boxes) <= 40
+    # A fifth of the height is margin, and a stroke may end short of it.
+    assert min(y2 - y1 + 1 for _, y1, _, y2 in boxes) > 0.6 * 56

@@ -1,19 +1,19 @@
-import hashlib
+
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ds_stage2ab.carriers import Record, Truth
 from ds_stage2ab.data.stream import (
     SampleOrder,
     draws_of,
     epoch_and_place,
     evaluation_draw,
     permutation,
-    records_per_epoch,
-    request_seed,
+    shuffled_objects,
 )
-from ds_stage2ab.errors import ConfigError
 
 
 def test_permutation_is_pinned():
@@ -61,11 +61,8 @@ def test_a_micro_step_outside_the_window_is_a_mistake():
         draws_of(0, 0, 4, effective_batch_size=8, num_ranks=1, per_device_batch_size=2)
 
 
-def test_records_per_epoch():
-    assert records_per_epoch(23, 8, "drop") == 16  # 2 * 8
-    assert records_per_epoch(23, 8, "wrap") == 23
-    with pytest.raises(ConfigError, match="7 records are fewer than the 8 samples"):
-        records_per_epoch(7, 8, "wrap")
+def test_evaluation_draws_are_no_training_draws():
+    assert [evaluation_draw(index) for index in range(3)] == [-1, -2, -3]
 
 
 def test_epoch_and_place():
@@ -73,28 +70,32 @@ def test_epoch_and_place():
 
 
 def test_order_drop_leaves_out_other_records_each_epoch():
-    order = SampleOrder(0, 23, 8, "drop")
+    order = SampleOrder(0, 23, 16)
     epochs = [[order.record_of(draw) for draw in range(16 * e, 16 * e + 16)] for e in range(8)]
     assert all(len(set(epoch)) == 16 for epoch in epochs)
     assert set().union(*epochs) == set(range(23))
 
 
-def test_order_wrap_goes_on_within_a_step():
-    order = SampleOrder(0, 10, 4, "wrap")
+def test_order_uses_every_record_when_nothing_is_left_over():
+    order = SampleOrder(0, 10, 10)
     assert sorted(order.record_of(draw) for draw in range(10)) == list(range(10))
     assert [order.record_of(draw) for draw in (10, 11)] == permutation(0, 1, 10)[:2]
 
 
 @given(st.permutations(range(40)))
 def test_order_does_not_depend_on_what_was_asked_before(draws):
-    straight = SampleOrder(5, 11, 4, "wrap")
+    straight = SampleOrder(5, 11, 8)
     expected = {draw: straight.record_of(draw) for draw in range(40)}
-    mixed = SampleOrder(5, 11, 4, "wrap")
+    mixed = SampleOrder(5, 11, 8)
     assert {draw: mixed.record_of(draw) for draw in draws} == expected
 
 
-def test_request_seed_by_the_formula():
-    digest = hashlib.blake2b(b"3/-1/scene-7").digest()
-    assert request_seed(3, evaluation_draw(0), "scene-7") == int.from_bytes(digest[:8], "big") // 2
-    assert 0 <= request_seed(3, 5, "\u4e2d") < 2**63
-    assert request_seed(3, 5, "a") != request_seed(3, 6, "a")
+def test_shuffled_objects_differ_by_draw_and_keep_everything():
+    record = Record(
+        id="a", image=Path("a.png"), width=9, height=9, where="a.jsonl:1",
+        objects=tuple(Truth(desc=str(k), box=(k, 0, k + 1, 1)) for k in range(6)),
+    )  # fmt: skip
+    orders = [shuffled_objects(record, 0, draw).objects for draw in range(4)]
+    assert len(set(orders)) == 4
+    assert all(sorted(order, key=lambda truth: truth.box) == list(record.objects) for order in orders)
+    assert shuffled_objects(record, 0, 2).objects == orders[2]

@@ -37,13 +37,13 @@ def test_counts_by_hand():
         truth("cat", 0, 0, 10, 9),  # 0.9 with the first cat: better than the 0.8
     ]
     assert score_image(predicted, true) == ImageScore(
-        predicted=4, true=3, matched=1, iou_sum=0.9, matched_boxes=2, iou_sum_boxes=1.9
+        predicted=4, true=3, pairs=((3, 0),), iou_sum=0.9, matched_boxes=2, iou_sum_boxes=1.9
     )
 
 
 def test_figures_of_a_set_by_hand():
-    first = ImageScore(predicted=4, true=3, matched=1, iou_sum=0.9, matched_boxes=2, iou_sum_boxes=1.9)
-    second = ImageScore(predicted=1, true=2, matched=1, iou_sum=0.5, matched_boxes=1, iou_sum_boxes=0.5)
+    first = ImageScore(predicted=4, true=3, pairs=((3, 0),), iou_sum=0.9, matched_boxes=2, iou_sum_boxes=1.9)
+    second = ImageScore(predicted=1, true=2, pairs=((0, 1),), iou_sum=0.5, matched_boxes=1, iou_sum_boxes=0.5)
     score = set_score([first, second])
     assert score.f1 == 2 * 2 / (5 + 5)
     assert score.precision == 2 / 5
@@ -56,8 +56,8 @@ def test_figures_of_a_set_by_hand():
 
 
 def test_an_iou_of_exactly_one_half_counts():
-    assert score_image([truth("a", 0, 0, 10, 5)], [truth("a", 0, 0, 10, 10)]).matched == 1
-    assert score_image([truth("a", 0, 0, 10, 499)], [truth("a", 0, 0, 10, 999)]).matched == 0  # 499 / 999
+    assert score_image([truth("a", 0, 0, 10, 5)], [truth("a", 0, 0, 10, 10)]).pairs == ((0, 0),)
+    assert score_image([truth("a", 0, 0, 10, 499)], [truth("a", 0, 0, 10, 999)]).pairs == ()  # 499 / 999
 
 
 def test_as_many_pairs_as_possible():
@@ -65,12 +65,12 @@ def test_as_many_pairs_as_possible():
     # 6 / 18 = 1/3 one further, which is no pair.
     boxes = [truth("a", 3 * i, 0, 3 * i + 12, 4) for i in range(4)]
     score = score_image([boxes[1], boxes[3]], [boxes[0], boxes[1], boxes[2]])
-    assert score.matched == 2
+    assert len(score.pairs) == 2
     assert score.iou_sum == pytest.approx(1 + 0.6)  # 1 with 1 and 3 with 2, not 1 with 0: of two pairs the larger sum
     # Predicted 1, 2, 3 and true 0, 1, 2: two exact pairs have a summed IoU of 2, the three neighbours 1.8. Three
     # pairs come before a larger sum.
     score = score_image([boxes[1], boxes[2], boxes[3]], [boxes[0], boxes[1], boxes[2]])
-    assert score.matched == 3
+    assert len(score.pairs) == 3
     assert score.iou_sum == pytest.approx(3 * 0.6)
 
 

@@ -1,0 +1,191 @@
+"""Checkpoints of a real one-rank engine: whole or not there, and a Hugging Face folder that anyone can load."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
+
+from ds_stage2ab.config.load import load_config
+from ds_stage2ab.engine.build import build_engine, build_optimizer, start_process_group
+from ds_stage2ab.engine.checkpoint import Checkpoints, export
+from ds_stage2ab.errors import EnvironmentFault
+from ds_stage2ab.losses.objective import Objective
+from ds_stage2ab.plan import make_plan
+from ds_stage2ab.world import World, fill_launcher_variables
+from tests.parts import config_values, write_config
+from tests.unit.parts import load_bench
+
+
+@pytest.fixture(scope="module")
+def world():
+    """The process group of this one process; the launcher's variables are gone afterwards."""
+    with mock.patch.dict(os.environ):
+        fill_launcher_variables()
+        yield World(start_process_group())
+
+
+@pytest.fixture(scope="module")
+def bench(quickstart):
+    return load_bench(quickstart, num_samples=1)
+
+
+@pytest.fixture(scope="module")
+def engine(quickstart, bench, world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("engine")
+    config = load_config(write_config(folder / "c.yaml", config_values(quickstart, folder, "checkpoint"))).config
+    objective = Objective(bench.model, torch.tensor(bench.vocabulary.coordinate_ids), config.stage2_ab)
+    optimizer = build_optimizer(objective, config.training)
+    return build_engine(objective, optimizer, make_plan(config, 1, 64).deepspeed_config)
+
+
+@pytest.fixture
+def source(quickstart, tmp_path):
+    """A copy of the checkpoint that the run started from, for a test to damage."""
+    return Path(shutil.copytree(quickstart.model, tmp_path / "source"))
+
+
+@pytest.fixture
+def checkpoints(source, engine, bench, world, tmp_path):
+    return Checkpoints(tmp_path / "checkpoints", source, engine, bench.model, world, keep_last=2)
+
+
+def listed(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def weights(model):
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def move(model, seed):
+    """Change every weight, as training would."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
+
+
+def logits(model, sample):
+    ids = torch.tensor(sample.prompt_ids)[None]
+    with torch.no_grad():
+        return model.eval()(
+            input_ids=ids,
+            mm_token_type_ids=(ids == model.config.image_token_id).int(),
+            pixel_values=sample.vision.pixel_values,
+            image_grid_thw=sample.vision.image_grid_thw,
+        ).logits
+
+
+def assert_same_weights(seen, expected):
+    assert seen.keys() == expected.keys()
+    assert all(torch.equal(seen[name], tensor) for name, tensor in expected.items())
+
+
+def test_an_exported_model_gives_the_same_logits_bit_by_bit(bench, source, tmp_path):
+    move(bench.model, seed=1)
+    export(bench.model, source, tmp_path / "hf")
+    loaded = Qwen3VLForConditionalGeneration.from_pretrained(tmp_path / "hf")
+    sample = bench.samples[0]
+    assert torch.equal(logits(loaded, sample), logits(bench.model, sample))
+    original = Qwen3VLForConditionalGeneration.from_pretrained(source)
+    assert not torch.equal(logits(original, sample), logits(bench.model, sample))
+
+
+def test_tied_weights_stay_tied_and_are_stored_once(bench, source, tmp_path):
+    export(bench.model, source, tmp_path / "hf")
+    with safe_open(tmp_path / "hf" / "model.safetensors", framework="pt") as stored:
+        names = set(stored.keys())
+    assert "lm_head.weight" not in names
+    assert names == {name for name, _ in bench.model.named_parameters()}
+    loaded = Qwen3VLForConditionalGeneration.from_pretrained(tmp_path / "hf")
+    assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
+
+
+def test_everything_but_weights_is_copied(bench, source, tmp_path):
+    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "a.gguf"):
+        (source / name).write_text("weights of another form")
+    (source / "NOTICE").write_text("kept")
+    (source / "original").mkdir()
+    export(bench.model, source, tmp_path / "hf")
+    weights_of_others = {"model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin"}
+    assert set(listed(tmp_path / "hf")) == set(listed(source)) - weights_of_others - {"a.gguf", "original"}
+    copied = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "NOTICE")
+    for name in (*copied, "video_preprocessor_config.json"):
+        assert (tmp_path / "hf" / name).read_bytes() == (source / name).read_bytes(), name
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert tokenizer.convert_tokens_to_ids("<|coord_999|>") == bench.vocabulary.coordinate_ids[999]
+    assert Qwen2VLImageProcessorPil.from_pretrained(tmp_path / "hf").patch_size == 8
+
+
+def test_a_checkpoint_is_whole_and_latest_names_it(checkpoints):
+    assert checkpoints.save(3) == checkpoints.folder / "step-000003"
+    assert listed(checkpoints.folder) == ["latest", "step-000003"]
+    assert (checkpoints.folder / "latest").read_text() == "step-000003\n"
+    whole = checkpoints.folder / "step-000003"
+    assert listed(whole) == ["deepspeed", "hf", "state.json"]
+    assert json.loads((whole / "state.json").read_text()) == {"finished_steps": 3, "world_size": 1}
+    Qwen3VLForConditionalGeneration.from_pretrained(whole / "hf")
+
+
+def test_both_halves_hold_the_weights_of_that_moment(checkpoints, engine, bench):
+    move(bench.model, seed=2)
+    saved = weights(bench.model)
+    folder = checkpoints.save(4)
+    move(bench.model, seed=3)
+    assert not torch.equal(next(bench.model.parameters()), next(iter(saved.values())))
+    exported = Qwen3VLForConditionalGeneration.from_pretrained(folder / "hf")
+    assert_same_weights(weights(exported), saved)
+    loaded, _ = engine.load_checkpoint(str(folder), tag="deepspeed")
+    assert loaded is not None
+    assert_same_weights(weights(bench.model), saved)
+
+
+def test_the_oldest_beyond_keep_last_are_deleted(checkpoints):
+    for step in (8, 9, 10):
+        checkpoints.save(step)
+    assert listed(checkpoints.folder) == ["latest", "step-000009", "step-000010"]
+    assert (checkpoints.folder / "latest").read_text() == "step-000010\n"
+
+
+def test_what_a_killed_save_left_is_replaced(checkpoints):
+    left = checkpoints.folder / ".step-000005.partial"
+    (left / "hf").mkdir(parents=True)
+    (left / "hf" / "junk").write_text("half a file")
+    folder = checkpoints.save(5)
+    assert listed(checkpoints.folder) == ["latest", "step-000005"]
+    assert not (folder / "hf" / "junk").exists()
+    assert listed(folder) == ["deepspeed", "hf", "state.json"]
+
+
+def test_a_failed_save_leaves_the_one_before(checkpoints, source):
+    before = checkpoints.save(1)
+    source.rename(source.with_name("vanished"))
+    with pytest.raises(EnvironmentFault, match="checkpoint"):
+        checkpoints.save(2)
+    assert (checkpoints.folder / "latest").read_text() == "step-000001\n"
+    assert before.is_dir() and not (checkpoints.folder / "step-000002").exists()
+    Qwen3VLForConditionalGeneration.from_pretrained(before / "hf")
+
+
+def test_after_a_failed_save_the_next_one_is_whole(checkpoints, source):
+    checkpoints.save(1)
+    source.rename(source.with_name("vanished"))
+    with pytest.raises((EnvironmentFault, OSError)):
+        checkpoints.save(2)
+    source.with_name("vanished").rename(source)
+    checkpoints.save(2)
+    assert listed(checkpoints.folder) == ["latest", "step-000001", "step-000002"]
+    assert (checkpoints.folder / "latest").read_text() == "step-000002\n"
+
+
+def test_saving_under_a_file_is_a_fault_of_the_environment(checkpoints):
+    checkpoints.folder.write_text("in the way")
+    with pytest.raises(EnvironmentFault, match=re.escape(str(checkpoints.folder))):
+        checkpoints.save(1)

@@ -1,0 +1,127 @@
+"""A run's folder: one writer at a time, no run over another."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from ds_stage2ab.engine.run_folder import RunFolder
+from ds_stage2ab.errors import EXIT_CONFIG, EXIT_ENVIRONMENT, ConfigError, EnvironmentFault
+
+RESOLVED = {"training": {"seed": 7}, "data": {"user_prompt": "caf\u00e9"}}
+CLAIM_AND_WAIT = """
+import sys
+from pathlib import Path
+from ds_stage2ab.engine.run_folder import RunFolder
+folder = RunFolder(Path(sys.argv[1]))
+folder.claim({})
+print("claimed", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "runs" / "first"
+
+
+@pytest.fixture
+def other_run(path):
+    """Another process that has claimed the folder and is still at work."""
+    command = [sys.executable, "-c", CLAIM_AND_WAIT, str(path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "claimed\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_claiming_locks_the_folder_and_writes_the_config(path):
+    folder = RunFolder(path)
+    folder.claim(RESOLVED)
+    text = (path / "config.json").read_text()
+    assert json.loads(text) == RESOLVED
+    assert "caf\u00e9" in text
+    assert (path / "run.lock").read_text() == f"{socket.gethostname()} {os.getpid()}\n"
+
+
+def test_its_products_have_fixed_places(path):
+    folder = RunFolder(path)
+    names = ("metrics", "tensorboard", "pictures", "checkpoints")
+    places = [str(getattr(folder, name).relative_to(path)) for name in names]
+    assert places == ["metrics.jsonl", "tensorboard", "pictures", "checkpoints"]
+
+
+def test_releasing_removes_the_lock_and_nothing_else(path):
+    folder = RunFolder(path)
+    folder.claim(RESOLVED)
+    folder.release()
+    assert [file.name for file in path.iterdir()] == ["config.json"]
+    folder.release()  # a second time does no harm
+
+
+def test_an_earlier_run_is_not_overwritten(path):
+    first = RunFolder(path)
+    first.claim(RESOLVED)
+    first.release()
+    with pytest.raises(ConfigError) as caught:
+        RunFolder(path).claim({"another": 1})
+    assert caught.value.code == EXIT_CONFIG
+    assert str(caught.value) == (
+        f"{path}: this folder already holds a run\n  fix: set logging.name to another name, or move the folder away"
+    )
+    assert json.loads((path / "config.json").read_text()) == RESOLVED
+    assert not (path / "run.lock").exists()  # a refused run leaves no lock behind
+
+
+def test_a_folder_in_use_is_refused(path, other_run):
+    with pytest.raises(ConfigError) as caught:
+        RunFolder(path).claim(RESOLVED)
+    owner = f"{socket.gethostname()} {other_run.pid}"
+    assert str(caught.value) == (
+        f"{path}: another run is writing here (host and process: {owner})\n"
+        "  fix: set logging.name to another name, or wait for it to end"
+    )
+    assert (path / "run.lock").read_text() == owner + "\n"
+    assert json.loads((path / "config.json").read_text()) == {}
+
+
+def test_a_dead_runs_lock_is_taken_over(path, other_run):
+    other_run.kill()
+    other_run.wait()
+    (path / "config.json").unlink()  # it died before it had written anything
+    folder = RunFolder(path)
+    folder.claim(RESOLVED)
+    assert (path / "run.lock").read_text() == f"{socket.gethostname()} {os.getpid()}\n"
+    assert json.loads((path / "config.json").read_text()) == RESOLVED
+
+
+def test_a_dead_run_is_still_not_overwritten(path, other_run):
+    other_run.kill()
+    other_run.wait()
+    with pytest.raises(ConfigError, match="this folder already holds a run"):
+        RunFolder(path).claim(RESOLVED)
+    assert not (path / "run.lock").exists()
+
+
+def test_a_root_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(EnvironmentFault) as caught:
+        RunFolder(tmp_path / "file" / "run").claim(RESOLVED)
+    assert caught.value.code == EXIT_ENVIRONMENT
+    assert str(caught.value) == (
+        f"{tmp_path / 'file' / 'run'}: the run folder cannot be written: Not a directory\n"
+        "  fix: set logging.root to a folder that you may write to"
+    )
+
+
+def test_a_run_name_that_is_a_file(tmp_path):
+    (tmp_path / "run").write_text("in the way")
+    with pytest.raises(EnvironmentFault, match="the run folder cannot be written: File exists"):
+        RunFolder(tmp_path / "run").claim(RESOLVED)
+    assert (tmp_path / "run").read_text() == "in the way"

@@ -1,0 +1,218 @@
+"""Held-out figures: arithmetic on hand-made outcomes, and whole evaluations of the tiny model."""
+
+import os
+from dataclasses import dataclass, field
+from unittest import mock
+
+import pytest
+from PIL import Image
+
+from ds_stage2ab import evaluation
+from ds_stage2ab.carriers import Rollout
+from ds_stage2ab.codec.text import encode_answer, get_codec
+from ds_stage2ab.data.records import read_records
+from ds_stage2ab.engine.build import start_process_group
+from ds_stage2ab.evaluation import Evaluator, Outcome, figures
+from ds_stage2ab.matching.score import ImageScore
+from ds_stage2ab.metrics.registry import METRICS, check_channel
+from ds_stage2ab.rollout.base import GREEDY, Sampling
+from ds_stage2ab.rollout.hf import HfBackend
+from ds_stage2ab.world import World, fill_launcher_variables
+from tests.unit.parts import load_bench
+
+SAMPLING = Sampling(**GREEDY, max_new_tokens=6)
+NUM_VALIDATION = 12
+
+
+@dataclass
+class Scripted:
+    """A backend that answers from a table: sample id -> (response ids, finish)."""
+
+    answers: dict
+    sizes: list = field(default_factory=list)
+
+    def generate(self, samples, sampling, *, finished_steps):
+        self.sizes.append(len(samples))
+        return [
+            Rollout(
+                sample_id=sample.id,
+                draw=sample.draw,
+                prompt_ids=sample.prompt_ids,
+                response_ids=self.answers[sample.id][0],
+                finish=self.answers[sample.id][1],
+                weight_version=f"scripted/{finished_steps}",
+                seed=0,
+                source="scripted",
+                seconds=0.0,
+            )
+            for sample in samples
+        ]
+
+
+@pytest.fixture(scope="module")
+def world():
+    with mock.patch.dict(os.environ):
+        fill_launcher_variables()
+        yield World(start_process_group())
+
+
+@pytest.fixture(scope="module")
+def bench(quickstart):
+    return load_bench(quickstart, num_samples=1)
+
+
+@pytest.fixture(scope="module")
+def records(quickstart):
+    found = read_records(quickstart.data / "validation.jsonl", image_root=None, box_format="bins")
+    assert len(found) == NUM_VALIDATION
+    return found
+
+
+@pytest.fixture
+def evaluator(bench, records, world, tmp_path):
+    """Makes an evaluator; the diary gets (sample id, draw) of whatever is encoded."""
+
+    def build(backend, *, num_pictures=0, diary=None):
+        def encode(record, draw):
+            if diary is not None:
+                diary.append((record.id, draw))
+            return bench.encoder.encode(record, draw)
+
+        return Evaluator(
+            records,
+            encode,
+            backend,
+            SAMPLING,
+            codec=get_codec("array"),
+            vocabulary=bench.vocabulary,
+            world=world,
+            pictures=tmp_path / "pictures",
+            num_pictures=num_pictures,
+        )
+
+    return build
+
+
+def truth_of(record, bench):
+    """The answer that teaches a record's objects, as a rollout would give it: without the stop."""
+    return encode_answer(record.objects, bench.vocabulary, get_codec("array")).ids[:-1]
+
+
+def outcome(index, *, well_formed, truncated, num_tokens, **counts):
+    return Outcome(
+        index=index,
+        score=ImageScore(**counts),
+        well_formed=well_formed,
+        truncated=truncated,
+        num_tokens=num_tokens,
+        predicted=(),
+    )
+
+
+def test_figures_by_hand():
+    outcomes = [
+        outcome(0, well_formed=True, truncated=False, num_tokens=10,
+                predicted=3, true=2, pairs=((0, 1),), iou_sum=0.75, matched_boxes=2, iou_sum_boxes=1.5),
+        outcome(1, well_formed=False, truncated=True, num_tokens=30,
+                predicted=1, true=3, pairs=((0, 1),), iou_sum=0.5, matched_boxes=1, iou_sum_boxes=0.5),
+        outcome(2, well_formed=False, truncated=False, num_tokens=0,
+                predicted=0, true=1, pairs=(), iou_sum=0.0, matched_boxes=0, iou_sum_boxes=0.0),
+        outcome(3, well_formed=True, truncated=False, num_tokens=8,
+                predicted=1, true=0, pairs=(), iou_sum=0.0, matched_boxes=0, iou_sum_boxes=0.0),
+    ]  # fmt: skip
+    assert figures(outcomes, seconds=8.0) == pytest.approx(
+        {
+            "eval/f1": 4 / 11,  # 2 (1 + 1) / ((3 + 1 + 0 + 1) + (2 + 3 + 1 + 0))
+            "eval/precision": 2 / 5,
+            "eval/recall": 2 / 6,
+            "eval/f1_boxes": 6 / 11,  # 2 (2 + 1) / 11
+            "eval/precision_boxes": 3 / 5,
+            "eval/recall_boxes": 3 / 6,
+            "eval/matched_iou": 0.625,  # (0.75 + 0.5) / 2
+            "eval/parse_ok_rate": 0.5,
+            "eval/predicted_per_true": 5 / 6,
+            "eval/truncation_rate": 0.25,
+            "eval/samples": 4,
+            "eval/seconds": 8.0,
+            "eval/generated_tokens_per_second": 6.0,  # (10 + 30 + 0 + 8) / 8
+        }
+    )
+
+
+def test_figures_are_the_declared_ones():
+    one = outcome(0, well_formed=True, truncated=False, num_tokens=1,
+                  predicted=0, true=0, pairs=(), iou_sum=0.0, matched_boxes=0, iou_sum_boxes=0.0)  # fmt: skip
+    found = figures([one], seconds=1.0)
+    check_channel(found, "eval")
+    assert set(found) == {name for name in METRICS if name.startswith("eval/")}
+
+
+def test_the_tiny_model_is_evaluated_on_every_record_once(bench, records, evaluator):
+    diary = []
+    backend = HfBackend(bench.model, bench.vocabulary, decode_batch_size=4, start_id="start", seed=0)
+    found = evaluator(backend, diary=diary).run(7)
+    assert diary == [(record.id, -1 - index) for index, record in enumerate(records)]
+    assert found["eval/samples"] == NUM_VALIDATION
+    # random weights write no bracket: each answer is cut at the limit of 6 tokens
+    assert (found["eval/truncation_rate"], found["eval/parse_ok_rate"], found["eval/f1"]) == (1.0, 0.0, 0.0)
+    tokens = found["eval/generated_tokens_per_second"] * found["eval/seconds"]
+    assert tokens == pytest.approx(NUM_VALIDATION * 6)
+
+
+def test_the_truth_scores_one(bench, records, evaluator):
+    backend = Scripted({record.id: (truth_of(record, bench), "stop") for record in records})
+    found = evaluator(backend).run(0)
+    perfect = ("f1", "precision", "recall", "f1_boxes", "matched_iou", "parse_ok_rate", "predicted_per_true")
+    assert {name: found[f"eval/{name}"] for name in perfect} == dict.fromkeys(perfect, 1.0)
+    assert found["eval/truncation_rate"] == 0.0
+
+
+def test_half_the_truth_scores_by_counting(bench, records, evaluator):
+    # the first half is right, the second half empty, its last answer cut by the limit before it began
+    half = NUM_VALIDATION // 2
+    answers = {record.id: (truth_of(record, bench), "stop") for record in records[:half]}
+    empty = tuple(bench.vocabulary.encode('{"objects": []}'))
+    answers |= {record.id: (empty, "stop") for record in records[half:]}
+    answers[records[-1].id] = ((), "length")
+    found = evaluator(Scripted(answers)).run(0)
+    right = sum(len(record.objects) for record in records[:half])
+    true = sum(len(record.objects) for record in records)
+    assert 0 < right < true
+    assert found["eval/recall"] == right / true
+    assert found["eval/precision"] == 1.0
+    assert found["eval/f1"] == 2 * right / (right + true)
+    assert found["eval/parse_ok_rate"] == 11 / 12  # an empty list is well-formed, nothing at all is not
+    assert found["eval/truncation_rate"] == 1 / 12
+
+
+def test_an_answer_without_the_stop_is_not_well_formed(bench, records, evaluator):
+    # closed and complete, but the model went on to the limit without ending its turn
+    backend = Scripted({record.id: (truth_of(record, bench), "length") for record in records})
+    found = evaluator(backend).run(0)
+    assert (found["eval/f1"], found["eval/parse_ok_rate"]) == (1.0, 0.0)
+
+
+def test_samples_are_encoded_a_few_at_a_time(bench, records, evaluator, monkeypatch):
+    monkeypatch.setattr(evaluation, "CHUNK", 5)
+    backend = Scripted({record.id: (truth_of(record, bench), "stop") for record in records})
+    assert evaluator(backend).run(0)["eval/samples"] == NUM_VALIDATION
+    assert backend.sizes == [5, 5, 2]
+
+
+def test_the_first_records_are_drawn(bench, records, evaluator, tmp_path):
+    backend = Scripted({record.id: (truth_of(record, bench), "stop") for record in records})
+    evaluator(backend, num_pictures=3).run(7)
+    folder = tmp_path / "pictures"
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
+    drawn = [f"step_000007/{index:02d}_validation-{index:06d}.png" for index in range(3)]
+    assert names == ["step_000007.png", *drawn]
+    for name in names:
+        with Image.open(folder / name) as picture:
+            red, green, _ = picture.convert("RGB").split()
+            assert red.tobytes() != green.tobytes()  # boxes are drawn in colour on grey digits
+
+
+def test_no_pictures_are_drawn_when_none_are_wanted(bench, records, evaluator, tmp_path):
+    backend = Scripted({record.id: (truth_of(record, bench), "stop") for record in records})
+    evaluator(backend, num_pictures=0).run(7)
+    assert not (tmp_path / "pictures").exists()

@@ -1,0 +1,173 @@
+"""Real ranks: two or three processes with a Gloo group on this machine say what each of them saw."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from unittest import mock
+
+import pytest
+
+from ds_stage2ab.world import fill_launcher_variables
+from tests.parts import ROOT, free_port
+
+PREAMBLE = """
+import datetime, json, sys
+import torch
+import torch.distributed as dist
+from ds_stage2ab.errors import DataError, ConfigError, TrainingFault, exit_code
+from ds_stage2ab.world import World
+
+dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
+world = World("cpu")
+
+def outcome(error):
+    name = type(error).__name__
+    if not hasattr(error, "why"):
+        return [name, str(error), None, None, exit_code(error)]
+    return [name, error.why, error.where, error.fix, exit_code(error)]
+
+def agreed(*failures):
+    "Each rank raises its own failure (or none) inside one agreement; what came out of it."
+    try:
+        with world.agree_on_failure():
+            if failures[world.rank] is not None:
+                raise failures[world.rank]
+    except Exception as error:
+        return outcome(error)
+    return None
+
+seen = {}
+"""
+
+
+def ranks(number, program):
+    """Run `program` on so many ranks; it fills the dictionary `seen`, which comes back for each rank."""
+    source = PREAMBLE + textwrap.dedent(program) + "\nprint(json.dumps(seen))\ndist.destroy_process_group()\n"
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(number)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", source],
+            cwd=ROOT,
+            env={**os.environ, **shared, "RANK": str(rank), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(number)
+    ]
+    try:
+        outputs = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * number, outputs
+    return [json.loads(out.strip().splitlines()[-1]) for out, _ in outputs]
+
+
+@pytest.fixture(scope="module")
+def collectives():
+    return ranks(
+        2,
+        """
+        seen["who"] = [world.rank, world.size]
+        seen["max"] = [world.all_max(3 + 4 * world.rank), world.all_max(-world.rank)]
+        mine = torch.tensor([1.0 + world.rank, 10.0], dtype=torch.float32)
+        total = world.all_sum(mine)
+        seen["sum"] = [total.tolist(), str(total.dtype), mine.tolist()]
+        # 2**24 + 1 is no float32
+        seen["exact"] = world.all_sum(torch.tensor([2**24 + world.rank])).tolist()
+        seen["gather"] = world.gather({"rank": world.rank, "names": ["a"] * world.rank})
+        seen["first"] = world.from_first(f"id of {world.rank}")
+        """,
+    )
+
+
+def test_ranks_know_who_they_are(collectives):
+    assert [seen["who"] for seen in collectives] == [[0, 2], [1, 2]]
+
+
+def test_all_max(collectives):
+    # 3 and 7; 0 and -1
+    assert [seen["max"] for seen in collectives] == [[7, 0], [7, 0]]
+
+
+def test_all_sum_is_in_double_and_leaves_its_argument_alone(collectives):
+    # 1 + 2, 10 + 10
+    assert collectives[0]["sum"] == [[3.0, 20.0], "torch.float64", [1.0, 10.0]]
+    assert collectives[1]["sum"] == [[3.0, 20.0], "torch.float64", [2.0, 10.0]]
+    assert [seen["exact"] for seen in collectives] == [[2 * 2**24 + 1]] * 2
+
+
+def test_gather_is_by_rank_on_every_rank(collectives):
+    expected = [{"rank": 0, "names": []}, {"rank": 1, "names": ["a"]}]
+    assert [seen["gather"] for seen in collectives] == [expected, expected]
+
+
+def test_from_first_is_rank_0s_value(collectives):
+    assert [seen["first"] for seen in collectives] == ["id of 0"] * 2
+
+
+@pytest.fixture(scope="module")
+def agreements():
+    return ranks(
+        3,
+        """
+        data = DataError("no box", where="train.jsonl:3", fix="add one")
+        config = ConfigError("too large", where="training.x", fix="lower it")
+        seen["none"] = agreed(None, None, None)
+        seen["one"] = agreed(None, data, None)
+        seen["uncaught"] = agreed(ValueError("boom"), None, None)
+        seen["two"] = agreed(None, config, data)
+        seen["uncaught last"] = agreed(None, None, ValueError("boom"))
+        seen["afterwards"] = world.all_max(world.rank)
+        """,
+    )
+
+
+def test_without_a_failure_nothing_is_raised(agreements):
+    assert [seen["none"] for seen in agreements] == [None] * 3
+
+
+def test_one_ranks_failure_is_raised_on_all(agreements):
+    own = ["DataError", "no box", "train.jsonl:3", "add one", 3]
+    told = ["DataError", "rank 1: no box", "train.jsonl:3", "add one", 3]
+    assert [seen["one"] for seen in agreements] == [told, own, told]
+
+
+def test_an_uncaught_error_goes_on_and_is_told_with_its_class(agreements):
+    told = ["Stage2Error", "rank 0: ValueError: boom", "", "", 1]
+    assert [seen["uncaught"] for seen in agreements] == [["ValueError", "boom", None, None, 1], told, told]
+
+
+def test_the_lowest_failing_rank_speaks_for_all(agreements):
+    own = ["ConfigError", "too large", "training.x", "lower it", 2]
+    told = ["ConfigError", "rank 1: too large", "training.x", "lower it", 2]
+    assert [seen["two"] for seen in agreements] == [told, own, told]
+
+
+def test_a_failing_rank_is_heard_wherever_it_is(agreements):
+    assert [seen["uncaught last"][0] for seen in agreements] == ["Stage2Error", "Stage2Error", "ValueError"]
+    assert agreements[0]["uncaught last"][1] == "rank 2: ValueError: boom"
+
+
+def test_the_ranks_stay_in_step_after_failures(agreements):
+    assert [seen["afterwards"] for seen in agreements] == [2, 2, 2]
+
+
+def test_a_lone_script_gets_the_variables_of_one_rank():
+    with mock.patch.dict(os.environ, {"MASTER_ADDR": "somewhere"}):
+        os.environ.pop("RANK", None)
+        fill_launcher_variables()
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR")
+        assert [os.environ[name] for name in names] == ["0", "0", "1", "127.0.0.1"]
+        assert 1024 <= int(os.environ["MASTER_PORT"]) < 65536
+
+
+def test_a_launchers_variables_win():
+    launched = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "5"}
+    with mock.patch.dict(os.environ, launched):
+        before = dict(os.environ)
+        fill_launcher_variables()
+        assert dict(os.environ) == before
