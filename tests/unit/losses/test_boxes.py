@@ -75,6 +75,19 @@ def test_gradients_are_finite(predicted, target):
     assert torch.isfinite(loss).all() and torch.isfinite(box.grad).all()
 
 
+@pytest.mark.parametrize(
+    ("predicted", "target"),
+    [((0.7, 0.7, 0.4, 0.4), (0.49, 0.49, 0.5, 0.5)), ((0.9, 0.9, 0.1, 0.1), (0.0, 0.0, 0.1, 0.1))],
+)
+def test_an_inverted_prediction_stays_within_bounds(predicted, target):
+    # IoU >= 0, distance^2 / diagonal^2 <= 1 only if the hull covers the inverted corners too, alpha v <= 1.
+    box = torch.tensor([predicted], requires_grad=True)
+    loss = complete_iou_loss(box, torch.tensor([target]))
+    loss.sum().backward()
+    assert 0 <= loss.item() < 3
+    assert box.grad.abs().max() < 10
+
+
 def test_gradients_agree_with_finite_differences():
     predicted = boxes((0.15, 0.2, 0.55, 0.45), (0.6, 0.6, 0.9, 0.8)).requires_grad_()
     target = boxes((0.1, 0.1, 0.5, 0.5), (0.1, 0.2, 0.3, 0.35))
