@@ -13,6 +13,8 @@ TRAIN := $(BIN)/deepspeed --num_gpus 2 ds_stage2ab/train.py --config
 INSTALLED := $(VENV)/.ds_stage2ab-installed
 # DeepSpeed and torch look for ninja on PATH.
 export PATH := $(BIN):$(PATH)
+# The quickstart and the tests are made for any machine: two ranks on the CPU, also where there is one GPU.
+export DS_ACCELERATOR := cpu
 
 DATA := build/quickstart/data
 PLAIN := build/quickstart/plain
@@ -20,7 +22,7 @@ MODEL := build/quickstart/model
 SINGLE := build/quickstart/single
 NAMED := build/quickstart/named
 SHIPPED := assets/quickstart/stage1
-# `logging.name` of the two configs
+# `logging.root` and `logging.name` of the configs
 DEMO_RUN := runs/a_only
 STAGE1_RUN := runs/stage1
 NAMES_RUN := runs/stage1_names

@@ -67,8 +67,9 @@ class Run:
 
     def close(self) -> None:
         """Close what is open, whatever happened in the loop."""
-        self.metrics.close()
-        if self.world.rank == 0:
+        try:
+            self.metrics.close()
+        finally:
             self.folder.release()
 
 
@@ -123,17 +124,16 @@ def assemble(loaded: LoadedConfig, world: World) -> Run:
     )
     optimizer = build_optimizer(objective, parts.config.training)
     engine = build_engine(objective, optimizer, parts.plan.deepspeed_config)
-    with world.agree_on_failure():
-        if world.rank == 0:
-            parts.folder.claim(loaded.resolved)
+    start_id = world.from_first(uuid.uuid4().hex)
+    metrics = _claim(parts, loaded)
     return Run(
         plan=parts.plan,
         folder=parts.folder,
         world=world,
         window=Window(engine, parts.plan, world, _draw(parts)),
         channels={"A": _expectation(parts)},
-        metrics=_metrics(parts),
-        evaluator=_evaluator(parts) if parts.datasets.validation else None,
+        metrics=metrics,
+        evaluator=_evaluator(parts, start_id) if parts.datasets.validation else None,
         checkpoints=Checkpoints(
             parts.folder.checkpoints,
             parts.source.folder,
@@ -222,22 +222,34 @@ def _expectation(parts: Parts) -> Expectation:
     )
 
 
-def _metrics(parts: Parts) -> Metrics:
+def _claim(parts: Parts, loaded: LoadedConfig) -> Metrics:
+    """Make the run folder ours and open the sinks in it; if a sink cannot be opened, give the folder back."""
     sinks: list[Sink] = []
-    if parts.world.rank == 0:
-        sinks = [JsonlSink(parts.folder.metrics), ConsoleSink(sys.stdout, parts.plan.total_steps)]
-        if parts.config.logging.tensorboard:
-            sinks.append(TensorBoardSink(parts.folder.tensorboard))
+    with parts.world.agree_on_failure():
+        if parts.world.rank == 0:
+            parts.folder.claim(loaded.resolved)
+            try:
+                sinks = _open_sinks(parts)
+            except BaseException:
+                parts.folder.abandon()
+                raise
     return Metrics(sinks, parts.config.logging.every_steps)
 
 
-def _evaluator(parts: Parts) -> Evaluator:
+def _open_sinks(parts: Parts) -> list[Sink]:
+    sinks: list[Sink] = [JsonlSink(parts.folder.metrics), ConsoleSink(sys.stdout, parts.plan.total_steps)]
+    if parts.config.logging.tensorboard:
+        sinks.append(TensorBoardSink(parts.folder.tensorboard))
+    return sinks
+
+
+def _evaluator(parts: Parts, start_id: str) -> Evaluator:
     section = parts.config.rollout_matching
     backend = HfBackend(
         parts.source.model,
         parts.vocabulary,
         decode_batch_size=section.decode_batch_size,
-        start_id=parts.world.from_first(uuid.uuid4().hex),
+        start_id=start_id,
         seed=parts.config.training.seed,
     )
     return Evaluator(

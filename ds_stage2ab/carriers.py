@@ -126,6 +126,41 @@ class ParsedRollout:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """Which objects of a rollout stand for which true ones; places in the lists that were compared, ascending.
+
+    Example: of two predictions the second found the only true object: `pairs=((1, 0),), missed=(), spurious=(0,)`.
+    """
+
+    pairs: tuple[tuple[int, int], ...]
+    # (place among the predicted, place among the true)
+    missed: tuple[int, ...]
+    # true objects without a partner
+    spurious: tuple[int, ...]
+    # predicted objects without a partner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What a rollout teaches: its prefix, the objects that it missed, the close; positions count from its first id.
+
+    Shapes: T tokens, N supervised objects. Example: to an empty rollout whose image shows one cat the target is the
+    answer that would be taught by teacher forcing, with weight 0 on its opening.
+    """
+
+    ids: tuple[int, ...]
+    # [T] the last is the end of turn
+    weights: tuple[float, ...]
+    # [T] cross-entropy weight of each token; 0 = not supervised
+    is_desc: tuple[bool, ...]
+    # [T] tokens of an appended description's value; those of the prefix are never supervised and not marked
+    slots: tuple[int, ...]
+    # [4N] positions of supervised coordinate tokens: matched objects as generated, then appended ones
+    bins: tuple[int, ...]
+    # [4N] the bin that the model should give at each slot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
     """One sample made ready to be learned; CPU tensors, no batch axis."""
 
@@ -185,7 +220,7 @@ class Pack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """What one optimizer step did, the same on every rank."""
+    """What one optimizer step did; the same on every rank but for `seconds`."""
 
     applied: bool
     loss: float
@@ -203,4 +238,4 @@ class StepResult:
     grad_norm: float
     learning_rate: float
     seconds: dict[str, float]
-    # phase -> wall seconds on rank 0
+    # phase -> wall seconds on this rank

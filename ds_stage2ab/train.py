@@ -81,9 +81,10 @@ def _run(config: Path) -> None:
         train(run)
     finally:
         run.close()
-    if world.rank == 0:
-        report = write_report(run.folder.path)
-        Console().print(summary_table(report.rows, title=report.run))
+    with world.agree_on_failure():
+        if world.rank == 0:
+            report = write_report(run.folder.path)
+            Console().print(summary_table(report.rows, title=report.run))
 
 
 def _end_with_launcher() -> None:

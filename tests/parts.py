@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -89,8 +90,14 @@ def launch(config: Path, *, ranks: int, environment: dict[str, str] | None = Non
     """`deepspeed --num_gpus N ds_stage2ab/train.py --config X`, one thread per rank, output captured."""
     topology = ["--num_gpus", str(ranks), "--master_port", str(free_port())]
     command = [str(LAUNCHER), *topology, "ds_stage2ab/train.py", "--config", str(config)]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **(environment or {})}
     variables["PATH"] = f"{LAUNCHER.parent}{os.pathsep}{variables['PATH']}"
-    return subprocess.run(
-        command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=variables, start_new_session=True, **pipes) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=RUN_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            # The launcher's own launcher and the ranks outlive it: end the whole session that was started here.
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)

@@ -51,7 +51,11 @@ def quieten() -> None:
 
 
 def start_process_group() -> str:
-    """Join the learner ranks; returns this rank's device name."""
+    """Join the learner ranks; returns this rank's device name.
+
+    Raises:
+        EnvironmentFault: the ranks cannot reach each other.
+    """
     accelerator = get_accelerator()
     local_rank = int(os.environ["LOCAL_RANK"])
     # Before anything asks for the current device: the launcher lets every rank see every device.
@@ -60,9 +64,15 @@ def start_process_group() -> str:
         # DeepSpeed would compile an operator here that only its inference uses, and fail without a compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         share_cores()
-    deepspeed.init_distributed(
-        dist_backend=accelerator.communication_backend_name(), timeout=COLLECTIVE_TIMEOUT, verbose=False
-    )
+    backend = accelerator.communication_backend_name()
+    try:
+        deepspeed.init_distributed(dist_backend=backend, timeout=COLLECTIVE_TIMEOUT, verbose=False)
+    except RuntimeError as error:
+        raise EnvironmentFault(
+            f"the ranks cannot meet: {error}",
+            where=f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
+            fix="if another run uses this port, give the launcher another: deepspeed --master_port 29501 ...",
+        ) from error
     return accelerator.device_name(local_rank)
 
 

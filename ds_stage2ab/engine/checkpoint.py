@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import deepspeed
+from safetensors import SafetensorError
 from torch import nn
 
 from ds_stage2ab.errors import EnvironmentFault
@@ -96,7 +97,7 @@ def export(model: nn.Module, source: Path, destination: Path) -> None:
 def _explained(folder: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, RuntimeError, SafetensorError) as error:  # the latter two from torch and safetensors
         raise EnvironmentFault(
             f"a checkpoint cannot be written: {error}",
             where=str(folder),

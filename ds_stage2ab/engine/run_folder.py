@@ -55,7 +55,9 @@ class RunFolder:
             self._lock = (self.path / LOCK_FILE).open("a+")
             self._take_lock(self._lock)
             text = json.dumps(resolved_config, indent=2, ensure_ascii=False) + "\n"
-            (self.path / CONFIG_FILE).write_text(text, encoding="utf-8")
+            partial = self.path / f".{CONFIG_FILE}.partial"
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(self.path / CONFIG_FILE)
         except OSError as error:
             self.release()
             raise EnvironmentFault(
@@ -70,6 +72,11 @@ class RunFolder:
             (self.path / LOCK_FILE).unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
+
+    def abandon(self) -> None:
+        """Take the claim back: nothing was recorded yet."""
+        (self.path / CONFIG_FILE).unlink(missing_ok=True)
+        self.release()
 
     def _take_lock(self, lock: TextIO) -> None:
         try:

@@ -55,6 +55,7 @@ class Window:
         """One optimizer step: R raw samples over all ranks, one update.
 
         Raises:
+            DataError: a sample cannot be read, or is longer than the cap.
             TrainingFault: a loss or gradient is not finite, or the engine did not apply the update.
         """
         clock = _Clock()

@@ -39,7 +39,8 @@ class HfBackend:
         self.seed = seed
 
     def generate(self, samples: list[Sample], sampling: Sampling, *, finished_steps: int) -> list[Rollout]:
-        """One rollout for each sample, in order; greedy when the temperature is 0."""
+        """One rollout for each sample, in order; greedy alone so far."""
+        assert sampling.temperature == 0, "a sampled rollout needs a random stream of its own for each request"
         config = generation_config(sampling, self.vocabulary)
         version = f"{self.start_id}/{finished_steps}"
         order = sorted(range(len(samples)), key=lambda index: (len(samples[index].prompt_ids), index))

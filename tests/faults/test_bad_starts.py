@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from ds_stage2ab.errors import EXIT_CONFIG, EXIT_DATA, EXIT_ENVIRONMENT
+from ds_stage2ab.metrics.journal import read_history
 from tests.parts import config_values, launch, merged, write_config
 
 
@@ -95,8 +96,20 @@ def test_bad_data_stops_two_ranks_with_one_message(quickstart, data, tmp_path):
     values = merged(config_values(quickstart, tmp_path / "runs", "bad"), {"data.train": str(data / "train.jsonl")})
     done = launch(write_config(tmp_path / "bad.yaml", values), ranks=2)
     refused(done, EXIT_DATA, words)
-    assert done.stderr.count("error: ") == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_image_that_breaks_off_stops_both_ranks_in_the_middle_of_the_run(quickstart, data, tmp_path):
+    """Its header is right, so only the rank that draws it finds out, at whichever step that is."""
+    image = change_record(data, 11, lambda record: None)
+    image.write_bytes(image.read_bytes()[:-400])
+    changes = {"data.train": str(data / "train.jsonl"), "training.max_steps": 8}
+    values = merged(config_values(quickstart, tmp_path / "runs", "broken"), changes)
+    done = launch(write_config(tmp_path / "broken.yaml", values), ranks=2)
+    refused(done, EXIT_DATA, ["train.jsonl:11", image.name])
+    run = tmp_path / "runs" / "broken"
+    assert not (run / "run.lock").exists() and not (run / "checkpoints").exists()
+    assert all(step.applied for step in read_history(run / "metrics.jsonl").steps)
 
 
 def test_checkpoint_without_coordinate_tokens(quickstart, tmp_path):
@@ -129,4 +142,5 @@ def refused(done, code, words):
     message = done.stderr[done.stderr.index("error: ") :]
     assert all(word in message for word in words), message
     assert "fix: " in message
+    assert done.stderr.count("error: ") == 1
     assert "Traceback" not in done.stderr

@@ -68,6 +68,11 @@ def test_every_shipped_config_is_valid(path, learners):
     assert check_file(relative(path), learners) == []
 
 
+@pytest.mark.parametrize("learners", [4, 8])
+def test_the_template_for_own_data_is_valid_on_a_whole_machine(learners):
+    assert check_file(Path("configs/own_data.yaml"), learners) == []
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=str)
 def test_every_shipped_config_names_its_schema_and_says_what_it_is_for(path):
     schema, purpose = path.read_text(encoding="utf-8").splitlines()[:2]
