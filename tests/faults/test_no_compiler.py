@@ -1,19 +1,46 @@
-"""A machine without a compiler trains."""
+"""A machine without a compiler installs and trains."""
 
+import os
 import shutil
+import subprocess
+import sys
+
+import pytest
 
 from ds_stage2ab.metrics.journal import read_history
-from tests.parts import LAUNCHER, config_values, launch, merged, write_config
+from tests.parts import LAUNCHER, ROOT, config_values, launch, merged, write_config
+
+COMPILERS = ("c++", "g++", "gcc", "cc", "clang", "nvcc")
+SHOW = "import ds_stage2ab.config.schema as s; print(s.__file__); print(len(s.config_schema()['properties']))"
 
 
-def test_two_ranks_train_where_no_compiler_is_found(quickstart, tmp_path):
+@pytest.fixture
+def without_compiler(tmp_path):
+    """Environment variables of a process that finds no compiler, beside the folder of this Python."""
     nothing = tmp_path / "empty"
     nothing.mkdir()
-    search_path = f"{LAUNCHER.parent}:{nothing}"
-    assert not any(shutil.which(name, path=search_path) for name in ("c++", "g++", "gcc", "cc", "clang", "nvcc"))
+    search_path = f"{LAUNCHER.parent}{os.pathsep}{nothing}"
+    assert not any(shutil.which(name, path=search_path) for name in COMPILERS)
+    return {"PATH": search_path, "CC": "", "CXX": "", "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")}
+
+
+def test_the_package_installs_with_its_schemas(without_compiler, tmp_path):
+    source, target = tmp_path / "source", tmp_path / "site"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "runs", "assets", "*.egg-info"))
+    environment = {**os.environ, **without_compiler}
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(source)]
+    subprocess.run(install, env=environment, check=True, timeout=300)
+    environment["PYTHONPATH"] = str(target)
+    shown = subprocess.run(
+        [sys.executable, "-c", SHOW], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+    )
+    place, num_sections = shown.stdout.split()
+    assert place.startswith(str(target))
+    assert int(num_sections) >= 9
+
+
+def test_two_ranks_train(quickstart, without_compiler, tmp_path):
     values = merged(config_values(quickstart, tmp_path / "runs", "plain"), {"training.max_steps": 2})
-    config = write_config(tmp_path / "plain.yaml", values)
-    environment = {"PATH": str(nothing), "CC": "", "CXX": "", "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")}
-    done = launch(config, ranks=2, environment=environment)
+    done = launch(write_config(tmp_path / "plain.yaml", values), ranks=2, environment=without_compiler)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert len(read_history(tmp_path / "runs" / "plain" / "metrics.jsonl").steps) == 2
