@@ -5,7 +5,9 @@ import os
 import shutil
 
 import pytest
+from PIL import Image
 
+from ds_stage2ab.data.stream import SampleOrder
 from ds_stage2ab.errors import EXIT_CONFIG, EXIT_DATA, EXIT_ENVIRONMENT
 from ds_stage2ab.metrics.journal import read_history
 from tests.parts import config_values, launch, merged, write_config
@@ -100,16 +102,18 @@ def test_bad_data_stops_two_ranks_with_one_message(quickstart, data, tmp_path):
 
 
 def test_an_image_that_breaks_off_stops_both_ranks_in_the_middle_of_the_run(quickstart, data, tmp_path):
-    """Its header is right, so only the rank that draws it finds out, at whichever step that is."""
-    image = change_record(data, 11, lambda record: None)
+    """A JPEG's header is right, so only the rank that draws it finds out: draw 44 belongs to the sixth step of 8."""
+    line = SampleOrder(42, 64, 64).record_of(44) + 1
+    image = change_record(data, line, lambda record: None)
+    Image.open(image).save(image, format="JPEG", quality=95)
     image.write_bytes(image.read_bytes()[:-400])
     changes = {"data.train": str(data / "train.jsonl"), "training.max_steps": 8}
     values = merged(config_values(quickstart, tmp_path / "runs", "broken"), changes)
     done = launch(write_config(tmp_path / "broken.yaml", values), ranks=2)
-    refused(done, EXIT_DATA, ["train.jsonl:11", image.name])
+    refused(done, EXIT_DATA, [f"train.jsonl:{line}", image.name])
     run = tmp_path / "runs" / "broken"
     assert not (run / "run.lock").exists() and not (run / "checkpoints").exists()
-    assert all(step.applied for step in read_history(run / "metrics.jsonl").steps)
+    assert [step.step for step in read_history(run / "metrics.jsonl").steps] == [1, 2, 3, 4, 5]
 
 
 def test_checkpoint_without_coordinate_tokens(quickstart, tmp_path):
