@@ -1,4 +1,8 @@
-"""A small byte-level BPE of Qwen's kind (its splitting rule, NFC, added tokens) with the 1,000 coordinate tokens."""
+"""For all unit tests: a small byte-level BPE of Qwen's kind with the 1,000 coordinate tokens; a one-rank world."""
+
+import os
+from collections.abc import Iterator
+from unittest import mock
 
 import pytest
 from hypothesis import settings
@@ -6,6 +10,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from ds_stage2ab.codec.vocabulary import Vocabulary
+from ds_stage2ab.engine.build import start_process_group
+from ds_stage2ab.world import World, fill_launcher_variables
 
 # A busy machine makes one example slow; no property here is about time.
 settings.register_profile("unit", deadline=None)
@@ -49,3 +55,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def vocabulary(tokenizer) -> Vocabulary:
     return Vocabulary.from_tokenizer(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    """The process group of this one process; the launcher's variables are gone afterwards."""
+    with mock.patch.dict(os.environ):
+        fill_launcher_variables()
+        yield World(start_process_group())

@@ -1,8 +1,6 @@
 """Held-out figures: arithmetic on hand-made outcomes, and whole evaluations of the tiny model."""
 
-import os
 from dataclasses import dataclass, field
-from unittest import mock
 
 import pytest
 from PIL import Image
@@ -11,13 +9,11 @@ from ds_stage2ab import evaluation
 from ds_stage2ab.carriers import Rollout
 from ds_stage2ab.codec.text import encode_answer, get_codec
 from ds_stage2ab.data.records import read_records
-from ds_stage2ab.engine.build import start_process_group
 from ds_stage2ab.evaluation import Evaluator, Outcome, figures
 from ds_stage2ab.matching.score import ImageScore
 from ds_stage2ab.metrics.registry import METRICS, check_channel
 from ds_stage2ab.rollout.base import GREEDY, Sampling
 from ds_stage2ab.rollout.hf import HfBackend
-from ds_stage2ab.world import World, fill_launcher_variables
 from tests.unit.parts import load_bench
 
 SAMPLING = Sampling(**GREEDY, max_new_tokens=6)
@@ -47,13 +43,6 @@ class Scripted:
             )
             for sample in samples
         ]
-
-
-@pytest.fixture(scope="module")
-def world():
-    with mock.patch.dict(os.environ):
-        fill_launcher_variables()
-        yield World(start_process_group())
 
 
 @pytest.fixture(scope="module")

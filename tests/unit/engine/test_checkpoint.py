@@ -1,11 +1,9 @@
 """Checkpoints of a real one-rank engine: whole or not there, and a Hugging Face folder that anyone can load."""
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
@@ -13,22 +11,13 @@ from safetensors import safe_open
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
 
 from ds_stage2ab.config.load import load_config
-from ds_stage2ab.engine.build import build_engine, build_optimizer, start_process_group
+from ds_stage2ab.engine.build import build_engine, build_optimizer
 from ds_stage2ab.engine.checkpoint import Checkpoints, export
 from ds_stage2ab.errors import EnvironmentFault
 from ds_stage2ab.losses.objective import Objective
 from ds_stage2ab.plan import make_plan
-from ds_stage2ab.world import World, fill_launcher_variables
 from tests.parts import config_values, write_config
 from tests.unit.parts import load_bench
-
-
-@pytest.fixture(scope="module")
-def world():
-    """The process group of this one process; the launcher's variables are gone afterwards."""
-    with mock.patch.dict(os.environ):
-        fill_launcher_variables()
-        yield World(start_process_group())
 
 
 @pytest.fixture(scope="module")

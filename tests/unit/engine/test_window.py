@@ -1,6 +1,5 @@
 """One step on a real one-rank DeepSpeed engine: which samples, how many updates, how large, and what stops it."""
 
-import os
 import re
 from dataclasses import dataclass, replace
 from unittest import mock
@@ -9,13 +8,12 @@ import pytest
 import torch
 
 from ds_stage2ab.config.load import load_config
-from ds_stage2ab.engine.build import build_engine, build_optimizer, start_process_group
+from ds_stage2ab.engine.build import build_engine, build_optimizer
 from ds_stage2ab.engine.window import Window
 from ds_stage2ab.errors import EXIT_TRAINING, DataError, TrainingFault
 from ds_stage2ab.losses.objective import TERM_NAMES, Objective
 from ds_stage2ab.packs.collate import collate
 from ds_stage2ab.plan import RunPlan, make_plan
-from ds_stage2ab.world import World, fill_launcher_variables
 from tests.parts import config_values, merged, write_config
 from tests.unit.parts import Bench, load_bench
 
@@ -54,14 +52,6 @@ class Stage:
 
     def weights(self):
         return {name: p.detach().clone() for name, p in self.bench.model.named_parameters()}
-
-
-@pytest.fixture(scope="module")
-def world():
-    """The process group of this one process; the launcher's variables are gone afterwards."""
-    with mock.patch.dict(os.environ):
-        fill_launcher_variables()
-        yield World(start_process_group())
 
 
 @pytest.fixture
