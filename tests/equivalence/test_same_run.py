@@ -136,6 +136,8 @@ def test_one_and_four_micro_steps_give_the_same_weights(run, start, zero_stage):
         }
         weights.append(run(f"zero-{zero_stage}-micro-batch-{micro_batch}", 1, changes)[1])
     assert_same_weights(*weights, start)
+    one, four = (torch.cat([end[name].double().flatten() for name in sorted(start)]) for end in weights)
+    assert torch.linalg.vector_norm(one - four) <= 1e-6 * torch.linalg.vector_norm(one)
 
 
 def test_one_step_moved_the_weights_by_the_gradient_of_the_mean(run, start, quickstart):
