@@ -11,6 +11,9 @@ BIN := $(abspath $(VENV))/bin
 PY := $(BIN)/python
 TRAIN := $(BIN)/deepspeed --num_gpus 2 ds_stage2ab/train.py --config
 INSTALLED := $(VENV)/.ds_stage2ab-installed
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Compiled against the torch of $(VENV): the build must not be isolated from it, and a change compiles them again.
+CSRC := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 # DeepSpeed and torch look for ninja on PATH.
 export PATH := $(BIN):$(PATH)
 # The quickstart and the tests are made for any machine: two ranks on the CPU, also where there is one GPU.
@@ -43,11 +46,13 @@ help:
 install: $(INSTALLED)
 	@echo "installed: $(VENV)"
 
-$(INSTALLED): pyproject.toml setup.py constraints.txt
+$(INSTALLED): pyproject.toml setup.py constraints.txt $(CSRC)
 	@test -x $(PY) || test -n "$(PYTHON)" || { \
 	    echo "no Python >= 3.11 with venv and ensurepip found; name one: make install PYTHON=/path/to/python3.11" >&2; exit 1; }
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	$(PIP) torch setuptools wheel
+	$(PIP) --no-build-isolation -e ".[test]"
+	@$(PY) -c 'from ds_stage2ab import ops; print("ops:", ops.implementation())'
 	@touch $@
 
 # The demo's run folder belongs to the demo: a second `make demo` starts afresh.

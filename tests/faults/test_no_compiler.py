@@ -11,7 +11,13 @@ from ds_stage2ab.metrics.journal import read_history
 from tests.parts import LAUNCHER, ROOT, config_values, launch, merged, write_config
 
 COMPILERS = ("c++", "g++", "gcc", "cc", "clang", "nvcc")
-SHOW = "import ds_stage2ab.config.schema as s; print(s.__file__); print(len(s.config_schema()['properties']))"
+SHOW = """
+import ds_stage2ab.config.schema as s
+from ds_stage2ab import ops
+print(s.__file__, len(s.config_schema()["properties"]), ops.implementation(), sep="\\n")
+"""
+# How pip builds by itself and how `make install` has it build, each with why nothing is compiled then.
+BUILDS = {"isolated": ((), "the build sees no torch"), "beside_torch": (("--no-build-isolation",), "no C++ compiler")}
 
 
 @pytest.fixture
@@ -24,19 +30,27 @@ def without_compiler(tmp_path):
     return {"PATH": search_path, "CC": "", "CXX": "", "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")}
 
 
-def test_the_package_installs_with_its_schemas(without_compiler, tmp_path):
+@pytest.mark.parametrize(("options", "reason"), BUILDS.values(), ids=BUILDS)
+def test_the_package_installs_with_its_schemas_and_the_reference_ops(options, reason, without_compiler, tmp_path):
     source, target = tmp_path / "source", tmp_path / "site"
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "runs", "assets", "*.egg-info"))
+    made = shutil.ignore_patterns(".*", "build", "runs", "assets", "*.egg-info", "*.so")
+    shutil.copytree(ROOT, source, ignore=made)
     environment = {**os.environ, **without_compiler}
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(source)]
-    subprocess.run(install, env=environment, check=True, timeout=300)
+    pip = [sys.executable, "-m", "pip", "install", "--verbose", "--no-deps", *options]
+    install = [*pip, "--target", str(target), str(source)]
+    built = subprocess.run(install, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    said = built.stdout + built.stderr
+    assert built.returncode == 0, said[-2000:]
+    assert f"compiled ops left out, their PyTorch reference will run: {reason}" in said
+    assert not list(target.glob("ds_stage2ab/_C*"))
     environment["PYTHONPATH"] = str(target)
     shown = subprocess.run(
         [sys.executable, "-c", SHOW], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
     )
-    place, num_sections = shown.stdout.split()
+    place, num_sections, implementation = shown.stdout.splitlines()
     assert place.startswith(str(target))
     assert int(num_sections) >= 9
+    assert implementation.startswith("reference (no compiled library")
 
 
 def test_two_ranks_train(quickstart, without_compiler, tmp_path):

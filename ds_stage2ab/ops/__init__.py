@@ -1,0 +1,72 @@
+"""Ragged token ids -> rectangles for `generate`, and its rectangles -> ragged ids.
+
+Legend: N tokens of all prompts, S prompts, B rows of a chunk, L generated tokens per row, M kept ones, A position axes.
+Ids, offsets, indices and lengths are int64, all tensors of a call on one device. The functions stand under
+`torch.ops.ds_stage2ab` too, compiled from `csrc/` or from `ds_stage2ab/ops/reference.py`, with identical results.
+"""
+
+from torch import Tensor
+
+from ds_stage2ab.ops.binding import bind
+
+_BOUND = bind()
+
+
+def implementation() -> str:
+    """Which code runs: "compiled", or "reference (the reason)"."""
+    return _BOUND.implementation
+
+
+def pack_left(tokens: Tensor, offsets: Tensor, order: Tensor, pad_id: int, width: int) -> tuple[Tensor, Tensor]:
+    """Right-align some ragged prompts in a rectangle, padding on the left.
+
+    Args:
+        tokens: [N], all prompts back to back.
+        offsets: [S + 1], prompt s is `tokens[offsets[s]:offsets[s + 1]]`; from 0 to N, never descending.
+        order: [B], the prompt of each row, each 0..S-1; a prompt may occur again.
+        pad_id: the id that fills a row up.
+        width: columns, at least the longest of these prompts.
+
+    Returns:
+        ids [B, width], and mask [B, width]: 1 on a prompt's tokens, 0 on padding.
+
+    Raises:
+        ValueError: a prompt is longer than `width`, an index out of range, the offsets are not as above, or a tensor
+            has another dtype or number of axes.
+    """
+    return _BOUND.ops.pack_left(tokens, offsets, order, pad_id, width)
+
+
+def pack_left_positions(positions: Tensor, offsets: Tensor, order: Tensor, width: int) -> Tensor:
+    """Right-align the position ids of the same prompts.
+
+    Args:
+        positions: [A, N], one row per axis (time, height, width, and text before them where A is 4).
+        offsets: [S + 1], as in `pack_left`.
+        order: [B], as in `pack_left`.
+        width: columns, as in `pack_left`.
+
+    Returns:
+        [A, B, width], 0 on padding.
+
+    Raises:
+        ValueError: as in `pack_left`.
+    """
+    return _BOUND.ops.pack_left_positions(positions, offsets, order, width)
+
+
+def trim_responses(generated: Tensor, stop_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Keep what stands before the first stop token of each row.
+
+    Args:
+        generated: [B, L], what `generate` appended to each prompt.
+        stop_id: the id that ends a response; it and everything after it goes.
+
+    Returns:
+        tokens [M], the kept ids back to back in row order; lengths [B]; stopped [B], bool: False means that the row
+        ran out of length.
+
+    Raises:
+        ValueError: `generated` has another dtype or number of axes.
+    """
+    return _BOUND.ops.trim_responses(generated, stop_id)

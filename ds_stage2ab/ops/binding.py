@@ -1,0 +1,108 @@
+"""Which code stands behind the ops: the library built from `csrc/`, or the reference.
+
+The library is taken when it is there, loads, and answers like the reference on a small example. Otherwise the reference
+stands behind the same `torch.ops.ds_stage2ab` names; a library that is there and unfit is warned about, once.
+"""
+
+import os
+import warnings
+from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from typing import Any
+
+import torch
+
+import ds_stage2ab
+from ds_stage2ab.ops import fake, reference
+
+NAMESPACE = "ds_stage2ab"
+LIBRARY = "ds_stage2ab._C"
+NAMES = ("pack_left", "pack_left_positions", "trim_responses")
+OFF = "DS_STAGE2AB_NO_EXT"
+# What is registered from Python stands as long as this object.
+_REGISTRATIONS = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """The ops as found at start."""
+
+    ops: Any
+    # has every name of NAMES as a function
+    implementation: str
+    # "compiled", perhaps with where it is not, or "reference (reason)"
+
+
+def bind() -> Bound:
+    """Load the compiled ops, or say why the reference is used. To be called once in a process."""
+    if os.environ.get(OFF) == "1":
+        return _reference(f"{OFF}=1")
+    # in this package's folder alone: an editable install of another checkout offers its own library too
+    found = PathFinder.find_spec(LIBRARY, ds_stage2ab.__path__)
+    if found is None:
+        return _reference("no compiled library; with a C++ compiler on PATH, `make install` builds it")
+    ops = getattr(torch.ops, NAMESPACE)
+    fault = _load(found.origin) or self_test(ops)
+    if fault:
+        warnings.warn(f"{found.origin} is unfit, the PyTorch reference is used: {fault}", RuntimeWarning, stacklevel=2)
+        return _reference(f"the compiled library is unfit: {fault}")
+    _register_from_python()
+    return Bound(ops=ops, implementation="compiled" if _covers_cuda() else "compiled for the CPU, reference on CUDA")
+
+
+def self_test(ops: Any) -> str:
+    """What is wrong with `ops`, tried on three prompts of 2, 0 and 3 tokens; empty if they answer as the reference."""
+    tokens, offsets, order = torch.tensor([5, 6, 7, 8, 9]), torch.tensor([0, 2, 2, 5]), torch.tensor([2, 0, 1])
+    arguments = {
+        "pack_left": (tokens, offsets, order, 1, 4),
+        "pack_left_positions": (torch.stack([tokens, -tokens, tokens * 2]), offsets, order, 4),
+        "trim_responses": (torch.tensor([[5, 1, 6], [1, 5, 6], [5, 6, 7]]), 1),
+    }
+    for name in NAMES:
+        expected = _flat(getattr(reference, name)(*arguments[name]))
+        try:
+            answer = _flat(getattr(ops, name)(*arguments[name]))
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            return f"{name}: {_first_line(error)}"
+        if len(answer) != len(expected) or not all(map(torch.equal, answer, expected)):
+            return f"{name} does not answer as the reference does"
+    return ""
+
+
+def _load(path: str) -> str:
+    """What is wrong with the file; empty if it is loaded."""
+    try:
+        torch.ops.load_library(path)
+    except (OSError, RuntimeError) as error:
+        return _first_line(error)
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _flat(result: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (result,) if isinstance(result, torch.Tensor) else tuple(result)
+
+
+def _reference(reason: str) -> Bound:
+    """The reference, under the names in `torch.ops` as well unless an unfit library has taken one of them."""
+    if not any(hasattr(getattr(torch.ops, NAMESPACE), name) for name in NAMES):
+        for name in NAMES:
+            _REGISTRATIONS.define(name + torch.library.infer_schema(getattr(reference, name), mutates_args=()))
+        _register_from_python()
+    return Bound(ops=reference, implementation=f"reference ({reason})")
+
+
+def _register_from_python() -> None:
+    """The reference on every device for which nothing is compiled, and the fake kernels."""
+    for name in NAMES:
+        _REGISTRATIONS.impl(name, getattr(reference, name), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{NAMESPACE}::{name}", getattr(fake, name), lib=_REGISTRATIONS)
+
+
+def _covers_cuda() -> bool:
+    """Whether this torch has no CUDA, or the library has kernels for it."""
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return torch.version.cuda is None or all(has_kernel(f"{NAMESPACE}::{name}", "CUDA") for name in NAMES)

@@ -1,0 +1,82 @@
+"""The meaning of each op in plain PyTorch: what the compiled ones are compared with, and the fallback.
+
+Shapes as in `ds_stage2ab/ops/__init__.py`. No loop over tokens or rows.
+
+Invariants:
+- a row of a packed rectangle is padding, then its prompt: nothing is lost, and the mask says which is which
+- positions are packed exactly as ids are, axis by axis
+- a trimmed response is everything before the first stop token, and says whether there was one
+- offsets, indices and widths that do not fit together are refused before anything is read
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+def pack_left(tokens: Tensor, offsets: Tensor, order: Tensor, pad_id: int, width: int) -> tuple[Tensor, Tensor]:
+    """(ids, mask) of the prompts `order`, right-aligned."""
+    _check_tensor("tokens", tokens, 1)
+    source_BW, is_token_BW = _sources(tokens.shape[-1], offsets, order, width)
+    return pad(tokens, (0, 1), value=pad_id)[source_BW], is_token_BW.long()
+
+
+def pack_left_positions(positions: Tensor, offsets: Tensor, order: Tensor, width: int) -> Tensor:
+    """Position ids of the prompts `order`, right-aligned."""
+    _check_tensor("positions", positions, 2)
+    source_BW, _ = _sources(positions.shape[-1], offsets, order, width)
+    return pad(positions, (0, 1))[:, source_BW]
+
+
+def trim_responses(generated: Tensor, stop_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(tokens, lengths, stopped) of what stands before each row's first stop token."""
+    _check_tensor("generated", generated, 2)
+    kept_BL = (generated == stop_id).cumsum(1) == 0
+    lengths = kept_BL.sum(1)
+    return generated[kept_BL], lengths, lengths < generated.shape[1]
+
+
+def _sources(num_tokens: int, offsets: Tensor, order: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Where each cell of the rectangle comes from, and whether it is a token.
+
+    Returns:
+        source [B, width]: index into the tokens, `num_tokens` (one past the last) on padding; is_token [B, width].
+    """
+    _check_ragged(num_tokens, offsets, order, width)
+    starts, ends = offsets[order], offsets[order + 1]
+    source_BW = ends[:, None] - width + torch.arange(width, device=offsets.device)
+    is_token_BW = source_BW >= starts[:, None]
+    return source_BW.where(is_token_BW, num_tokens), is_token_BW
+
+
+def _check_tensor(name: str, tensor: Tensor, num_axes: int) -> None:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    _require(
+        dtype == "int64" and tensor.dim() == num_axes,
+        f"{name} must be int64 with {num_axes} axes, not {dtype} with {tensor.dim()}",
+    )
+
+
+def _check_ragged(num_tokens: int, offsets: Tensor, order: Tensor, width: int) -> None:
+    """The sentences of `csrc/ragged.h`, in its order."""
+    _check_tensor("offsets", offsets, 1)
+    _check_tensor("order", order, 1)
+    num_prompts = len(offsets) - 1
+    ascending = num_prompts >= 0 and bool((offsets.diff() >= 0).all())
+    _require(
+        ascending and int(offsets[0]) == 0 and int(offsets[-1]) == num_tokens,
+        f"offsets must ascend from 0 to {num_tokens}, the number of tokens",
+    )
+    _require(width >= 0, f"width must not be negative, not {width}")
+    outside = order[(order < 0) | (order >= num_prompts)].tolist()
+    if outside:
+        raise ValueError(f"order names prompt {outside[0]}, but there are {num_prompts}")
+    lengths = offsets[order + 1] - offsets[order]
+    over = (lengths > width).nonzero()[:, 0].tolist()
+    if over:
+        raise ValueError(f"prompt {order[over[0]]} has {lengths[over[0]]} tokens, more than width {width}")
+
+
+def _require(holds: bool, sentence: str) -> None:
+    if not holds:
+        raise ValueError(sentence)
