@@ -1,4 +1,4 @@
-"""Entry for `deepspeed ds_stage2ab/train.py --config X`, and the loop.
+"""Entry for `deepspeed ds_stage2ab/train.py --config X [--set KEY=VALUE]...`, and the loop.
 
 The launcher runs this file as a script, which puts its folder first on sys.path: that is repaired before
 anything else is imported, so that no module of ours can hide one of the standard library.
@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ds_stage2ab.config.load import load_config
+from ds_stage2ab.config.overrides import add_set_option, read_overrides
 from ds_stage2ab.errors import EXIT_OK, Stage2Error, exit_code
 
 if TYPE_CHECKING:
@@ -47,13 +48,14 @@ def main() -> int:
     """Train as the command line says; returns the process exit code."""
     parser = argparse.ArgumentParser(prog="train.py", description="Train both channels of stage 2.")
     parser.add_argument("--config", required=True, type=Path, help="YAML file")
+    add_set_option(parser)
     parser.add_argument("--local_rank", type=int, default=0, help="set by the DeepSpeed launcher")
     arguments = parser.parse_args()
     rank = int(os.environ["RANK"]) if "RANK" in os.environ else 0
     if "RANK" in os.environ and sys.platform == "linux":
         _end_with_launcher()
     try:
-        _run(arguments.config)
+        _run(arguments.config, arguments.overrides)
     except Stage2Error as error:
         if rank == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -61,8 +63,8 @@ def main() -> int:
     return EXIT_OK
 
 
-def _run(config: Path) -> None:
-    loaded = load_config(config)
+def _run(config: Path, overrides: list[str]) -> None:
+    loaded = load_config(config, read_overrides(overrides))
     # Heavy imports wait until the config is known to be good.
     from rich.console import Console
 

@@ -1,7 +1,7 @@
-"""A YAML file and the files it extends -> one tree of plain values, each with the place it came from.
+"""A YAML file, what it extends, what the command line sets -> one tree of plain values, each with its place.
 
-Bases merge from left to right and the file itself wins; mappings merge key by key, lists and scalars
-replace. Nothing here knows which keys exist: that is `schema`.
+Bases merge from left to right, the file itself wins over them, and the command line over the file; mappings
+merge key by key, lists and scalars replace. Nothing here knows which keys exist: that is `schema`.
 """
 
 from __future__ import annotations
@@ -57,14 +57,20 @@ class Document:
         return path
 
 
-def read_document(path: Path) -> Document:
+def read_document(path: Path, overrides: Node | None = None) -> Document:
     """Read a config file with everything that it extends.
+
+    Args:
+        path: the YAML file.
+        overrides: a mapping from the command line (`overrides.read_overrides`), merged over the file.
 
     Raises:
         UnreadableFile: the file itself (not a base of it) cannot be opened or decoded.
     """
     loader = _Loader()
     root = loader.load(str(path), chain=())
+    if overrides is not None:
+        root = merge(root, overrides, sections_stay=True)
     values: dict = {}
     origins: dict[KeyPath, Origin] = {(): Origin(key=root.place, value=root.place, text=root.text)}
     for key, entry in (root.entries or {}).items():
@@ -162,15 +168,28 @@ def read_text(file: str) -> str:
         raise UnreadableFile(why, where=file, fix="save the file as UTF-8") from error
 
 
-def merge(base: Node, over: Node) -> Node:
-    """`over` wins; only two mappings merge, key by key."""
+def merge(base: Node, over: Node, *, sections_stay: bool = False) -> Node:
+    """`over` wins; only two mappings merge, key by key.
+
+    Args:
+        base: what `over` is merged over.
+        over: the later layer.
+        sections_stay: a mapping of both keeps its place in `base`: an argument of the command line adds to a section
+            of the file, and what that section lacks is missing from the file.
+    """
     if base.entries is None or over.entries is None:
         return over
     entries = dict(base.entries)
     for key, entry in over.entries.items():
         below = entries.get(key)
-        entries[key] = entry if below is None else Entry(entry.key_place, merge(below.value, entry.value))
-    return Node(over.place, over.text, entries=entries)
+        if below is None:
+            entries[key] = entry
+            continue
+        is_section = below.value.entries is not None and entry.value.entries is not None
+        key_place = below.key_place if sections_stay and is_section else entry.key_place
+        entries[key] = Entry(key_place, merge(below.value, entry.value, sections_stay=sections_stay))
+    upper = base if sections_stay else over
+    return Node(upper.place, upper.text, entries=entries)
 
 
 def _not_a_mapping(root: Node) -> Problem:

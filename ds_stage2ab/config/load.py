@@ -1,4 +1,4 @@
-"""A config file -> typed sections, or every problem in it.
+"""A config file and what the command line sets -> typed sections, or every problem in them.
 
 The order of work: merge, removed keys, schema, defaults, rules, sections.
 """
@@ -11,7 +11,8 @@ from fractions import Fraction
 from pathlib import Path
 
 from ds_stage2ab.config.document import Document, read_document
-from ds_stage2ab.config.problems import Problem, as_error, in_reading_order
+from ds_stage2ab.config.nodes import Node
+from ds_stage2ab.config.problems import ArgumentPlace, Problem, as_error, in_reading_order
 from ds_stage2ab.config.rules import B_RATIO, RULES, Rule, batch_rule, broken_rules
 from ds_stage2ab.config.schema import check_values, config_schema, with_defaults, without_removed_keys
 from ds_stage2ab.config.sections import Config, build_config
@@ -42,17 +43,18 @@ class LoadedConfig:
     # the same as plain values; read as a config again, it is valid and resolves to itself
 
 
-def check_config(path: Path, rules: tuple[Rule, ...] = RULES) -> CheckedConfig:
+def check_config(path: Path, rules: tuple[Rule, ...] = RULES, overrides: Node | None = None) -> CheckedConfig:
     """Read a config file and apply every check that needs no data, model or socket.
 
     Args:
         path: the YAML file.
         rules: those between keys.
+        overrides: what `overrides.read_overrides` made of the command line; the last layer.
 
     Raises:
         UnreadableFile: the file cannot be opened or decoded.
     """
-    document = read_document(path)
+    document = read_document(path, overrides)
     problems = list(document.problems)
     resolved: dict = {}
     if document.complete:
@@ -78,15 +80,19 @@ def check_file(path: Path, learners: int | None = None) -> list[Problem]:
     return list(check_config(path, (batch_rule(learners), *RULES)).problems)
 
 
-def load_config(path: Path) -> LoadedConfig:
+def load_config(path: Path, overrides: Node | None = None) -> LoadedConfig:
     """A config file as typed sections.
 
     The batch rules are applied by `plan.make_plan`, which knows the number of learners.
 
+    Args:
+        path: the YAML file.
+        overrides: what `overrides.read_overrides` made of the command line; the last layer.
+
     Raises:
         ConfigError: the file cannot be read, or has problems: all of them are in the message.
     """
-    checked = check_config(path)
+    checked = check_config(path, overrides=overrides)
     if checked.problems:
         raise as_error(checked.problems, str(path))
     config = build_config(checked.resolved)
@@ -102,8 +108,16 @@ def _rule_problems(
         path = tuple(error.where.split("."))
         written = [key for key in (path, *rule.paths) if key in document.origins]
         why = error.why if path in written else f"{error.why} ({path[-1]} is at its default)"
-        found.append(Problem(path, why, error.fix, document.place_of_value(written[0] if written else path)))
+        where = document.place_of_value(written[0] if written else path)
+        causes = dict.fromkeys(str(document.place_of_value(key)) for key in written if _is_set(document, key))
+        why += "".join(f" (with {cause})" for cause in causes if cause != str(where))
+        found.append(Problem(path, why, error.fix, where))
     return found
+
+
+def _is_set(document: Document, path: tuple[str, ...]) -> bool:
+    """Whether a value comes from the command line."""
+    return isinstance(document.place_of_value(path), ArgumentPlace)
 
 
 def _inexact_ratio(document: Document, problems: list[Problem]) -> list[Problem]:

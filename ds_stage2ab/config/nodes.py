@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import (
     AliasEvent,
+    CollectionEndEvent,
     DocumentStartEvent,
     Event,
     MappingEndEvent,
     MappingStartEvent,
+    NodeEvent,
     ScalarEvent,
     SequenceEndEvent,
     SequenceStartEvent,
@@ -31,8 +35,11 @@ MAX_NODES = 20_000  # after aliases are written out; a config has a few hundred
 
 _TOO_DEEP = f"values are nested more than {MAX_DEPTH} deep"
 _DEEP_FIX = "no key of a config lies deeper than 5"
+_SYNTAX_FIX = "correct the syntax here or just above; indent with spaces and keep keys of one mapping in one column"
 
 Scalar = str | int | float | bool | None
+PlaceAt = Callable[[int, int], Place]
+"""(line, column), both counted from 1 -> the place there."""
 
 _INTEGER = re.compile(r"[-+]?[0-9]{1,300}")
 _BASED = re.compile(r"0o[0-7]{1,300}|0x[0-9a-fA-F]{1,300}")
@@ -109,32 +116,80 @@ def parse_yaml(text: str, file: str) -> tuple[Node, list[Problem]]:
     if text.startswith("\ufeff"):
         why = "begins with a byte order mark"
         raise Unreadable(Problem((), why, "save the file as UTF-8 without a byte order mark", Place(file, 1, 1)))
-    builder = _Builder(file)
+    builder = _Builder(partial(Place, file))
+    _build(builder, text, _SYNTAX_FIX)
+    root = builder.root or Node(Place(file, 1, 1), "nothing")
+    return root, builder.problems
+
+
+def parse_value(text: str, at: PlaceAt, fix: str) -> Node:
+    """A scalar, or a list or mapping in brackets, that is alone in one line.
+
+    Args:
+        text: the line. Blanks before the value are counted in its columns.
+        at: makes the places.
+        fix: what to do about a value of another form.
+
+    Raises:
+        Unreadable: as for a file; also no value, a second line, a comment, a key given twice, or a form that needs
+            lines of its own (`- a`, `a: b`, `|`).
+    """
+    value = at(1, len(text) - len(text.lstrip(" ")) + 1)
+    if len(text.splitlines()) > 1:
+        raise Unreadable(Problem((), "has more than one line", fix, value))
+    builder = _Builder(at)
+    try:
+        _build(builder, text, fix)
+    except Unreadable as error:
+        if builder.root is None:
+            raise
+        raise Unreadable(Problem((), "more text stands behind the value", fix, error.problem.where)) from error
+    first, node = builder.first, builder.root
+    if node is None or node.text == "":
+        raise Unreadable(Problem((), "has no value", "write null for no value, or '\"\"' for an empty text", value))
+    if isinstance(first, ScalarEvent) and first.style in ("|", ">"):
+        raise Unreadable(Problem((), f"`{first.style}` begins a text of several lines", fix, value))
+    if isinstance(first, SequenceStartEvent | MappingStartEvent) and not first.flow_style:
+        form = "a list in lines" if node.items is not None else "a line `key: value`"
+        raise Unreadable(Problem((), f"reads as {form}, which only a file can hold", fix, value))
+    if text[builder.end :].strip():
+        raise Unreadable(Problem((), "a comment stands behind the value", fix, at(1, text.index("#", builder.end) + 1)))
+    if builder.problems:
+        raise Unreadable(builder.problems[0])
+    return node
+
+
+def _build(builder: _Builder, text: str, fix: str) -> None:
+    """Hand the events of a text to a builder; `fix` is what to do about a syntax error."""
     try:
         for event in YAML(typ="safe", pure=True).parse(io.StringIO(text)):
             builder.take(event)
     except ReaderError as error:
-        raise Unreadable(_control_character(error, text, file)) from error
+        raise Unreadable(_control_character(error, text, builder.at)) from error
     except MarkedYAMLError as error:
-        raise Unreadable(_syntax(error, text, file)) from error
+        raise Unreadable(_syntax(error, text, builder.at, fix)) from error
     except YAMLError as error:
-        raise Unreadable(Problem((), f"is not YAML: {error}", "correct the file", Place(file, 1, 1))) from error
-    root = builder.root or Node(Place(file, 1, 1), "nothing")
-    return root, builder.problems
+        raise Unreadable(Problem((), f"is not YAML: {error}", fix, builder.at(1, 1))) from error
 
 
 class _Builder:
     """Takes parser events one by one; holds what is open on a stack instead of recursing."""
 
-    def __init__(self, file: str) -> None:
-        self.file = file
+    def __init__(self, at: PlaceAt) -> None:
+        self.at = at
         self.root: Node | None = None
+        self.first: Event | None = None
+        # of the root
+        self.end = 0
+        # the column, from 0, behind the last event with content
         self.problems: list[Problem] = []
         self._open: list[_Open] = []
         self._anchors: dict[str, Node] = {}
 
     def take(self, event: Event) -> None:
-        place = Place(self.file, event.start_mark.line + 1, event.start_mark.column + 1)
+        place = self.at(event.start_mark.line + 1, event.start_mark.column + 1)
+        if isinstance(event, NodeEvent | CollectionEndEvent):
+            self.first, self.end = self.first or event, event.end_mark.column
         if isinstance(event, DocumentStartEvent) and self.root is not None:
             self._refuse(place, "a second document begins here", "keep one document per file: delete the `---`")
         tag = getattr(event, "tag", None)
@@ -201,7 +256,7 @@ class _Builder:
             parent.entries[parent.key] = Entry(parent.key_place, node)
             return
         path = (*(part.key for part in self._open[:-1] if part.key is not None), parent.key)
-        why = f"is given twice in the same mapping, first in line {first.key_place.line}"
+        why = f"is given twice in the same mapping, first in {first.key_place.within}"
         self.problems.append(Problem(path, why, "keep one of the two", parent.key_place))
 
     def _expects_key(self) -> bool:
@@ -226,23 +281,23 @@ def plain_value(text: str) -> Scalar:
     return text
 
 
-def _syntax(error: MarkedYAMLError, text: str, file: str) -> Problem:
+def _syntax(error: MarkedYAMLError, text: str, at: PlaceAt, fix: str) -> Problem:
     lines = text.splitlines()
     mark = error.problem_mark or error.context_mark
     if error.context_mark and mark.line >= len(lines):
         mark = error.context_mark  # what was never closed, rather than the end of the file
-    place = Place(file, mark.line + 1, mark.column + 1) if mark else Place(file, 1, 1)
-    line = lines[place.line - 1] if place.line <= len(lines) else ""
+    place = at(mark.line + 1, mark.column + 1) if mark else at(1, 1)
+    line = lines[mark.line] if mark and mark.line < len(lines) else ""
     if "\t" in line[: place.column]:
         return Problem((), "a tab stands where YAML wants spaces", "indent with spaces", place)
-    began = f" that began in line {error.context_mark.line + 1}" if error.context_mark else ""
+    start = error.context_mark and at(error.context_mark.line + 1, error.context_mark.column + 1)
+    began = f" that began in {start.within}" if start else ""
     reading = f" ({error.context}{began})" if error.context else ""
-    fix = "correct the syntax here or just above; indent with spaces and keep keys of one mapping in one column"
     return Problem((), f"is not YAML: {error.problem}{reading}", fix, place)
 
 
-def _control_character(error: ReaderError, text: str, file: str) -> Problem:
+def _control_character(error: ReaderError, text: str, at: PlaceAt) -> Problem:
     before = text[: error.position]
-    place = Place(file, before.count("\n") + 1, error.position - (before.rfind("\n") + 1) + 1)
+    place = at(before.count("\n") + 1, error.position - (before.rfind("\n") + 1) + 1)
     why = f"holds the control character U+{ord(text[error.position]):04X}, which YAML does not allow"
     return Problem((), why, "delete the character", place)

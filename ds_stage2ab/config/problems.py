@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from ds_stage2ab.errors import ConfigError
 
+SET = "--set"
+MAX_SHOWN = 120  # characters of an argument: a prompt may be long, and the key stands in front
+
 KeyPath = tuple[str, ...]
 """A key of the config from the root down; entries of a list appear as "0", "1", ..."""
 
@@ -25,6 +28,43 @@ class Place:
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}:{self.column}"
+
+    @property
+    def within(self) -> str:
+        """Where in its file, in words that a message about another place of that file can use."""
+        return f"line {self.line}"
+
+    @property
+    def order(self) -> tuple[int, str, int, int]:
+        return 0, self.file, self.line, self.column
+
+
+class ArgumentPlace(Place):
+    """A place in an argument of `--set`: `file` is the argument, `line` its number among them, counted from 1.
+
+    The column appears only where it says more than the argument itself: inside a value, not at its beginning.
+    """
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        inside = self.column > self.file.find("=") + 2  # columns count from 1, and the value follows the `=`
+        return f"{SET} {shown(self.file)}" + (f" (column {self.column})" if inside else "")
+
+    @property
+    def within(self) -> str:
+        return f"column {self.column}"
+
+    @property
+    def order(self) -> tuple[int, str, int, int]:
+        return 1, "", self.line, self.column
+
+
+def shown(argument: str) -> str:
+    """A word of the command line as a message can show it: not endless, and nothing that a terminal cannot print."""
+    if len(argument) > MAX_SHOWN:
+        argument = argument[: MAX_SHOWN - 3] + "..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in argument)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +91,8 @@ def dotted(path: KeyPath) -> str:
 
 
 def in_reading_order(problems: Sequence[Problem]) -> list[Problem]:
-    """Problems sorted as someone going through the files from the top meets them."""
-    return sorted(problems, key=lambda p: (p.where.file, p.where.line, p.where.column, p.path))
+    """Problems sorted as someone going through the files from the top, then the command line, meets them."""
+    return sorted(problems, key=lambda p: (p.where.order, p.path))
 
 
 def as_block(problem: Problem) -> str:
@@ -61,12 +101,12 @@ def as_block(problem: Problem) -> str:
     return f"{head}\n  {problem.why}\n  fix: {problem.fix}"
 
 
-def as_error(problems: Sequence[Problem], file: str) -> ConfigError:
-    """All problems of a config in one exception."""
+def as_error(problems: Sequence[Problem], file: str, subject: str = "the config") -> ConfigError:
+    """All problems of a config, or of another `subject`, in one exception."""
     assert problems, "an error needs a problem"
     if len(problems) == 1:
         only = problems[0]
         why = f"{only.key}: {only.why}" if only.path else only.why
         return ConfigError(why, where=str(only.where), fix=only.fix)
     blocks = "\n".join(as_block(problem) for problem in problems)
-    return ConfigError(f"the config has {len(problems)} problems\n{blocks}", where=file)
+    return ConfigError(f"{subject} has {len(problems)} problems\n{blocks}", where=file)

@@ -15,6 +15,9 @@ from ds_stage2ab.errors import ConfigError
 B_RATIO = "stage2_ab.schedule.b_ratio"
 LENGTH_CAP = "training.global_max_length"
 MAX_NEW_TOKENS = "custom.extra.rollout_matching.max_new_tokens"
+TEMPERATURE = "custom.extra.rollout_matching.decoding.temperature"
+TOP_P = "custom.extra.rollout_matching.decoding.top_p"
+TOP_K = "custom.extra.rollout_matching.decoding.top_k"
 SCHEDULER = "training.lr_scheduler"
 FINAL_RATE = "training.min_learning_rate_ratio"
 FREEZE = "model.freeze"
@@ -38,13 +41,14 @@ class Rule:
         return [tuple(key.split(".")) for key in self.keys]
 
 
-def channel_b_is_not_available(b_ratio: float) -> None:
-    """Holds while Channel B is not built."""
-    if b_ratio > 0:
+def greedy_decoding_draws_nothing(temperature: float, top_p: float, top_k: int) -> None:
+    """At temperature 0 the most probable token is taken, and what limits a draw would be ignored."""
+    limits = [f"{key} {value}" for key, value, off in ((TOP_P, top_p, 1), (TOP_K, top_k, 0)) if value != off]
+    if temperature == 0 and limits:
         raise ConfigError(
-            f"{b_ratio} asks for Channel B, which is not part of this version yet",
-            where=B_RATIO,
-            fix=f"set {B_RATIO} to 0 (Channel A only)",
+            f"{temperature} is greedy, which makes {' and '.join(limits)} meaningless",
+            where=TEMPERATURE,
+            fix="set a temperature above 0, or delete the other",
         )
 
 
@@ -111,7 +115,7 @@ def evaluation_has_data(every_steps: int | None, validation: str | None) -> None
 
 
 RULES = (
-    Rule(channel_b_is_not_available, (B_RATIO,)),
+    Rule(greedy_decoding_draws_nothing, (TEMPERATURE, TOP_P, TOP_K)),
     Rule(answer_fits_length, (MAX_NEW_TOKENS, LENGTH_CAP)),
     Rule(constant_rate_does_not_fall, (SCHEDULER, FINAL_RATE)),
     Rule(some_part_trains, (FREEZE,)),

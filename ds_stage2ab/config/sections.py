@@ -40,11 +40,17 @@ class ScheduleSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelBSection:
+    drop_invalid_struct_ce_multiplier: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stage2ABSection:
     schedule: ScheduleSection
     n_softctx_iter: int
     softctx_grad_mode: str
     softctx_temperature: float
+    channel_b: ChannelBSection
     desc_ce_weight: float
     bbox_smoothl1_weight: float
     bbox_smoothl1_beta: float
@@ -61,10 +67,23 @@ class Stage2ABSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DecodingSection:
+    temperature: float
+    top_p: float
+    top_k: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutMatchingSection:
     rollout_backend: str
     decode_batch_size: int
     max_new_tokens: int
+    decoding: DecodingSection
+    repetition_penalty: float
+    candidate_top_k: int
+    iou_gate: float
+    fp_cost: float
+    fn_cost: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +131,7 @@ class LoggingSection:
     name: str | None
     every_steps: int
     tensorboard: bool
+    rollouts: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -89,6 +89,39 @@ def test_a_wrong_command_line_gives_2(arguments, capsys):
     assert "usage: python -m ds_stage2ab.validate" in capsys.readouterr().err
 
 
+def test_set_changes_every_file(capsys):
+    code, out = run(capsys, VALID, BATCH, "--set", "training.effective_batch_size=48")
+    assert code == 0
+    assert ["48 samples per step" in line for line in out.splitlines()] == [True, True]
+
+
+def test_a_problem_in_set_is_shown_for_each_file(capsys):
+    block = ["--set training.sead=43: training.sead", "  is no key of a config", "  fix: did you mean `training.seed`?"]
+    code, out = run(capsys, VALID, "--set", "training.sead=43")
+    assert (code, out.splitlines()) == (1, [*block, "1 problem in 1 of 1 file"])
+    code, out = run(capsys, VALID, BATCH, "--set", "training.sead=43")
+    assert code == 1
+    heads = [f"{VALID}: {block[0]}", f"{BATCH}: {block[0]}"]
+    assert out.splitlines() == [heads[0], *block[1:], heads[1], *block[1:], "2 problems in 2 of 2 files"]
+
+
+@pytest.mark.parametrize("argument", ["training.seed", "=43", "extends=x.yaml", "model.freeze=[vision"])
+def test_a_set_of_a_wrong_form_is_a_wrong_command_line(argument, capsys):
+    with pytest.raises(SystemExit) as raised:
+        validate.main([str(VALID), "--set", argument])
+    assert raised.value.code == 2
+    seen = capsys.readouterr().err
+    assert seen.startswith("usage: python -m ds_stage2ab.validate")
+    assert f"error: --set {argument}: " in seen
+
+
+def test_help_says_which_of_several_wins(capsys):
+    with pytest.raises(SystemExit) as raised:
+        validate.main(["--help"])
+    assert raised.value.code == 0
+    assert "the last of several for one key wins" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_module_runs_as_a_command_and_passes_its_code_on():
     command = [sys.executable, "-m", "ds_stage2ab.validate", str(TYPO)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)

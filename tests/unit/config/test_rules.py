@@ -6,9 +6,9 @@ from ds_stage2ab.config.load import check_file
 from ds_stage2ab.config.rules import (
     RULES,
     answer_fits_length,
-    channel_b_is_not_available,
     constant_rate_does_not_fall,
     evaluation_has_data,
+    greedy_decoding_draws_nothing,
     pixel_limits_are_ordered,
     rollout_fits_length,
     some_part_trains,
@@ -17,7 +17,8 @@ from ds_stage2ab.config.schema import config_schema, leaves
 from ds_stage2ab.errors import ConfigError
 
 BORDERS = [
-    (channel_b_is_not_available, (0,), (0.001,)),
+    (greedy_decoding_draws_nothing, (0, 1, 0), (0, 0.9, 0)),
+    (greedy_decoding_draws_nothing, (0.1, 0.9, 5), (0, 1, 5)),
     (answer_fits_length, (511, 512), (512, 512)),
     (rollout_fits_length, (60, 452, 512, 4096), (61, 452, 512, 4096)),
     (rollout_fits_length, (60, 40, 512, 100), (61, 40, 512, 100)),

@@ -133,7 +133,7 @@ def test_filling_twice_changes_nothing_and_leaves_the_input_alone():
 def test_missing_sections_become_empty_ones_and_values_in_their_place_stay():
     filled = with_sections({"model": 3}, config_schema())
     assert filled["model"] == 3
-    assert filled["custom"] == {"extra": {"rollout_matching": {}}}
+    assert filled["custom"] == {"extra": {"rollout_matching": {"decoding": {}}}}
 
 
 def with_key(path: str, value: str) -> str:
