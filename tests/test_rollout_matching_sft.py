@@ -1,0 +1,400 @@
+r"""Channel B's text path from end to end: the ids of a rollout -> parse -> match -> target.
+
+Every expected value is written out by hand. The tokenizer splits text as Qwen's does, and a piece is one token if it
+is among the words below, single bytes otherwise: the tokens of a text can be read off it. Expected targets are tables
+of rows (tokens, weight): `~` stands between tokens, `C7` is the coordinate token of bin 7, and a third entry is the
+bin that is taught there. Text is Latin-1, so "\xe4" is one byte.
+"""
+
+import inspect
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from ds_stage2ab.carriers import Match, Target, Truth
+from ds_stage2ab.codec.text import CODECS, get_codec
+from ds_stage2ab.codec.vocabulary import Vocabulary
+from ds_stage2ab.config.load import load_config
+from ds_stage2ab.matching.assign import match_boxes
+from ds_stage2ab.matching.parse import REASONS, STATES, parse_rollout
+from ds_stage2ab.matching.score import score_image, set_score
+from ds_stage2ab.matching.targets import build_target
+from tests.parts import Quickstart, config_values, merged, write_config
+
+QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPECIALS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+WORDS = (
+    *("objects", "object", '"object', "desc", "bbox", "owl", "cat", "zebra", "dog", "red", " fox"),
+    *('{"', ' {"', ' [{"', '":', ' "', '",', " [", "]},", "]}", '"},', ' ["', '"]},', '"]}', ' "(', ')",'),
+)
+CLOSERS = ("]}]}", '"]}}', " []}", "{}")  # tokens in which a prefix ends: they hold the close too
+FRAGMENTS = ((' "\u4e2d', 0, 3), ('\u4e2d",', 2, 5), ('\u00e9",', 1, 4), ('e\u0301",', 0, 5))  # (text, bytes from, to)
+
+COSTS = {"candidate_top_k": 10, "iou_gate": 0.3, "fp_cost": 1.0, "fn_cost": 1.0}
+WEIGHTS = {"desc_ce_weight": 0.5, "drop_invalid_struct_ce_multiplier": 3.0, "where": "sample"}
+
+OWL, CAT = (600, 600, 700, 700), (200, 200, 300, 300)
+OWL_SEEN, CAT_SEEN = (600, 600, 700, 720), (200, 200, 300, 310)  # IoU 100/120 and 100/110
+FOX, DOG = (0, 0, 100, 100), (400, 400, 500, 500)
+ZEBRA = (800, 0, 900, 50)  # touches nothing
+
+
+@dataclass(frozen=True)
+class Form:
+    """One answer format, as a model writes it."""
+
+    name: str
+    opening: str
+    closing: str
+    quote: str  # around a coordinate token
+
+    def box(self, *bins: int) -> str:
+        return "[" + ", ".join(f"{self.quote}<|coord_{k}|>{self.quote}" for k in bins) + "]"
+
+    def value(self, desc: str, box: tuple[int, ...]) -> str:
+        return f'{{"desc": "{desc}", "bbox_2d": {self.box(*box)}}}'
+
+    def answer(self, *values: str) -> str:
+        keys = [f'"object_{number}": ' if self.name == "keyed" else "" for number in range(1, len(values) + 1)]
+        return self.opening + ", ".join(key + value for key, value in zip(keys, values, strict=True)) + self.closing
+
+
+ARRAY, KEYED = (Form("array", '{"objects": [', "]}", ""), Form("keyed", "{", "}", '"'))
+FORMS = tuple(form for form in (ARRAY, KEYED) if form.name in CODECS)  # whichever forms there are
+both_forms = pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+
+
+@cache
+def build_vocabulary(words: tuple[str, ...]) -> Vocabulary:
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    pieces = [letters.pre_tokenize_str(word)[0][0] for word in words]
+    pieces += [letters.pre_tokenize_str(text)[0][0][first:last] for text, first, last in FRAGMENTS]
+    table = {piece: token for token, piece in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), *pieces])}
+    backend = Tokenizer(models.BPE(vocab=table, merges=[], ignore_merges=True))
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated"), letters])
+    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIALS])
+    backend.add_tokens([AddedToken(f"<|coord_{k}|>", special=False, normalized=False) for k in range(1000)])
+    return Vocabulary.from_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    return build_vocabulary((*WORDS, *CLOSERS))
+
+
+def spell(vocabulary: Vocabulary, tokens: str) -> list[int]:
+    """`{"~desc~C7` -> ids."""
+    ids = []
+    for token in tokens.split("~"):
+        if token == "<stop>":
+            ids.append(vocabulary.stop_id)
+        elif re.fullmatch(r"C\d+", token):
+            ids.append(vocabulary.coordinate_ids[int(token[1:])])
+        else:
+            ids.append(vocabulary.token_bytes.index(token.encode("latin-1")))
+    return ids
+
+
+def shown(vocabulary: Vocabulary, ids) -> list[str]:
+    names = {vocabulary.stop_id: "<stop>"} | {token: f"C{k}" for token, k in vocabulary.coordinate_bins.items()}
+    return [names[token] if token in names else vocabulary.token_bytes[token].decode("latin-1") for token in ids]
+
+
+def truths(boxes, desc="a") -> list[Truth]:
+    return [Truth(desc=desc, box=box) for box in boxes]
+
+
+def corners(box, between: str, weight: float, bins=(None,) * 4) -> list[tuple]:
+    """Rows of four coordinates, and of what stands between them."""
+    rows = [((f"C{k}", 0, taught), (between, weight)) for k, taught in zip(box, bins, strict=True)]
+    return [row for pair in rows for row in pair][:-1]
+
+
+def follow(vocabulary: Vocabulary, form: Form, ids: list[int], truth: list[Truth]) -> tuple[Match, Target]:
+    """The path under test; the target of every rollout is one document, and teaches every true object once."""
+    codec = get_codec(form.name)
+    parsed = parse_rollout(ids, vocabulary, codec)
+    match = match_boxes(parsed.objects, truth, **COSTS)
+    target = build_target(parsed, match, truth, vocabulary, codec, **WEIGHTS)
+    found = [place for _, place in match.pairs]
+    assert sorted([*found, *match.missed]) == list(range(len(truth)))
+    assert target.bins == tuple(k for place in [*found, *match.missed] for k in truth[place].box)
+    num_values = len(parsed.objects) + len(parsed.dropped)
+    number = str if form.quote else int
+    assert document(vocabulary, form, target)[num_values:] == [
+        (("desc", truth[place].desc), ("bbox_2d", [number(k) for k in truth[place].box])) for place in match.missed
+    ]
+    return match, target
+
+
+def document(vocabulary: Vocabulary, form: Form, target: Target) -> list:
+    """The values of the target's text, objects as pairs; coordinate tokens are read as numbers."""
+    *ids, stop = target.ids
+    assert stop == vocabulary.stop_id and stop not in ids
+    numbers = {token: str(k).encode() for token, k in vocabulary.coordinate_bins.items()}
+    text = b"".join(numbers[token] if token in numbers else vocabulary.token_bytes[token] for token in ids)
+    members = json.loads(text, object_pairs_hook=tuple)
+    numbered = [f"object_{number}" for number in range(1, len(members) + 1)]
+    assert [key for key, _ in members] == (["objects"] if form is ARRAY else numbered)
+    return members[0][1] if form is ARRAY else [value for _, value in members]
+
+
+# --- weights, slots and bins, token by token ----------------------------------------------------------------------
+
+A_BOX, K_BOX = '",~ "~bbox~_~2~d~":~ [', '",~ "~bbox~_~2~d~":~ ["'  # from behind a description to the first coordinate
+A_NEXT, K_NEXT = ",~ ", '",~ "'  # between coordinates
+KEY = 0  # of a matched object in the prefix: no part of its value, it stands between values as a separator does
+NAMED = {"fox": ("red fox", FOX), "cat": ("cat", CAT), "dog": ("dog", DOG), "owl": ("owl", OWL), "(x)": ("(x)", DOG)}
+TRUTHS = {name: Truth(desc=desc, box=box) for name, (desc, box) in NAMED.items()}
+
+# Seen: the owl, a value without a box, an object that is not there, the cat under the name of a dog.
+FULL = ("owl", "boxless", "zebra", "cat as dog")
+TABLES = {
+    # name: (form, values generated, true objects, rows of the target)
+    "array, every region": (ARRAY, FULL, ("fox", "cat", "dog", "owl"), [
+        ('{"~objects~":~ [{"', 0),  # the last token holds bytes of the opening
+        ('desc~":~ "', 1), ("owl", 0), (A_BOX, 1), *corners(OWL_SEEN, A_NEXT, 1, OWL), ("]},", 0),  # with a separator
+        (f' {{"~desc~":~ "~cat~"}},~ {{"~desc~":~ "~zebra~{A_BOX}', 0), *corners(ZEBRA, A_NEXT, 0), ("]},", 0),
+        (' {"', 0), ('desc~":~ "', 1), ("dog", 0), (A_BOX, 1), *corners(CAT_SEEN, A_NEXT, 1, CAT),
+        ("]}", 1), (',~ {"~desc~":~ "', 3), ("red~ fox", 0.5), (A_BOX, 3), *corners(FOX, A_NEXT, 3, FOX), ("]},", 3),
+        (' {"~desc~":~ "', 3), ("dog", 0.5), (A_BOX, 3), *corners(DOG, A_NEXT, 3, DOG),
+        ("]}]}", 3), ("<stop>", 1),  # the first byte is the object's
+    ]),
+    "keyed, every region": (KEYED, FULL, ("fox", "cat", "dog", "owl"), [
+        ('{"', 0), ('object~_~1~":~ {"', KEY),
+        ('desc~":~ "', 1), ("owl", 0), (K_BOX, 1), *corners(OWL_SEEN, K_NEXT, 1, OWL), ('"]},', 0),
+        (f' "~object~_~2~":~ {{"~desc~":~ "~cat~"}},~ "~object~_~3~":~ {{"~desc~":~ "~zebra~{K_BOX}', 0),
+        *corners(ZEBRA, K_NEXT, 0), ('"]},', 0),
+        (' "', 0), ('object~_~4~":~ {"', KEY), ('desc~":~ "', 1), ("dog", 0), (K_BOX, 1),
+        *corners(CAT_SEEN, K_NEXT, 1, CAT), ('"]}', 1),
+        (',~ "~object~_~5~":~ {"~desc~":~ "', 3), ("red~ fox", 0.5), (K_BOX, 3), *corners(FOX, K_NEXT, 3, FOX),
+        ('"]},~ "~object~_~6~":~ {"~desc~":~ "', 3), ("dog", 0.5), (K_BOX, 3), *corners(DOG, K_NEXT, 3, DOG),
+        ('"]}}', 3), ("<stop>", 1),
+    ]),
+    # Behind the prefix a token takes the region of its first byte: ` "(` is structure, `)",` description.
+    "array, no drops": (ARRAY, ("zebra",), ("(x)",), [
+        (f'{{"~objects~":~ [{{"~desc~":~ "~zebra~{A_BOX}', 0), *corners(ZEBRA, A_NEXT, 0), ("]}", 0),
+        (',~ {"~desc~":~ "(', 1), ('x~)",', 0.5), (A_BOX[3:], 1), *corners(DOG, A_NEXT, 1, DOG), ("]}]}~<stop>", 1),
+    ]),
+    "keyed, no drops": (KEYED, ("zebra",), ("(x)",), [
+        (f'{{"~object~_~1~":~ {{"~desc~":~ "~zebra~{K_BOX}', 0), *corners(ZEBRA, K_NEXT, 0), ('"]}', 0),
+        (',~ "~object~_~2~":~ {"~desc~":~ "(', 1), ('x~)",', 0.5), (K_BOX[3:], 1), *corners(DOG, K_NEXT, 1, DOG),
+        ('"]}}~<stop>', 1),
+    ]),
+    "array, nothing missed": (ARRAY, ("boxless", "owl"), ("owl",), [
+        ('{"~objects~":~ [{"~desc~":~ "~cat~"},~ {"', 0),
+        ('desc~":~ "', 1), ("owl", 0), (A_BOX, 1), *corners(OWL_SEEN, A_NEXT, 1, OWL), ("]}", 1), ("]}~<stop>", 1),
+    ]),
+    "keyed, nothing missed": (KEYED, ("boxless", "owl"), ("owl",), [
+        ('{"~object~_~1~":~ {"~desc~":~ "~cat~"},~ "', 0), ('object~_~2~":~ {"', KEY),
+        ('desc~":~ "', 1), ("owl", 0), (K_BOX, 1), *corners(OWL_SEEN, K_NEXT, 1, OWL), ('"]}', 1), ("}~<stop>", 1),
+    ]),
+    "array, nothing at all": (ARRAY, (), (), [('{"~objects~":~ [', 0), ("]}~<stop>", 1)]),
+    "keyed, nothing at all": (KEYED, (), (), [("{", 0), ("}~<stop>", 1)]),
+    # Where the close has tokens of its own: drops do not weigh on it.
+    "array, plain words": (ARRAY, ("boxless",), ("dog",), [
+        ('{"~objects~":~ [{"~desc~":~ "~cat~"~}', 0),
+        (',~ {"~desc~":~ "', 3), ("dog", 0.5), (A_BOX, 3), *corners(DOG, A_NEXT, 3, DOG), ("]~}", 3), ("]~}~<stop>", 1),
+    ]),
+    "keyed, plain words": (KEYED, ("boxless",), ("dog",), [
+        ('{"~object~_~1~":~ {"~desc~":~ "~cat~"~}', 0),
+        (',~ "~object~_~2~":~ {"~desc~":~ "', 3), ("dog", 0.5), (K_BOX, 3), *corners(DOG, K_NEXT, 3, DOG),
+        ('"~]~}', 3), ("}~<stop>", 1),
+    ]),
+}
+
+
+@pytest.mark.parametrize("name", [name for name, (form, *_) in TABLES.items() if form in FORMS])
+def test_every_token_has_its_weight_and_every_slot_its_bin(vocabulary, name):
+    form, generated, true, rows = TABLES[name]
+    words = build_vocabulary(WORDS) if name.endswith("plain words") else vocabulary
+    written = {"boxless": '{"desc": "cat"}', "zebra": form.value("zebra", ZEBRA)}
+    written |= {"owl": form.value("owl", OWL_SEEN), "cat as dog": form.value("dog", CAT_SEEN)}
+    ids = words.encode(form.answer(*(written[one] for one in generated)))
+    _, target = follow(words, form, ids, [TRUTHS[one] for one in true])
+    wanted = [(token, weight) for tokens, weight, *_ in rows for token in tokens.split("~")]
+    assert list(zip(shown(words, target.ids), target.weights, strict=True)) == wanted
+    bins = [taught for tokens, _, *rest in rows for taught in (rest or [None] * len(tokens.split("~")))]
+    assert list(zip(target.slots, target.bins, strict=True)) == [(t, k) for t, k in enumerate(bins) if k is not None]
+    assert list(target.is_desc) == [weight == 0.5 for _, weight in wanted]
+
+
+# --- every state --------------------------------------------------------------------------------------------------
+
+STATE_ROWS = [  # (state, kept, dropped, prefix, responses); <one> is the opening and a cat, <two> goes on with `[1, 2]`
+    ("no_json", 0, 0, "<open>", ["", "I see a cat", "<|im_start|><one><close>"]),
+    ("empty_answer", 0, 0, "<open>", ["<open><close>", "<open><close>cat"]),
+    ("empty_answer", 0, 0, "\n <open>", ["\n <open> \t<close>cat"]),
+    ("ok", 1, 0, "<one>", ["<one><close>"]),
+    ("ok", 1, 1, "<two>", ["<two>\n<close>"]),
+    ("trailing_garbage", 1, 0, "<one>", ["<one><close> ", "<one><close><|im_start|>"]),
+    ("trailing_garbage", 1, 1, "<two>", ["<two><close><one>"]),
+    ("malformed", 1, 0, "<one>", ["<one> cat", "<one><|im_start|>"]),
+    ("malformed", 1, 1, "<two>", ["<two>,<close>"]),
+    ("truncated_first_object", 0, 0, "<open>", ["<open>", "<half>"]),
+    ("truncated", 1, 1, "<two>", ["<two>", "<two> , "]),
+]
+STATE_CASES = [(form, text, *row) for form in FORMS for *row, texts in STATE_ROWS for text in texts] + [
+    (ARRAY, '{"objects":', "no_json", 0, 0, "<open>"),
+    (ARRAY, KEYED.answer(), "no_json", 0, 0, "<open>"),
+    (ARRAY, ' {\n"objects" :[ ] ', "truncated_first_object", 0, 0, ' {\n"objects" :['),
+    (ARRAY, '<open>{"desc": "<|coord_5|>', "malformed", 0, 0, "<open>"),  # stands for a value
+    (KEYED, '<open>"object_1": {"bbox_2d": [<|coord_5|>', "malformed", 0, 0, "<open>"),  # stands for characters
+    (KEYED, '<one>, "cat": 1}', "malformed", 1, 0, "<one>"),
+    (KEYED, ARRAY.answer(), "malformed", 0, 0, "<open>"),
+]
+STATE_CASES = [case for case in STATE_CASES if case[0] in FORMS]
+
+
+@pytest.mark.parametrize(("form", "response", "state", "kept", "dropped", "prefix"), STATE_CASES,
+                         ids=[f"{form.name}-{state}-{place}" for place, (form, _, state, *_) in enumerate(STATE_CASES)])
+def test_states(vocabulary, form, response, state, kept, dropped, prefix):
+    ids = vocabulary.encode(filled(form, response))
+    parsed = parse_rollout(ids, vocabulary, get_codec(form.name))
+    assert (parsed.state, len(parsed.objects), len(parsed.dropped)) == (state, kept, dropped)
+    assert vocabulary.written_all(parsed.prefix_ids).decode() == filled(form, prefix)
+    match, target = follow(vocabulary, form, ids, [TRUTHS["fox"], TRUTHS["cat"]])
+    assert (match.pairs, match.missed) == ((((0, 1),), (0,)) if kept else ((), (0, 1)))
+    assert target.ids[: len(parsed.prefix_ids)] == parsed.prefix_ids
+    assert any(target.weights[: len(parsed.prefix_ids)]) == bool(kept)  # of a matched object alone
+    assert target.weights[shown(vocabulary, target.ids).index("red") - 1] == (3.0 if dropped else 1.0)
+
+
+def filled(form: Form, text: str) -> str:
+    one, two = (form.answer(form.value("cat", CAT), *more).removesuffix(form.closing) for more in ((), ("[1, 2]",)))
+    parts = {"open": form.opening, "close": form.closing, "one": one, "two": two, "half": one[:-1]}
+    return re.sub(r"<(\w+)>", lambda found: parts[found.group(1)], text)
+
+
+def test_every_state_and_reason_has_a_case():
+    assert {state for state, *_ in STATE_ROWS} == set(STATES)
+    assert set(DROP_CASES) == set(REASONS)
+
+
+# --- every drop reason --------------------------------------------------------------------------------------------
+
+BOXES = {"BOX": (1, 2, 3, 4), "SHORT": (1, 2, 3), "LONG": (1, 2, 3, 4, 5), "FLAT": (3, 2, 3, 4), "BACK": (1, 4, 3, 2)}
+DROP_CASES = {
+    "key_invalid": ["12", "[BOX]", '{"bbox_2d": SHORT, "score": 1}', '{"desc": "a", "desc": "a", "bbox_2d": BOX}'],
+    "missing_desc": ["{}", '{"desc": 7, "bbox_2d": BOX}', '{"desc": "\\t\\u3000", "poly": BOX}'],
+    "missing_geom": ['{"desc": "a"}'],
+    "unknown_geom": ['{"desc": "a", "point_2d": BOX}', '{"desc": "a", "bbox_2d": BOX, "point_2d": BOX, "poly": BOX}'],
+    "poly_unsupported": ['{"desc": "a", "poly": BOX}', '{"desc": "a", "poly": BOX, "bbox_2d": SHORT}'],
+    "wrong_arity": [f'{{"desc": "a", "bbox_2d": {box}}}' for box in ("[]", "SHORT", "LONG", "[1, 2, 3]")],
+    "non_coord_token": [f'{{"desc": "a", "bbox_2d": {box}}}' for box in ("[1, 2, 3, 4]", '["9", "8", "7", "6"]')],
+    "bbox_invalid": ['{"desc": "a", "bbox_2d": FLAT}', '{"bbox_2d": BACK, "desc": "a"}'],
+}
+
+
+@both_forms
+@pytest.mark.parametrize(("reason", "value"), [(reason, one) for reason in DROP_CASES for one in DROP_CASES[reason]])
+def test_drop_reasons(vocabulary, form, value, reason):
+    value = re.sub("[A-Z]{3,}", lambda name: form.box(*BOXES[name.group()]), value)
+    ids = vocabulary.encode(form.answer(value, form.value("dog", CAT_SEEN)))
+    parsed = parse_rollout(ids, vocabulary, get_codec(form.name))
+    assert (parsed.state, parsed.dropped) == ("ok", (reason,))
+    assert [(found.desc, found.box) for found in parsed.objects] == [("dog", CAT_SEEN)]
+    match, target = follow(vocabulary, form, ids, [TRUTHS["fox"], TRUTHS["cat"]])
+    assert match == Match(pairs=((0, 1),), missed=(0,), spurious=())
+    assert set(target.weights[: len(parsed.prefix_ids)]) == {0.0, 1.0}
+    assert set(target.weights[len(parsed.prefix_ids) :]) == {0.0, 0.5, 3.0, 1.0}
+
+
+@both_forms
+def test_the_letters_of_a_coordinate_token_are_no_coordinate(vocabulary, form):
+    text = form.answer(form.value("cat", CAT)).encode()
+    parsed = parse_rollout([vocabulary.byte_ids[byte] for byte in text], vocabulary, get_codec(form.name))
+    found = ("malformed", ()) if form is ARRAY else ("ok", ("non_coord_token",))
+    assert (parsed.state, parsed.dropped) == found and not parsed.objects
+
+
+# --- tokens that are cut, characters that are split ---------------------------------------------------------------
+
+HEADS = {"array": '{"~objects~":~ [', "keyed": '{"~object~_~1~":'}
+
+
+@both_forms
+@pytest.mark.parametrize(
+    ("before", "cut", "kept"),
+    # Half a character is no text of its own, and the tokenizer would write the other one composed.
+    [(' "~\xc3', '\xa9",', b'\xa9"'), (' "', 'e\xcc\x81",', b'e\xcc\x81"')],
+)
+def test_the_cut_in_a_token_keeps_its_bytes(vocabulary, form, before, cut, kept):
+    ids = spell(vocabulary, f"{HEADS[form.name]}~{before}~{cut}~ ")
+    parsed = parse_rollout(ids, vocabulary, get_codec(form.name))
+    assert (parsed.state, parsed.dropped) == ("truncated", ("key_invalid",))
+    assert list(parsed.prefix_ids[: len(ids) - 2]) == ids[:-2]
+    assert vocabulary.written_all(parsed.prefix_ids[len(ids) - 2 :]) == kept
+    assert not any(follow(vocabulary, form, ids, [TRUTHS["fox"]])[1].weights[: len(parsed.prefix_ids)])
+
+
+@both_forms
+def test_a_character_across_tokens(vocabulary, form):
+    box, between = (' "~bbox~_~2~d~":~ [', A_NEXT) if form is ARRAY else (' "~bbox~_~2~d~":~ ["', K_NEXT)
+    corner_tokens = "~".join(tokens for tokens, *_ in corners(CAT_SEEN, between, 1))
+    end = "]}]}" if form is ARRAY else '"]}}'
+    ids = spell(vocabulary, f'{HEADS[form.name]}~ {{"~desc~":~ "\xe4~\xb8~\xad",~{box}~{corner_tokens}~{end}')
+    (found,) = parse_rollout(ids, vocabulary, get_codec(form.name)).objects
+    assert (found.desc, found.box) == ("\u4e2d", CAT_SEEN)
+    _, target = follow(vocabulary, form, ids, [TRUTHS["cat"], Truth(desc="\u4e2d", box=FOX)])
+    first = target.ids.index(spell(vocabulary, ' "\xe4')[0])
+    # All three hold bytes of a description in the prefix, the first and the last beside structure.
+    assert target.weights[first - 2 : first + 4] == (1.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+    # Appended, the character stands as it is; the quote before it is a token of its own.
+    appended = spell(vocabulary, '":~ "~\xe4~\xb8~\xad~",')
+    place = next(t for t in range(len(target.ids)) if list(target.ids[t : t + 6]) == appended)
+    assert target.weights[place : place + 6] == (1.0, 1.0, 0.5, 0.5, 0.5, 1.0)
+
+
+@both_forms
+@pytest.mark.parametrize(("end", "state"), [("\xc3", "truncated_first_object"), ('\xc3~",', "malformed")])
+def test_half_a_character_is_no_text(vocabulary, form, end, state):
+    parsed = parse_rollout(spell(vocabulary, f'{HEADS[form.name]}~ "~{end}'), vocabulary, get_codec(form.name))
+    assert (parsed.state, parsed.objects, parsed.dropped) == (state, (), ())
+
+
+# --- the match ----------------------------------------------------------------------------------------------------
+
+WIDE, FAR = (0, 0, 100, 100), (40, 0, 120, 100)
+BETWEEN, LEFT = (10, 0, 110, 100), (0, 0, 60, 100)  # IoU with WIDE 90/110 and 60/100, with FAR 70/110 and 20/120
+MATCH_CASES = {
+    # (predicted, true, changed costs, pairs)
+    "cheapest together, not one by one": ([BETWEEN, LEFT], [WIDE, FAR], {}, ((0, 1), (1, 0))),
+    "in another order": ([LEFT, BETWEEN], [FAR, WIDE], {}, ((0, 1), (1, 0))),
+    "best candidate alone": ([BETWEEN, LEFT], [WIDE, FAR], {"candidate_top_k": 1}, ((0, 0),)),
+    "at the gate": ([(0, 0, 30, 100)], [WIDE], {}, ((0, 0),)),
+    "below the gate": ([(0, 0, 29, 100)], [WIDE], {}, ()),
+    "dearer than alone": ([LEFT], [WIDE], {"fp_cost": 0.1, "fn_cost": 0.2}, ()),  # 1 - 0.6 > 0.1 + 0.2
+}
+
+
+@pytest.mark.parametrize(("predicted", "true", "changed", "pairs"), MATCH_CASES.values(), ids=MATCH_CASES)
+def test_matches(predicted, true, changed, pairs):
+    assert match_boxes(truths(predicted, "b"), truths(true), **COSTS | changed).pairs == pairs
+
+
+def test_decoding_cannot_change_a_match(tmp_path):
+    values = config_values(Quickstart(**dict.fromkeys(("model", "plain", "data"), Path("x"))), tmp_path, "run")
+    drawn = {"decoding.temperature": 0.7, "decoding.top_p": 0.5, "decoding.top_k": 1, "repetition_penalty": 1.3}
+    for changes in ({}, {f"custom.extra.rollout_matching.{key}": value for key, value in drawn.items()}):
+        section = load_config(write_config(tmp_path / "c.yaml", merged(values, changes))).config.rollout_matching
+        assert {name: getattr(section, name) for name in COSTS} == COSTS
+    assert list(inspect.signature(match_boxes).parameters) == ["predicted", "truth", *COSTS]
+    assert list(inspect.signature(parse_rollout).parameters) == ["token_ids", "vocabulary", "codec"]
+
+
+def test_the_score_of_what_was_parsed():
+    predicted = truths([WIDE, FOX[:3] + (60,)], " A ") + truths([ZEBRA], "b")
+    figures = set_score([score_image(predicted, [*truths([WIDE]), *truths([ZEBRA], "c")])])
+    # Three predicted, two true; one pair of equal names, two pairs of boxes.
+    assert (figures.f1, figures.f1_boxes, figures.precision, figures.recall) == (2 / 5, 4 / 5, 1 / 3, 1 / 2)
