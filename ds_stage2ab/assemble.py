@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from ds_stage2ab import ops
 from ds_stage2ab.carriers import Record, Sample, StepResult
 from ds_stage2ab.channels.expectation import Expectation
+from ds_stage2ab.channels.rollout_matching import RolloutMatching
 from ds_stage2ab.codec.text import get_codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.load import LoadedConfig
@@ -35,8 +37,9 @@ from ds_stage2ab.losses.objective import Objective
 from ds_stage2ab.metrics.recorder import Metrics
 from ds_stage2ab.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink
 from ds_stage2ab.plan import RunPlan, batch_shape, make_plan
-from ds_stage2ab.rollout.base import GREEDY, Sampling
+from ds_stage2ab.rollout.base import GREEDY, RolloutBackend, Sampling
 from ds_stage2ab.rollout.hf import HfBackend
+from ds_stage2ab.rollout.record import RolloutLog
 from ds_stage2ab.world import World
 
 
@@ -125,15 +128,16 @@ def assemble(loaded: LoadedConfig, world: World) -> Run:
     optimizer = build_optimizer(objective, parts.config.training)
     engine = build_engine(objective, optimizer, parts.plan.deepspeed_config)
     start_id = world.from_first(uuid.uuid4().hex)
+    backend = _backend(parts, start_id)
     metrics = _claim(parts, loaded)
     return Run(
         plan=parts.plan,
         folder=parts.folder,
         world=world,
         window=Window(engine, parts.plan, world, _draw(parts)),
-        channels={"A": _expectation(parts)},
+        channels={"A": _expectation(parts), "B": _rollout_matching(parts, backend, start_id)},
         metrics=metrics,
-        evaluator=_evaluator(parts, start_id) if parts.datasets.validation else None,
+        evaluator=_evaluator(parts, backend) if parts.datasets.validation else None,
         checkpoints=Checkpoints(
             parts.folder.checkpoints,
             parts.source.folder,
@@ -167,9 +171,10 @@ def _read(loaded: LoadedConfig, world: World) -> Parts:
             system_prompt=config.data.system_prompt,
             user_prompt=config.data.user_prompt,
         )
-        if datasets.validation:
+        answered = [*datasets.validation, *(datasets.train if plan.b_steps else ())]
+        if answered:
             rollout_fits_length(
-                max(encoder.prompt_length(*size) for size in {(r.width, r.height) for r in datasets.validation}),
+                max(encoder.prompt_length(*size) for size in {(r.width, r.height) for r in answered}),
                 config.rollout_matching.max_new_tokens,
                 config.training.global_max_length,
                 source.model.config.text_config.max_position_embeddings,
@@ -222,6 +227,34 @@ def _expectation(parts: Parts) -> Expectation:
     )
 
 
+def _backend(parts: Parts, start_id: str) -> RolloutBackend:
+    return HfBackend(
+        parts.source.model,
+        parts.vocabulary,
+        position_index(parts.source.model),
+        decode_batch_size=parts.config.rollout_matching.decode_batch_size,
+        start_id=start_id,
+        seed=parts.config.training.seed,
+    )
+
+
+def _rollout_matching(parts: Parts, backend: RolloutBackend, start_id: str) -> RolloutMatching:
+    section = parts.config.stage2_ab
+    log = RolloutLog(parts.folder.rollouts, parts.world.rank)
+    return RolloutMatching(
+        backend,
+        start_id,
+        log if parts.config.logging.rollouts else lambda step, rollouts: None,
+        codec=get_codec(parts.config.data.codec),
+        vocabulary=parts.vocabulary,
+        positions=position_index(parts.source.model),
+        section=parts.config.rollout_matching,
+        desc_ce_weight=section.desc_ce_weight,
+        drop_invalid_struct_ce_multiplier=section.channel_b.drop_invalid_struct_ce_multiplier,
+        max_length=parts.config.training.global_max_length,
+    )
+
+
 def _claim(parts: Parts, loaded: LoadedConfig) -> Metrics:
     """Make the run folder ours and open the sinks in it; if a sink cannot be opened, give the folder back."""
     sinks: list[Sink] = []
@@ -233,7 +266,7 @@ def _claim(parts: Parts, loaded: LoadedConfig) -> Metrics:
             except BaseException:
                 parts.folder.abandon()
                 raise
-    return Metrics(sinks, parts.config.logging.every_steps)
+    return Metrics(sinks, parts.config.logging.every_steps, parts.plan.channel_for_step)
 
 
 def _open_sinks(parts: Parts) -> list[Sink]:
@@ -243,20 +276,12 @@ def _open_sinks(parts: Parts) -> list[Sink]:
     return sinks
 
 
-def _evaluator(parts: Parts, start_id: str) -> Evaluator:
-    section = parts.config.rollout_matching
-    backend = HfBackend(
-        parts.source.model,
-        parts.vocabulary,
-        decode_batch_size=section.decode_batch_size,
-        start_id=start_id,
-        seed=parts.config.training.seed,
-    )
+def _evaluator(parts: Parts, backend: RolloutBackend) -> Evaluator:
     return Evaluator(
         parts.datasets.validation,
         parts.encoder.encode,
         backend,
-        Sampling(**GREEDY, max_new_tokens=section.max_new_tokens),
+        Sampling(**GREEDY, max_new_tokens=parts.config.rollout_matching.max_new_tokens),
         codec=get_codec(parts.config.data.codec),
         vocabulary=parts.vocabulary,
         world=parts.world,
@@ -274,7 +299,19 @@ def _facts(parts: Parts) -> tuple[tuple[str, str], ...]:
         ("model", f"{parts.source.folder}, {sum(p.numel() for p in parameters):,} parameters, {trained:,} trained"),
         ("data", f"{len(datasets.train):,} records, {len(datasets.validation):,} held out"),
         ("steps", f"{plan.total_steps:,} = {plan.epochs:.3g} epochs of {plan.steps_per_epoch:,}; {length}"),
+        ("schedule", f"{plan.total_steps - plan.b_steps:,} A steps, {plan.b_steps:,} B steps"),
+        ("rollouts", _rollout_words(parts)),
         ("engine", f"DeepSpeed, ZeRO stage {plan.zero_stage}, {parts.config.model.precision}"),
         ("run folder", str(parts.folder.path)),
         *(("warning", warning) for warning in plan.warnings),
+    )
+
+
+def _rollout_words(parts: Parts) -> str:
+    section = parts.config.rollout_matching
+    temperature = section.decoding.temperature
+    how = f"temperature {temperature:g}" if temperature else "greedy"
+    return (
+        f"{section.rollout_backend}, at most {section.decode_batch_size} at once on each rank, {how};"
+        f" packing operators: {ops.implementation()}"
     )

@@ -7,6 +7,7 @@ No field holds a config object. Torch is named for type checkers only.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -180,6 +181,8 @@ class Segment:
     sample_id: str
     draw: int
     channel: str
+    terms: Mapping[str, tuple[float, float]]
+    # what the channel reports of this sample: metric name -> (sum, count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

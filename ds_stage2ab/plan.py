@@ -97,6 +97,8 @@ class RunPlan:
     # the one that is run; see `warnings` if the config names another
     deepspeed_config: dict
     b_ratio: Fraction
+    b_steps: int
+    # steps of the run that train Channel B: floor(total_steps b)
     rate: LearningRate
     evaluate: Cadence
     save: Cadence
@@ -141,6 +143,7 @@ def make_plan(config: Config, learners: int, num_records: int) -> RunPlan:
         zero_stage=stage,
         deepspeed_config=deepspeed_config(shape, config.model, config.deepspeed, stage),
         b_ratio=config.stage2_ab.schedule.b_ratio,
+        b_steps=math.floor(total_steps * config.stage2_ab.schedule.b_ratio),
         rate=_rate(training, total_steps),
         evaluate=_evaluate(config.evaluation, config.data.validation is not None, total_steps),
         save=Cadence(enabled=True, at_start=False, every_steps=config.checkpoint.every_steps, total_steps=total_steps),

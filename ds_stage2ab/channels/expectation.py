@@ -4,18 +4,11 @@ What is learned is the answer that the codec writes for the ground truth. The lo
 read expected embeddings at the coordinate slots) belongs to the objective; the channel only says how many.
 """
 
-from collections.abc import Callable
-
-import torch
-from torch import Tensor
-
-from ds_stage2ab.carriers import Sample, Segment
+from ds_stage2ab.carriers import Sample, Segment, Target
+from ds_stage2ab.channels.segment import PositionIndex, make_segment
+from ds_stage2ab.clock import Clock
 from ds_stage2ab.codec.text import Codec, encode_answer
 from ds_stage2ab.codec.vocabulary import Vocabulary
-from ds_stage2ab.errors import DataError
-
-PositionIndex = Callable[[Tensor, Tensor], Tensor]
-"""(input_ids [T], image_grid_thw [images, 3]) -> position_ids [4, T]."""
 
 
 class Expectation:
@@ -31,6 +24,7 @@ class Expectation:
     """
 
     name = "A"
+    term_names = ()
 
     def __init__(
         self,
@@ -49,35 +43,28 @@ class Expectation:
         self.desc_ce_weight = desc_ce_weight
         self.max_length = max_length
 
-    def segments(self, samples: list[Sample], step: int) -> list[Segment]:
+    def segments(self, samples: list[Sample], step: int, clock: Clock) -> list[Segment]:
         """One segment for each sample, in order; a function of the sample alone, whatever the step."""
-        return [self._segment(sample) for sample in samples]
-
-    def _segment(self, sample: Sample) -> Segment:
-        answer = encode_answer(sample.objects, self.vocabulary, self.codec, where=sample.id)
-        prompt_length = len(sample.prompt_ids)
-        ids = torch.tensor(sample.prompt_ids + answer.ids)
-        if len(ids) > self.max_length:
-            raise DataError(
-                f"prompt and answer are {len(ids)} tokens long, training.global_max_length is {self.max_length}",
-                where=sample.id,
-                fix=f"set training.global_max_length to {len(ids)} or more, or data.max_pixels lower",
+        return [
+            make_segment(
+                sample,
+                self._target(sample),
+                self.positions,
+                channel=self.name,
+                max_length=self.max_length,
+                remedy="data.max_pixels",
+                terms={},
             )
-        is_desc = torch.tensor([False] * prompt_length + list(answer.is_desc))
-        slots = torch.tensor(answer.slots, dtype=torch.long) + prompt_length
-        weights = torch.ones(len(ids))
-        weights[:prompt_length] = 0
-        weights[is_desc] = self.desc_ce_weight
-        weights[slots] = 0
-        return Segment(
-            input_ids=ids,
-            position_ids=self.positions(ids, sample.vision.image_grid_thw),
-            vision=sample.vision,
-            weights=weights,
-            is_desc=is_desc,
-            slots=slots,
-            bins=torch.tensor(answer.bins, dtype=torch.long),
-            sample_id=sample.id,
-            draw=sample.draw,
-            channel=self.name,
+            for sample in samples
+        ]
+
+    def _target(self, sample: Sample) -> Target:
+        """The answer with every token supervised: coordinates by their bins, all others by cross-entropy."""
+        answer = encode_answer(sample.objects, self.vocabulary, self.codec, where=sample.id)
+        weights = [
+            0.0 if is_coord else self.desc_ce_weight if is_desc else 1.0
+            for is_desc, is_coord in zip(answer.is_desc, answer.is_coord, strict=True)
+        ]
+        return Target(
+            ids=answer.ids, weights=tuple(weights), is_desc=answer.is_desc, slots=answer.slots, bins=answer.bins
         )

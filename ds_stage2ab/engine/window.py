@@ -6,19 +6,22 @@ runs: segments, packs, one forward and backward per pack, exactly one `engine.st
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 
 from ds_stage2ab.carriers import Pack, Sample, Segment, StepResult
+from ds_stage2ab.clock import Clock
 from ds_stage2ab.errors import TrainingFault
 from ds_stage2ab.losses.objective import TERM_NAMES
 from ds_stage2ab.packs.collate import make_packs, zero_weight
 from ds_stage2ab.packs.rounds import in_lockstep
 from ds_stage2ab.plan import RunPlan
 from ds_stage2ab.world import World
+
+Term = tuple[float, float]
+SAMPLES, TOKENS_AND_PACKS = "samples", "tokens and packs"
 
 MAX_NAMED = 16
 """Sample ids that a message lists before it counts the rest."""
@@ -29,8 +32,10 @@ class Channel(Protocol):
 
     name: str
     num_passes: int
+    term_names: tuple[str, ...]
+    # what it reports of every sample
 
-    def segments(self, samples: list[Sample], step: int) -> list[Segment]: ...
+    def segments(self, samples: list[Sample], step: int, clock: Clock) -> list[Segment]: ...
 
 
 class Window:
@@ -58,11 +63,12 @@ class Window:
             DataError: a sample cannot be read, or is longer than the cap.
             TrainingFault: a loss or gradient is not finite, or the engine did not apply the update.
         """
-        clock = _Clock()
+        clock, start = Clock(), time.monotonic()
         with clock("data"):
             samples = self._buffer(step)
-        with clock("segments"), self.world.agree_on_failure():
-            segments = channel.segments(samples, step)
+        with clock("wait"), self.world.agree_on_failure(), clock("segments"):
+            segments = channel.segments(samples, step, clock)
+            reported = _reported(channel, segments)
             packs = make_packs(
                 segments,
                 capacity=self.plan.global_max_length,
@@ -70,13 +76,13 @@ class Window:
                 num_passes=channel.num_passes,
             )
         with clock("forward_backward"):
-            local = self._accumulate(step, packs, lambda: zero_weight(segments[0], num_passes=channel.num_passes))
+            losses = self._accumulate(step, packs, lambda: zero_weight(segments[0], num_passes=channel.num_passes))
         with clock("optimizer"):
             learning_rate, grad_norm = self._update(step)
             self._check_update(step, grad_norm, packs)
-        clock.seconds["step"] = sum(clock.seconds.values())
-        sums = self.world.all_sum(torch.cat([local, torch.tensor([len(samples), *_sizes(packs)]).double()]))
-        return self._result(sums, learning_rate=learning_rate, grad_norm=grad_norm, seconds=clock.seconds)
+        sums = self._summed({**losses, **reported, **_sizes(samples, packs)})
+        seconds = {**clock.seconds, "step": time.monotonic() - start}
+        return self._result(sums, learning_rate=learning_rate, grad_norm=grad_norm, seconds=seconds)
 
     def _buffer(self, step: int) -> list[Sample]:
         """Raw samples of every micro-step up to the engine's own boundary.
@@ -93,8 +99,8 @@ class Window:
         assert micro_step == self.plan.accumulation_steps - 1, "the engine's window and the plan disagree"
         return samples
 
-    def _accumulate(self, step: int, packs: list[Pack], stand_in: Callable[[], Pack]) -> torch.Tensor:
-        """Forward and backward of every pack; returns this rank's (sum, count) of each term: [2 * terms]."""
+    def _accumulate(self, step: int, packs: list[Pack], stand_in: Callable[[], Pack]) -> dict[str, Term]:
+        """Forward and backward of every pack; returns this rank's (sum, count) of each of the objective's terms."""
         scale = self.world.size / self.plan.effective_batch_size
         totals = torch.zeros(len(TERM_NAMES), 2, dtype=torch.float64, device=self.world.device)
         for pack, last in in_lockstep(packs, stand_in, self.world.all_max):
@@ -105,7 +111,13 @@ class Window:
             # A new tensor, not forward's own output: ZeRO 0 would divide that by the accumulation steps.
             self.engine.backward(loss * scale, scale_wrt_gas=False)
             totals += torch.stack([torch.stack(terms[name]) for name in TERM_NAMES])
-        return totals.flatten().cpu()
+        return dict(zip(TERM_NAMES, map(tuple, totals.tolist()), strict=True))
+
+    def _summed(self, own: dict[str, Term]) -> dict[str, Term]:
+        """(sum, count) of the same names on every rank -> over all ranks."""
+        flat = torch.tensor([number for name in sorted(own) for number in own[name]], dtype=torch.float64)
+        totals = self.world.all_sum(flat).view(-1, 2).tolist()
+        return dict(zip(sorted(own), map(tuple, totals), strict=True))
 
     def _update(self, step: int) -> tuple[float, float]:
         """One `engine.step()` at this step's learning rate; returns (learning rate, gradient norm).
@@ -149,16 +161,14 @@ class Window:
         )
 
     def _result(
-        self, sums: torch.Tensor, *, learning_rate: float, grad_norm: float, seconds: dict[str, float]
+        self, sums: dict[str, Term], *, learning_rate: float, grad_norm: float, seconds: dict[str, float]
     ) -> StepResult:
-        *flat, samples, tokens, packs = sums.tolist()
-        pairs = list(zip(flat[0::2], flat[1::2], strict=True))
-        terms = dict(zip(TERM_NAMES, pairs, strict=True))
+        (samples, _), (tokens, packs) = sums.pop(SAMPLES), sums.pop(TOKENS_AND_PACKS)
         assert int(samples) == self.plan.effective_batch_size, "a step owns exactly R raw samples"
         return StepResult(
             applied=True,
-            loss=terms["loss/total"][0] / self.plan.effective_batch_size,
-            terms=terms,
+            loss=sums["loss/total"][0] / self.plan.effective_batch_size,
+            terms=sums,
             skipped=(),
             samples=int(samples),
             tokens=int(tokens),
@@ -184,18 +194,16 @@ def _named(ids: list[str]) -> str:
     return "samples " + ", ".join(ids[:MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _sizes(packs: list[Pack]) -> tuple[int, int]:
-    return sum(len(pack.input_ids) for pack in packs), len(packs)
+def _reported(channel: Channel, segments: list[Segment]) -> dict[str, Term]:
+    """The channel's own terms, summed over this rank's samples."""
+    return {
+        name: (math.fsum(one.terms[name][0] for one in segments), math.fsum(one.terms[name][1] for one in segments))
+        for name in channel.term_names
+    }
 
 
-class _Clock:
-    """Wall seconds by phase, monotonic."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        start = time.monotonic()
-        yield
-        self.seconds[phase] = time.monotonic() - start
+def _sizes(samples: list[Sample], packs: list[Pack]) -> dict[str, Term]:
+    return {
+        SAMPLES: (len(samples), 0),
+        TOKENS_AND_PACKS: (sum(len(pack.input_ids) for pack in packs), len(packs)),
+    }

@@ -10,30 +10,41 @@ from ds_stage2ab.metrics.journal import EVALUATION_CHANNEL, EvaluationRecord, St
 from ds_stage2ab.metrics.registry import check_channel, reduce_terms
 from ds_stage2ab.metrics.sinks import Sink
 
+SLOTS_PER_OBJECT = 4  # coordinate tokens of a box: x1 y1 x2 y2
+
 
 class Metrics:
     """Records steps and evaluations in all sinks. Ranks other than 0 construct it with no sinks.
 
     Args:
         sinks: where records go, in this order; closed by `close`.
-        every_steps: log each step whose number of finished steps is a multiple of it.
+        every_steps: logging interval; of each interval the first step of each channel is logged.
+        channel_for_step: the schedule.
         clock: Unix seconds.
     """
 
-    def __init__(self, sinks: Sequence[Sink], every_steps: int, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        sinks: Sequence[Sink],
+        every_steps: int,
+        channel_for_step: Callable[[int], str],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         assert every_steps > 0, f"every_steps must be positive, got {every_steps}"
         self._sinks = tuple(sinks)
         self._every_steps = every_steps
+        self._channel_for_step = channel_for_step
         self._clock = clock
 
     def record(self, step: int, channel: str, result: StepResult) -> None:
         """Report the optimizer step `step` (counted from 0) of channel "A" or "B".
 
-        Logged are the first step, every `every_steps`-th, and each step that was not applied or that
-        skipped samples: which steps are logged depends on the steps alone, so a resumed run logs the same.
+        Logged are the first step, every `every_steps`-th, with them the next step of the other channel, and each step
+        that was not applied or that skipped samples: which steps are logged depends on the schedule alone, so a
+        resumed run logs the same.
         """
         finished = step + 1
-        due = step == 0 or finished % self._every_steps == 0 or not result.applied or bool(result.skipped)
+        due = self._is_first_of_its_channel(step, channel) or not result.applied or bool(result.skipped)
         if not due or not self._sinks:
             return
         metrics = step_values(result)
@@ -48,6 +59,11 @@ class Metrics:
         )
         for sink in self._sinks:
             sink.step(record)
+
+    def _is_first_of_its_channel(self, step: int, channel: str) -> bool:
+        """Whether no earlier step of the logging interval was of this channel; intervals begin at each multiple."""
+        begin = (step + 1) - (step + 1) % self._every_steps
+        return all(self._channel_for_step(finished - 1) != channel for finished in range(max(1, begin), step + 1))
 
     def record_evaluation(self, finished_steps: int, values: Mapping[str, float]) -> None:
         """Report an evaluation of the weights after `finished_steps` steps (0: before the first).
@@ -78,12 +94,15 @@ def step_values(result: StepResult) -> dict[str, float]:
     values["train/samples"] = result.samples
     values["train/skipped_samples"] = len(result.skipped)
     values["train/tokens"] = result.tokens
+    values["train/objects"] = int(result.terms["coord/mass"][1]) // SLOTS_PER_OBJECT
     values["train/packs"] = result.packs
     values["train/applied"] = int(result.applied)
     values.update({f"time/{phase}_s": seconds for phase, seconds in result.seconds.items()})
     seconds = result.seconds["step"]
     if seconds > 0:
         values["train/tokens_per_second"] = result.tokens / seconds
+    if "rollout" in result.seconds:
+        values["rollout/tokens_per_second"] = values["rollout/tokens"] / result.seconds["rollout"]
     return {name: _plain(value) for name, value in values.items()}
 
 

@@ -82,6 +82,67 @@ COORDINATES = (
             "Distance between a slot's expected bin and its true bin (0 to 999), averaged over slots."),
 )
 
+ROLLOUT = (
+    _metric("rollout/count", "rollouts", "sum", "B", "neither",
+            "Raw rollouts of the step over all ranks; equals the effective batch size."),
+    _metric("rollout/tokens", "tokens", "sum", "B", "neither",
+            "Generated tokens of the step over all ranks, stop tokens not counted."),
+    _metric("rollout/tokens_per_second", "tokens/s", "last", "B", "higher",
+            "rollout/tokens divided by time/rollout_s."),
+    _metric("rollout/truncation_rate", "fraction", "mean", "B", "lower",
+            "Share of rollouts that reached the token limit before their end."),
+    _metric("rollout/values_dropped_rate", "fraction", "mean", "B", "lower",
+            "Share of complete values that were no valid object."),
+)
+
+MATCH = (
+    _metric("match/precision", "fraction", "mean", "B", "higher",
+            "Matched objects divided by predicted ones over the step, by boxes alone and training's IoU gate."),
+    _metric("match/recall", "fraction", "mean", "B", "higher",
+            "Matched objects divided by true ones over the step; the rest was appended."),
+    _metric("match/f1", "fraction", "mean", "B", "higher",
+            "2 matched / (predicted + true) over the step."),
+    _metric("match/iou", "fraction", "mean", "B", "higher",
+            "Mean IoU of the matched pairs."),
+    _metric("match/same_desc_rate", "fraction", "mean", "B", "higher",
+            "Share of matched pairs whose descriptions agree (stripped, lower case)."),
+    _metric("match/predicted_per_true", "1", "mean", "B", "neither",
+            "Predicted objects divided by true objects over the step; 1 is the right number."),
+)
+
+PARSE = (
+    _metric("parse/no_json", "fraction", "mean", "B", "lower",
+            "Share of rollouts whose opening could not be read."),
+    _metric("parse/empty_answer", "fraction", "mean", "B", "neither",
+            "Share of rollouts that were closed without any value."),
+    _metric("parse/ok", "fraction", "mean", "B", "higher",
+            "Share of rollouts that were closed, with nothing behind."),
+    _metric("parse/trailing_garbage", "fraction", "mean", "B", "lower",
+            "Share of rollouts that were closed and went on."),
+    _metric("parse/malformed", "fraction", "mean", "B", "lower",
+            "Share of rollouts ended by a byte or token that cannot continue the grammar."),
+    _metric("parse/truncated_first_object", "fraction", "mean", "B", "lower",
+            "Share of rollouts that ended before their first value was complete."),
+    _metric("parse/truncated", "fraction", "mean", "B", "lower",
+            "Share of rollouts that ended behind a complete value, before the close."),
+    _metric("drop/key_invalid", "values", "sum", "B", "lower",
+            "Values dropped: no object, a key twice, or a foreign key."),
+    _metric("drop/missing_desc", "values", "sum", "B", "lower",
+            "Values dropped: no description, or one that is no text or blank."),
+    _metric("drop/missing_geom", "values", "sum", "B", "lower",
+            "Values dropped: no geometry at all."),
+    _metric("drop/unknown_geom", "values", "sum", "B", "lower",
+            "Values dropped: a geometry of another kind."),
+    _metric("drop/poly_unsupported", "values", "sum", "B", "lower",
+            "Values dropped: a polygon."),
+    _metric("drop/wrong_arity", "values", "sum", "B", "lower",
+            "Values dropped: the box is no list of four."),
+    _metric("drop/non_coord_token", "values", "sum", "B", "lower",
+            "Values dropped: one of the four is no coordinate token."),
+    _metric("drop/bbox_invalid", "values", "sum", "B", "lower",
+            "Values dropped: the box has no width or no height."),
+)
+
 TRAIN = (
     _metric("train/grad_norm", "1", "last", "both", "neither",
             "L2 norm of the whole gradient of the step before clipping."),
@@ -95,6 +156,8 @@ TRAIN = (
             "Tokens of all packs of the step over all ranks, prompts and images included."),
     _metric("train/tokens_per_second", "tokens/s", "last", "both", "higher",
             "train/tokens divided by time/step_s."),
+    _metric("train/objects", "objects", "sum", "both", "neither",
+            "Objects whose boxes were supervised in the step over all ranks; each true object of its samples once."),
     _metric("train/packs", "packs", "sum", "both", "neither",
             "Packs that were trained on in the step over all ranks, zero-weight ones not counted."),
     _metric("train/applied", "1", "last", "both", "neither",
@@ -105,7 +168,14 @@ TIME = (
     _metric("time/data_s", "s", "last", "both", "lower",
             "Wall time of the step spent on reading and encoding samples, on rank 0."),
     _metric("time/segments_s", "s", "last", "both", "lower",
-            "Wall time of turning the step's samples into segments and packs, on rank 0."),
+            "Wall time of turning the step's samples into segments and packs, rollouts and matching not counted, on"
+            " rank 0."),
+    _metric("time/rollout_s", "s", "last", "B", "lower",
+            "Wall time of drawing the step's rollouts, on rank 0."),
+    _metric("time/match_s", "s", "last", "B", "lower",
+            "Wall time of reading the step's rollouts, matching them and building their targets, on rank 0."),
+    _metric("time/wait_s", "s", "last", "both", "lower",
+            "Wall time that rank 0 waited for the segments of slower ranks (in a B step: for their rollouts)."),
     _metric("time/forward_backward_s", "s", "last", "both", "lower",
             "Wall time of the forward and backward passes of the step, on rank 0."),
     _metric("time/optimizer_s", "s", "last", "both", "lower",
@@ -144,7 +214,7 @@ EVALUATION = (
 )
 # fmt: on
 
-METRICS: Mapping[str, Metric] = dict(LOSS + COORDINATES + TRAIN + TIME + EVALUATION)
+METRICS: Mapping[str, Metric] = dict(LOSS + COORDINATES + ROLLOUT + MATCH + PARSE + TRAIN + TIME + EVALUATION)
 """Name -> declaration, in the order in which tables show them."""
 
 

@@ -35,6 +35,11 @@ def request_seed(seed: int, draw: int, sample_id: str) -> int:
     return int.from_bytes(digest[:SEED_BYTES], "big") >> 1
 
 
+def weight_version(start_id: str, finished_steps: int) -> str:
+    """What every rollout carries: which start of the learner, and how many steps its weights have seen."""
+    return f"{start_id}/{finished_steps}"
+
+
 GREEDY = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
 
 

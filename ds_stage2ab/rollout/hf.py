@@ -1,21 +1,28 @@
 """Rollouts by Hugging Face `generate` on the learner's own weights.
 
 At most `decode_batch_size` rows are alive at any moment: requests are decoded in chunks of that many,
-sorted by prompt length so that a chunk pads little, and returned in request order.
+sorted by prompt length so that a chunk pads little, and returned in request order. Each request draws from a
+random stream of its own, so that its answer does not depend on its neighbours.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 
+from ds_stage2ab import ops
 from ds_stage2ab.carriers import Rollout, Sample
 from ds_stage2ab.codec.vocabulary import Vocabulary
-from ds_stage2ab.rollout.base import Sampling, request_seed
+from ds_stage2ab.rollout.base import Sampling, request_seed, weight_version
+from ds_stage2ab.rollout.draws import draw_processors
+
+Positions = Callable[[Tensor, Tensor], Tensor]
+"""(input_ids [T], image_grid_thw [images, 3]) -> position_ids [4, T]."""
 
 
 class HfBackend:
@@ -24,86 +31,132 @@ class HfBackend:
     Args:
         model: the plain model inside the engine; its parameters are whole (ZeRO 0 to 2).
         vocabulary: the checkpoint's ids; its vision placeholders are never sampled.
+        positions: position ids of one prompt alone.
         decode_batch_size: most rows alive at any moment.
         start_id: new each time a learner process group starts; first half of the weight version.
         seed: `training.seed`.
     """
 
     def __init__(
-        self, model: nn.Module, vocabulary: Vocabulary, *, decode_batch_size: int, start_id: str, seed: int
+        self,
+        model: nn.Module,
+        vocabulary: Vocabulary,
+        positions: Positions,
+        *,
+        decode_batch_size: int,
+        start_id: str,
+        seed: int,
     ) -> None:
         self.model = model
         self.vocabulary = vocabulary
+        self.positions = positions
         self.decode_batch_size = decode_batch_size
         self.start_id = start_id
         self.seed = seed
 
     def generate(self, samples: list[Sample], sampling: Sampling, *, finished_steps: int) -> list[Rollout]:
-        """One rollout for each sample, in order; greedy alone so far."""
-        assert sampling.temperature == 0, "a sampled rollout needs a random stream of its own for each request"
+        """One rollout for each sample, in order."""
         config = generation_config(sampling, self.vocabulary)
-        version = f"{self.start_id}/{finished_steps}"
+        prompts = _Prompts(samples, self.positions, pad_id=_pad_id(self.vocabulary))
         order = sorted(range(len(samples)), key=lambda index: (len(samples[index].prompt_ids), index))
         rollouts: dict[int, Rollout] = {}
         with torch.no_grad(), _as_decoder(self.model):
             for first in range(0, len(order), self.decode_batch_size):
                 members = order[first : first + self.decode_batch_size]
+                inputs = self._to_model(prompts.chunk(members))
                 chunk = [samples[index] for index in members]
-                rollouts.update(zip(members, self._decode(chunk, config, version), strict=True))
+                rollouts |= zip(members, self._decode(chunk, inputs, config, sampling, finished_steps), strict=True)
         return [rollouts[index] for index in range(len(samples))]
 
-    def _decode(self, chunk: list[Sample], config: GenerationConfig, version: str) -> list[Rollout]:
+    def _decode(
+        self,
+        chunk: list[Sample],
+        inputs: dict[str, Tensor],
+        config: GenerationConfig,
+        sampling: Sampling,
+        finished_steps: int,
+    ) -> list[Rollout]:
         start = time.monotonic()
-        inputs = self._left_padded(chunk)
-        width = inputs["input_ids"].shape[1]
-        output_BL = self.model.generate(**inputs, generation_config=config)
-        responses = [self._trim(row) for row in output_BL[:, width:].tolist()]
+        seeds = [request_seed(self.seed, sample.draw, sample.id) for sample in chunk]
+        processors = LogitsProcessorList(draw_processors(sampling, seeds))
+        output_BL = self.model.generate(**inputs, generation_config=config, logits_processor=processors)
+        generated_BL = output_BL[:, inputs["input_ids"].shape[1] :].cpu()
+        tokens, lengths, stopped = ops.trim_responses(generated_BL, self.vocabulary.stop_id)
+        responses = [tuple(part.tolist()) for part in tokens.split(lengths.tolist())]
         seconds = time.monotonic() - start
         return [
             Rollout(
                 sample_id=sample.id,
                 draw=sample.draw,
                 prompt_ids=sample.prompt_ids,
-                response_ids=tuple(response),
-                finish="stop" if stopped else "length",
-                weight_version=version,
-                seed=request_seed(self.seed, sample.draw, sample.id),
+                response_ids=response,
+                finish="stop" if ended else "length",
+                weight_version=weight_version(self.start_id, finished_steps),
+                seed=seed,
                 source="hf",
                 seconds=seconds,
             )
-            for sample, (response, stopped) in zip(chunk, responses, strict=True)
+            for sample, response, ended, seed in zip(chunk, responses, stopped.tolist(), seeds, strict=True)
         ]
 
-    def _left_padded(self, chunk: list[Sample]) -> dict[str, Tensor]:
-        """Prompts right-aligned to the longest: ids and mask [B, L], image patches back to back."""
-        width = max(len(sample.prompt_ids) for sample in chunk)
-        pads = [width - len(sample.prompt_ids) for sample in chunk]
-        ids = [[self.vocabulary.stop_id] * pad + list(s.prompt_ids) for pad, s in zip(pads, chunk, strict=True)]
-        input_ids = torch.tensor(ids)
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": (torch.arange(width)[None] >= torch.tensor(pads)[:, None]).long(),
-            "mm_token_type_ids": (input_ids == self.vocabulary.image_id).int(),
-            "pixel_values": torch.cat([sample.vision.pixel_values for sample in chunk]).to(self.model.dtype),
-            "image_grid_thw": torch.cat([sample.vision.image_grid_thw for sample in chunk]),
-        }
-        return {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+    def _to_model(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """On the model's device, pixels in its precision."""
+        moved = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+        return moved | {"pixel_values": moved["pixel_values"].to(self.model.dtype)}
 
-    def _trim(self, ids: list[int]) -> tuple[list[int], bool]:
-        """Ids before the stop token, and whether there was one."""
-        if self.vocabulary.stop_id not in ids:
-            return ids, False
-        return ids[: ids.index(self.vocabulary.stop_id)], True
+
+class _Prompts:
+    """The prompts of all requests back to back, packed chunk by chunk for `generate`.
+
+    Args:
+        samples: in request order.
+        positions: position ids of one prompt alone.
+        pad_id: stands in the padding.
+    """
+
+    def __init__(self, samples: list[Sample], positions: Positions, *, pad_id: int) -> None:
+        ids = [torch.tensor(sample.prompt_ids) for sample in samples]
+        self.samples = samples
+        self.pad_id = pad_id
+        self.lengths = [len(prompt) for prompt in ids]
+        self.offsets = torch.tensor([0, *accumulate(self.lengths)])
+        self.tokens_N = torch.cat(ids) if ids else torch.empty(0, dtype=torch.long)
+        grids = [sample.vision.image_grid_thw for sample in samples]
+        rows = [positions(prompt, grid) for prompt, grid in zip(ids, grids, strict=True)]
+        self.positions_AN = torch.cat(rows, dim=1) if rows else torch.empty(4, 0, dtype=torch.long)
+
+    def chunk(self, members: list[int]) -> dict[str, Tensor]:
+        """Inputs of one `generate`: ids and mask [B, L], positions [4, B, L], image patches back to back."""
+        order, width = torch.tensor(members), max(self.lengths[index] for index in members)
+        input_ids, mask = ops.pack_left(self.tokens_N, self.offsets, order, self.pad_id, width)
+        visions = [self.samples[index].vision for index in members]
+        return {
+            "input_ids": input_ids,
+            "attention_mask": mask,
+            "position_ids": ops.pack_left_positions(self.positions_AN, self.offsets, order, width),
+            "pixel_values": torch.cat([vision.pixel_values for vision in visions]),
+            "image_grid_thw": torch.cat([vision.image_grid_thw for vision in visions]),
+        }
+
+
+def _pad_id(vocabulary: Vocabulary) -> int:
+    """A token that can never be sampled, since `generate` counts padding among the tokens that it penalises.
+
+    Not the image placeholder: the model compares the number of those with its patches.
+    """
+    return next(token for token in vocabulary.vision_ids if token != vocabulary.image_id)
 
 
 def generation_config(sampling: Sampling, vocabulary: Vocabulary) -> GenerationConfig:
-    """Every sampling field set, so that none is inherited from the checkpoint."""
-    sample = sampling.temperature > 0
+    """Every field set, so that none is inherited from the checkpoint.
+
+    `generate` itself is always greedy: what makes a draw of it are the processors of `rollout.draws`.
+    """
     return GenerationConfig(
-        do_sample=sample,
-        temperature=sampling.temperature if sample else 1.0,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
+        do_sample=False,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
         repetition_penalty=sampling.repetition_penalty,
         max_new_tokens=sampling.max_new_tokens,
         num_beams=1,

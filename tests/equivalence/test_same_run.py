@@ -1,5 +1,9 @@
-"""One config, any split: runs of the real launcher give the same losses and the same weights."""
+"""One config, any split: runs of the real launcher give the same rollouts, the same losses and the same weights.
 
+All runs start from the shipped checkpoint, whose answers are worth matching, and train A and B in turn.
+"""
+
+import json
 from dataclasses import replace
 
 import pytest
@@ -17,9 +21,12 @@ BF16_LOSS_TOLERANCE = 3e-2  # relative: bf16 keeps 8 bits of a weight
 MOVE_TOLERANCE = 1e-3  # of how far a tensor moved
 ROUNDING = 3e-7  # of a tensor's norm: a few fp32 roundings of each weight
 
+MATCHING = "custom.extra.rollout_matching"
 VARIANTS = {
     "two-ranks": (2, {"training.per_device_train_batch_size": 2}),
     "packing-off": (1, {"training.packing": False}),
+    "decode-one-at-a-time": (1, {f"{MATCHING}.decode_batch_size": 1}),
+    "two-ranks-decode-one-at-a-time": (2, {f"{MATCHING}.decode_batch_size": 1, "deepspeed.zero_stage": 1}),
     "half-the-micro-batch": (1, {"training.per_device_train_batch_size": 2}),
     "zero-1-two-ranks": (2, {"deepspeed.zero_stage": 1}),
     "zero-2-two-ranks-packing-off": (2, {"deepspeed.zero_stage": 2, "training.packing": False}),
@@ -27,11 +34,11 @@ VARIANTS = {
     "checkpointing": (1, {"model.gradient_checkpointing": True}),
 }
 MATRIX = [
-    (ranks, stage, packing, per_device)
+    (ranks, stage, packing, per_device, decode)
     for ranks in (1, 2)
     for stage in (0, 1, 2)
     for packing in (True, False)
-    for per_device in (1, 2, 4)
+    for per_device, decode in ((1, 4), (2, 1), (4, 4), (4, 1))
 ]
 
 
@@ -41,11 +48,12 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(quickstart, folder):
-    """Launch a variant of the small run; returns (losses by step, exported weights)."""
+def run(shipped, folder):
+    """Launch a variant of the small run, A and B in turn; returns (losses by step, exported weights)."""
 
     def launched(name, ranks, changes):
-        values = merged(config_values(quickstart, folder / "runs", name), changes)
+        both = {"stage2_ab.schedule.b_ratio": 0.5, "logging.rollouts": True, **changes}
+        values = merged(config_values(shipped, folder / "runs", name), both)
         done = launch(write_config(folder / f"{name}.yaml", values), ranks=ranks)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         history = read_history(folder / "runs" / name / "metrics.jsonl")
@@ -63,9 +71,16 @@ def plainest(run):
 
 
 @pytest.fixture(scope="module")
-def start(quickstart):
+def start(shipped):
     """The weights that every run begins with."""
-    return load_file(quickstart.model / "model.safetensors")
+    return load_file(shipped.model / "model.safetensors")
+
+
+def rollouts(folder, name):
+    """(draw, sample, response ids, finish) of every rollout of a run, all ranks together, in the order of the draws."""
+    files = sorted((folder / "runs" / name / "rollouts").glob("rank-*.jsonl"))
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return sorted((one["draw"], one["sample_id"], tuple(one["response_ids"]), one["finish"]) for one in lines)
 
 
 def assert_same_weights(seen, expected, start):
@@ -78,22 +93,36 @@ def assert_same_weights(seen, expected, start):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_same_losses_and_weights(run, plainest, start, name):
+def test_same_rollouts_losses_and_weights(run, plainest, start, folder, name):
     losses, weights = run(name, *VARIANTS[name])
     assert len(losses) == 6
+    assert rollouts(folder, name) == rollouts(folder, "plainest")
     assert losses == pytest.approx(plainest[0], rel=LOSS_TOLERANCE)
     assert_same_weights(weights, plainest[1], start)
 
 
+def test_b_steps_draw_the_effective_batch_of_rollouts(plainest, folder):
+    """b_ratio 0.5: the steps 2, 4 and 6 are B, each with the draws g of its own R = 8 samples."""
+    history = read_history(folder / "runs" / "plainest" / "metrics.jsonl")
+    assert [step.channel for step in history.steps] == ["A", "B", "A", "B", "A", "B"]
+    assert [step.metrics.get("rollout/count") for step in history.steps] == [None, 8, None, 8, None, 8]
+    drawn = rollouts(folder, "plainest")
+    assert [draw for draw, *_ in drawn] == [*range(8, 16), *range(24, 32), *range(40, 48)]
+    assert len({response for _, _, response, _ in drawn}) > 12, "answers differ from image to image"
+
+
 @pytest.mark.soak
-@pytest.mark.parametrize(("ranks", "stage", "packing", "per_device"), MATRIX)
-def test_same_losses_and_weights_in_every_combination(run, plainest, start, ranks, stage, packing, per_device):
+@pytest.mark.parametrize(("ranks", "stage", "packing", "per_device", "decode"), MATRIX)
+def test_the_same_run_in_every_combination(run, plainest, start, folder, ranks, stage, packing, per_device, decode):
     changes = {
         "deepspeed.zero_stage": stage,
         "training.packing": packing,
         "training.per_device_train_batch_size": per_device,
+        f"{MATCHING}.decode_batch_size": decode,
     }
-    losses, weights = run(f"{ranks}-{stage}-{packing}-{per_device}", ranks, changes)
+    name = f"{ranks}-{stage}-{packing}-{per_device}-{decode}"
+    losses, weights = run(name, ranks, changes)
+    assert rollouts(folder, name) == rollouts(folder, "plainest")
     assert losses == pytest.approx(plainest[0], rel=LOSS_TOLERANCE)
     assert_same_weights(weights, plainest[1], start)
 
@@ -140,10 +169,10 @@ def test_one_and_four_micro_steps_give_the_same_weights(run, start, zero_stage):
     assert torch.linalg.vector_norm(one - four) <= 1e-6 * torch.linalg.vector_norm(one)
 
 
-def test_one_step_moved_the_weights_by_the_gradient_of_the_mean(run, start, quickstart):
+def test_one_step_moved_the_weights_by_the_gradient_of_the_mean(run, start, shipped):
     """SGD alone: the step is learning rate times the gradient of the mean sample loss, in plain torch."""
     _, stepped = run("one-step", 1, {"training.max_steps": 1, "training.per_device_train_batch_size": 2})
-    bench = load_bench(quickstart, num_samples=64)
+    bench = load_bench(shipped, num_samples=64)
     order = SampleOrder(42, 64, 64)
     drawn = replace(bench, samples=[bench.samples[order.record_of(g)] for g in range(8)])
     objective = drawn.objective(coord_el1_weight=0.0, coord_ehuber_weight=0.0, coord_entropy_weight=0.0)

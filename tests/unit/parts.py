@@ -1,4 +1,7 @@
-"""The tiny model in pieces: encoder, samples, segments and the objective, as the composition root builds them."""
+"""The tiny model in pieces: encoder, samples, segments and the objective, as the composition root builds them.
+
+Beside it, rollouts that were written beforehand: Channel B without waiting for a model to find the right mistakes.
+"""
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -8,19 +11,30 @@ from typing import Any
 import torch
 from torch import nn
 
-from ds_stage2ab.carriers import Sample, Segment
+from ds_stage2ab.carriers import Rollout, Sample, Segment
 from ds_stage2ab.channels.expectation import Expectation
+from ds_stage2ab.channels.rollout_matching import RolloutMatching
+from ds_stage2ab.clock import Clock
 from ds_stage2ab.codec.text import get_codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
-from ds_stage2ab.config.sections import ModelSection, ScheduleSection, Stage2ABSection
+from ds_stage2ab.config.sections import (
+    ChannelBSection,
+    DecodingSection,
+    ModelSection,
+    RolloutMatchingSection,
+    ScheduleSection,
+    Stage2ABSection,
+)
 from ds_stage2ab.data.encode import Encoder
 from ds_stage2ab.data.records import read_records
 from ds_stage2ab.engine.build import load_checkpoint, position_index
 from ds_stage2ab.losses.objective import Objective
+from ds_stage2ab.rollout.base import weight_version
 from tests.parts import Quickstart
 
 PLAIN_LOSS = Stage2ABSection(
     schedule=ScheduleSection(b_ratio=Fraction(0)),
+    channel_b=ChannelBSection(drop_invalid_struct_ce_multiplier=1.0),
     n_softctx_iter=1,
     softctx_grad_mode="unroll",
     softctx_temperature=1.0,
@@ -40,6 +54,54 @@ PLAIN_LOSS = Stage2ABSection(
 )
 """Every term switched on."""
 
+MATCHING = RolloutMatchingSection(
+    rollout_backend="hf",
+    decode_batch_size=4,
+    max_new_tokens=64,
+    decoding=DecodingSection(temperature=0.7, top_p=0.9, top_k=50),
+    repetition_penalty=1.1,
+    candidate_top_k=10,
+    iou_gate=0.3,
+    fp_cost=1.0,
+    fn_cost=1.0,
+)
+START_ID = "start"
+
+
+class WrittenBackend:
+    """A backend whose answers were written beforehand; it keeps what it was asked for.
+
+    Args:
+        answers: draw -> response ids, the stop token left out.
+        truncated: draws whose answer reached the token limit.
+        start_id: of the weights that the answers claim to come from.
+        steps_behind: how many steps older than the learner they claim to be.
+    """
+
+    def __init__(self, answers, *, truncated=(), start_id=START_ID, steps_behind=0):
+        self.answers = answers
+        self.truncated = truncated
+        self.start_id = start_id
+        self.steps_behind = steps_behind
+        self.asked = []
+
+    def generate(self, samples, sampling, *, finished_steps):
+        self.asked.append(([sample.draw for sample in samples], sampling, finished_steps))
+        return [
+            Rollout(
+                sample_id=sample.id,
+                draw=sample.draw,
+                prompt_ids=sample.prompt_ids,
+                response_ids=tuple(self.answers[sample.draw]),
+                finish="length" if sample.draw in self.truncated else "stop",
+                weight_version=weight_version(self.start_id, finished_steps - self.steps_behind),
+                seed=7,
+                source="written",
+                seconds=0.5,
+            )
+            for sample in samples
+        ]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
@@ -53,7 +115,22 @@ class Bench:
     def segments(self, **changes: Any) -> list[Segment]:
         settings = {"num_passes": 1, "desc_ce_weight": 1.0, "max_length": 4096} | changes
         channel = Expectation(get_codec("array"), self.vocabulary, position_index(self.model), **settings)
-        return channel.segments(self.samples, step=0)
+        return channel.segments(self.samples, step=0, clock=Clock())
+
+    def rollout_matching(
+        self, backend: WrittenBackend, record: Any = lambda *_: None, **changes: Any
+    ) -> RolloutMatching:
+        settings = {"desc_ce_weight": 1.0, "drop_invalid_struct_ce_multiplier": 1.0, "max_length": 4096} | changes
+        return RolloutMatching(
+            backend,
+            START_ID,
+            record,
+            codec=get_codec("array"),
+            vocabulary=self.vocabulary,
+            positions=position_index(self.model),
+            section=MATCHING,
+            **settings,
+        )
 
     def objective(self, **changes: Any) -> Objective:
         return Objective(self.model, torch.tensor(self.vocabulary.coordinate_ids), replace(PLAIN_LOSS, **changes))

@@ -9,6 +9,7 @@ from ds_stage2ab import evaluation
 from ds_stage2ab.carriers import Rollout
 from ds_stage2ab.codec.text import encode_answer, get_codec
 from ds_stage2ab.data.records import read_records
+from ds_stage2ab.engine.build import position_index
 from ds_stage2ab.evaluation import Evaluator, Outcome, figures
 from ds_stage2ab.matching.score import ImageScore
 from ds_stage2ab.metrics.registry import METRICS, check_channel
@@ -138,7 +139,8 @@ def test_figures_are_the_declared_ones():
 
 def test_the_tiny_model_is_evaluated_on_every_record_once(bench, records, evaluator):
     diary = []
-    backend = HfBackend(bench.model, bench.vocabulary, decode_batch_size=4, start_id="start", seed=0)
+    settings = {"decode_batch_size": 4, "start_id": "start", "seed": 0}
+    backend = HfBackend(bench.model, bench.vocabulary, position_index(bench.model), **settings)
     found = evaluator(backend, diary=diary).run(7)
     assert diary == [(record.id, -1 - index) for index, record in enumerate(records)]
     assert found["eval/samples"] == NUM_VALIDATION

@@ -7,6 +7,9 @@ from unittest import mock
 import pytest
 import torch
 
+from ds_stage2ab.carriers import Truth
+from ds_stage2ab.clock import Clock
+from ds_stage2ab.codec.text import encode_answer, get_codec
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.engine.build import build_engine, build_optimizer
 from ds_stage2ab.engine.window import Window
@@ -15,7 +18,7 @@ from ds_stage2ab.losses.objective import TERM_NAMES, Objective
 from ds_stage2ab.packs.collate import collate
 from ds_stage2ab.plan import RunPlan, make_plan
 from tests.parts import config_values, merged, write_config
-from tests.unit.parts import Bench, load_bench
+from tests.unit.parts import Bench, WrittenBackend, load_bench
 
 NUM_SAMPLES = 16
 R, PER_DEVICE, MICRO_STEPS = 8, 4, 2  # as in config_values: 8 = 4 x 1 rank x 2 micro-steps
@@ -28,12 +31,13 @@ class Watched:
 
     name = "A"
     num_passes = 1
+    term_names = ()
 
     def __init__(self, bench):
         self.bench = bench
         self.asked = []
 
-    def segments(self, samples, step):
+    def segments(self, samples, step, clock):
         self.asked.append((step, [sample.draw for sample in samples]))
         return [self.bench.segments()[self.bench.samples.index(sample)] for sample in samples]
 
@@ -85,8 +89,12 @@ def build(quickstart, world, tmp_path):
 
 
 def mean_loss_alone(stage, step):
+    """`mean_of` Channel A's segments."""
+    return mean_of(stage, stage.bench.segments()[step * R : (step + 1) * R])
+
+
+def mean_of(stage, segments):
     """Mean over the step's samples of the objective's loss of each alone, and its gradient, by plain torch."""
-    segments = stage.bench.segments()[step * R : (step + 1) * R]
     loss = sum(stage.objective(collate([segment], num_passes=1))[0] for segment in segments) / R
     named = dict(stage.bench.model.named_parameters())
     return loss.item(), dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
@@ -147,6 +155,87 @@ def test_loss_and_update_are_those_of_the_mean_over_samples(build, changes):
     assert any(not torch.equal(after[name], before[name]) for name in before)
 
 
+class Reporting(Watched):
+    """Reports of sample g: 1 of 1, and 2 g of g + 1."""
+
+    term_names = ("rollout/count", "match/f1")
+
+    def segments(self, samples, step, clock):
+        plain = super().segments(samples, step, clock)
+        terms = [{"rollout/count": (1, 1), "match/f1": (2 * one.draw, one.draw + 1)} for one in plain]
+        return [replace(one, terms=own) for one, own in zip(plain, terms, strict=True)]
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_the_channels_terms_are_summed_over_samples_whatever_the_packs(build, packing):
+    stage = build({"training.packing": packing})
+    result = stage.window.run(0, Reporting(stage.bench))
+    assert set(result.terms) == {*TERM_NAMES, "rollout/count", "match/f1"}
+    assert result.terms["rollout/count"] == (8, 8)
+    assert result.terms["match/f1"] == (56, 36)  # 2 (0 + 1 + ... + 7), 1 + 2 + ... + 8
+    second = stage.window.run(1, Reporting(stage.bench))
+    assert second.terms["match/f1"] == (184, 100)  # 2 (8 + ... + 15), 9 + ... + 16: of this step alone
+
+
+def test_a_segment_without_a_term_of_its_channel_is_a_mistake(build):
+    class Forgetful(Reporting):
+        def segments(self, samples, step, clock):
+            *others, last = super().segments(samples, step, clock)
+            return [*others, replace(last, terms={"rollout/count": (1, 1)})]
+
+    stage = build()
+    with pytest.raises(KeyError, match="match/f1"):
+        stage.window.run(0, Forgetful(stage.bench))
+
+
+class Mixed:
+    """Channel B whose answers find, miss, invent, break off and keep silent."""
+
+    def __init__(self, bench):
+        def written(*objects):
+            return encode_answer(objects, bench.vocabulary, get_codec("array")).ids[:-1]
+
+        ghost = written(Truth(desc="ghost", box=(0, 0, 3, 3)))
+        kinds = (lambda ids: ids, lambda ids: ids[: len(ids) // 2], lambda ids: ghost, lambda ids: ids[:0])
+        answers = {sample.draw: kinds[sample.draw % 4](written(*sample.objects)) for sample in bench.samples}
+        self.channel = bench.rollout_matching(WrittenBackend(answers))
+        self.name, self.num_passes, self.term_names = "B", 1, self.channel.term_names
+        self.made = []
+
+    def segments(self, samples, step, clock):
+        self.made = self.channel.segments(samples, step, clock)
+        return self.made
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_loss_and_terms_of_a_step_on_b(build, packing):
+    stage = build(RATE | {"training.packing": packing})
+    mixed, before = Mixed(stage.bench), stage.weights()
+    loss, gradient = mean_of(stage, mixed.segments(stage.bench.samples[:R], 0, Clock()))
+    result = stage.window.run(0, mixed)
+    assert result.loss == pytest.approx(loss, rel=1e-6)
+    assert result.terms["loss/total"] == (pytest.approx(R * loss, rel=1e-6), R)
+    assert result.terms["coord/mass"][1] == sum(len(one.slots) for one in mixed.made)
+    # SGD at the first of two warm-up steps, as above
+    for name, tensor in gradient.items():
+        gap = (stage.weights()[name] - before[name] + 0.005 * tensor).norm()
+        assert gap <= UPDATE_TOLERANCE * (0.005 * tensor).norm() + 1e-7 * before[name].norm(), name
+    states = {name: total for name, (total, _) in result.terms.items() if name.startswith("parse/") and total}
+    assert states["parse/ok"] == 4  # 0 and 4 as they are, 2 and 6 the ghost
+    assert states["parse/no_json"] == 2  # 3 and 7
+    assert sum(states.values()) == result.terms["rollout/count"][0] == R
+    true = sum(len(sample.objects) for sample in stage.bench.samples[:R])
+    assert result.terms["match/recall"][1] == true
+    assert result.terms["coord/mass"][1] == 4 * true  # matched or appended, every true object is supervised
+
+
+def test_phases_of_a_step_on_b_add_up(build):
+    stage = build()
+    seconds = stage.window.run(0, Mixed(stage.bench)).seconds
+    assert set(seconds) == {"data", "rollout", "match", "segments", "wait", "forward_backward", "optimizer", "step"}
+    assert 0 <= 2 * seconds["step"] - sum(seconds.values()) < 0.1  # what lies between the phases
+
+
 def test_the_learning_rate_is_the_plans(build):
     stage = build(RATE)
     rates = []
@@ -164,13 +253,12 @@ def test_the_result_counts_samples_tokens_and_packs(build):
     lengths = [len(segment.input_ids) for segment in stage.bench.segments()[:R]]
     assert (result.samples, result.tokens, result.packs) == (R, sum(lengths), R)
     assert result.applied and result.skipped == ()
-    assert tuple(result.terms) == TERM_NAMES
+    assert set(result.terms) == set(TERM_NAMES)
     assert result.terms["loss/total"][1] == R
     assert result.loss == result.terms["loss/total"][0] / R
     num_slots = sum(len(segment.slots) for segment in stage.bench.segments()[:R])
     assert result.terms["coord/mass"][1] == num_slots
-    phases = ("data", "segments", "forward_backward", "optimizer")
-    assert result.seconds["step"] == pytest.approx(sum(result.seconds[phase] for phase in phases))
+    assert set(result.seconds) == {"data", "segments", "wait", "forward_backward", "optimizer", "step"}
 
 
 def test_packing_fills_packs_up_to_the_cap(build):
@@ -236,8 +324,8 @@ def test_a_step_that_supervises_nothing_is_legal_and_moves_nothing(build):
     before, none = stage.weights(), torch.zeros(0, dtype=torch.long)
 
     class Silent(Watched):
-        def segments(self, samples, step):
-            loud = super().segments(samples, step)
+        def segments(self, samples, step, clock):
+            loud = super().segments(samples, step, clock)
             return [replace(one, weights=torch.zeros_like(one.weights), slots=none, bins=none) for one in loud]
 
     result = stage.window.run(0, Silent(stage.bench))

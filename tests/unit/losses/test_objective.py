@@ -139,3 +139,94 @@ def test_both_gradient_modes_have_one_forward_value(bench):
     assert detached.item() == pytest.approx(unrolled.item(), rel=1e-6)
     first, second = gradient(bench, unrolled), gradient(bench, detached)
     assert any(not torch.allclose(first[name], second[name], rtol=1e-3) for name in first)
+
+
+TEXT_ALONE = {f"{name}_weight": 0.0 for name in BOX_TERMS + COORDINATE_TERMS}
+
+
+@pytest.mark.parametrize("mode", ["em_detach", "unroll"])
+@pytest.mark.parametrize("num_passes", [2, 3])
+def test_further_passes_leave_the_gradient_of_text_ce_alone(bench, mode, num_passes):
+    # whatever the mode: text CE reads the first pass, and what the later ones send back is weighted by zero
+    objective, pack = bench.objective(softctx_grad_mode=mode, **TEXT_ALONE), collate(bench.segments(), num_passes=1)
+    one = gradient(bench, objective(pack)[0])
+    more = gradient(bench, objective(replace(pack, num_passes=num_passes))[0])
+    assert one.keys() == more.keys()
+    assert any(grad.any() for grad in one.values())
+    for name, grad in one.items():
+        torch.testing.assert_close(more[name], grad, rtol=1e-6, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize(("mode", "reaches_first"), [("unroll", True), ("em_detach", False)])
+def test_only_unroll_sends_the_geometry_back_to_the_first_pass(bench, mode, reaches_first):
+    # no text is supervised, so that the first pass's logits do nothing but feed the second
+    pack, seen = collate(bench.segments(), num_passes=2), []
+    hook = bench.model.lm_head.register_forward_hook(lambda module, arguments, output: seen.append(output))
+    try:
+        loss, _ = bench.objective(softctx_grad_mode=mode)(replace(pack, weights=torch.zeros_like(pack.weights)))
+    finally:
+        hook.remove()
+    first, last = torch.autograd.grad(loss, seen, allow_unused=True)
+    assert last.any()
+    assert (first is not None and bool(first.any())) == reaches_first
+
+
+@pytest.mark.parametrize(("mode", "reached"), [("unroll", True), ("em_detach", False)])
+def test_only_unroll_reaches_the_embeddings_that_an_expectation_is_made_of(bench, mode, reached):
+    seen = []
+    hook = bench.model.get_input_embeddings().register_forward_hook(lambda module, asked, output: seen.append(output))
+    try:
+        loss, _ = bench.objective(softctx_grad_mode=mode)(collate(bench.segments(), num_passes=2))
+    finally:
+        hook.remove()
+    (coordinates,) = [output for output in seen if len(output) == 1000]
+    (grad,) = torch.autograd.grad(loss, [coordinates], allow_unused=True)
+    assert (grad is not None and bool(grad.any())) == reached
+
+
+def inputs_of_passes(bench, pack, **changes):
+    """`inputs_embeds` [T, D] of each pass, as the model itself received them."""
+    seen = []
+    hook = bench.model.register_forward_pre_hook(
+        lambda module, arguments, named: seen.append(named["inputs_embeds"][0].detach().clone()), with_kwargs=True
+    )
+    try:
+        bench.objective(**changes)(pack)
+    finally:
+        hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize("mode", ["unroll", "em_detach"])
+def test_placeholder_rows_are_bitwise_those_of_the_image_token_in_every_pass(bench, mode):
+    pack = collate(bench.segments(), num_passes=3)
+    placeholder = bench.model.get_input_embeddings().weight[bench.model.config.image_token_id].detach()
+    is_image = pack.input_ids == bench.model.config.image_token_id
+    assert is_image.sum() == sum(grid.prod() // 4 for grid in pack.vision.image_grid_thw)  # 2 x 2 patches are merged
+    passes = inputs_of_passes(bench, pack, softctx_grad_mode=mode)
+    assert len(passes) == 3
+    for inputs in passes:
+        assert torch.equal(inputs[is_image].view(torch.int32), placeholder.expand(is_image.sum(), -1).view(torch.int32))
+        # and no other row is: the model finds its images by comparing with this very embedding
+        assert torch.equal((inputs == placeholder).all(-1), is_image)
+
+
+@pytest.mark.parametrize("mode", ["unroll", "em_detach"])
+def test_only_coordinate_slots_change_between_passes(bench, mode):
+    pack = collate(bench.segments(), num_passes=3)
+    first, *later = inputs_of_passes(bench, pack, softctx_grad_mode=mode)
+    assert torch.equal(first, bench.model.get_input_embeddings()(pack.input_ids))
+    is_slot = torch.zeros(len(pack.input_ids), dtype=torch.bool)
+    is_slot[pack.slots] = True
+    for inputs in later:
+        assert torch.equal((inputs != first).any(-1), is_slot)
+    assert not torch.equal(*later)
+
+
+def test_a_slot_reads_the_embedding_that_the_pass_before_expected_there(bench):
+    pack = collate(bench.segments(), num_passes=2)
+    _, second = inputs_of_passes(bench, pack, softctx_temperature=0.5)
+    coordinate_ids = torch.tensor(bench.vocabulary.coordinate_ids)
+    inside = logits(bench, pack)[pack.slots - 1][:, coordinate_ids]
+    expected = torch.softmax(inside / 0.5, dim=-1) @ bench.model.get_input_embeddings().weight[coordinate_ids]
+    torch.testing.assert_close(second[pack.slots], expected, rtol=1e-5, atol=1e-6)

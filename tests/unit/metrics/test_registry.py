@@ -33,6 +33,9 @@ def test_a_step_may_not_emit_an_evaluation_metric_nor_the_reverse():
     check_channel({"loss/total": 1.0}, "A")
     check_channel({"loss/total": 1.0}, "B")
     check_channel({"eval/f1": 1.0}, "eval")
+    check_channel({"match/f1": 1.0}, "B")
+    with pytest.raises(AssertionError, match="match/f1"):
+        check_channel({"match/f1": 1.0}, "A")
     with pytest.raises(AssertionError, match="eval/f1"):
         check_channel({"eval/f1": 1.0}, "A")
     with pytest.raises(AssertionError, match="loss/total"):
@@ -42,7 +45,7 @@ def test_a_step_may_not_emit_an_evaluation_metric_nor_the_reverse():
 def test_names_have_a_group_and_meanings_are_one_sentence():
     for name, metric in METRICS.items():
         assert metric.name == name
-        assert re.fullmatch(r"(loss|coord|train|time|eval)/[a-z0-9_]+", name)
+        assert re.fullmatch(r"(loss|coord|rollout|match|parse|drop|train|time|eval)/[a-z0-9_]+", name)
         assert metric.meaning.endswith(".") and metric.meaning.count(". ") == 0
         assert (metric.channel == "eval") == name.startswith("eval/")
 

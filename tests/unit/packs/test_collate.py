@@ -22,6 +22,7 @@ def segment(name: str, length: int, *, slots: tuple[int, ...] = (), bins: tuple[
         sample_id=name,
         draw=0,
         channel="A",
+        terms={},
     )
 
 

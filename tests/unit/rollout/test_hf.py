@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
+from ds_stage2ab.engine.build import position_index
 from ds_stage2ab.rollout.base import GREEDY, Sampling
 from ds_stage2ab.rollout.hf import HfBackend, generation_config
 from tests.unit.parts import load_bench
@@ -59,7 +60,8 @@ def one_at_a_time(bench, sample):
 
 
 def rollouts(bench, *, decode_batch_size=3, sampling=SAMPLING, samples=None):
-    backend = HfBackend(bench.model, bench.vocabulary, decode_batch_size=decode_batch_size, start_id="start", seed=3)
+    settings = {"decode_batch_size": decode_batch_size, "start_id": "start", "seed": 3}
+    backend = HfBackend(bench.model, bench.vocabulary, position_index(bench.model), **settings)
     return backend.generate(bench.samples if samples is None else samples, sampling, finished_steps=5)
 
 
@@ -162,10 +164,13 @@ def test_the_mode_from_before_is_restored(bench, training):
     bench.model.train(training)
     rollouts(bench)
     assert bench.model.training is training
-    broken = replace(bench.samples[0], prompt_ids=bench.samples[0].prompt_ids[:5])  # fewer placeholders than patches
-    with pytest.raises(RuntimeError, match="shape mismatch"):
-        rollouts(bench, samples=[broken])
+    sample = bench.samples[0]
+    few = replace(sample.vision, pixel_values=sample.vision.pixel_values[:-4])  # fewer patches than the grid says
+    own_config = bench.model.generation_config
+    with pytest.raises(RuntimeError):
+        rollouts(bench, samples=[replace(sample, vision=few)])
     assert bench.model.training is training
+    assert bench.model.generation_config is own_config
     bench.model.eval()
 
 
@@ -215,16 +220,46 @@ def test_nothing_is_inherited_from_the_checkpoint(bench, greedy, name):
 def test_every_field_of_sampling_reaches_the_configuration(bench):
     asked = Sampling(temperature=0.7, top_p=0.9, top_k=12, repetition_penalty=1.1, max_new_tokens=34)
     config = generation_config(asked, bench.vocabulary)
-    assert (config.do_sample, config.temperature, config.top_p, config.top_k) == (True, 0.7, 0.9, 12)
+    # temperature, nucleus and top k act through the processors of rollout.draws, one random stream per row
+    assert (config.do_sample, config.temperature, config.top_p, config.top_k) == (False, 1.0, 1.0, 0)
     assert (config.repetition_penalty, config.max_new_tokens, config.num_beams) == (1.1, 34, 1)
     assert config.eos_token_id == config.pad_token_id == bench.vocabulary.stop_id
     assert set(config.suppress_tokens) == set(bench.vocabulary.vision_ids)
-    assert generation_config(SAMPLING, bench.vocabulary).do_sample is False
 
 
-def test_the_repetition_penalty_is_applied(bench, greedy):
-    penalised = responses(bench, sampling=replace(SAMPLING, repetition_penalty=1.5))
-    assert penalised != greedy
+def test_the_repetition_penalty_is_applied_whatever_stands_in_the_padding(bench, greedy):
+    sampling = replace(SAMPLING, repetition_penalty=1.5)
+    alone = responses(bench, sampling=sampling, decode_batch_size=1)
+    assert alone != greedy
+    assert responses(bench, sampling=sampling, decode_batch_size=8) == alone
+
+
+SAMPLED = Sampling(temperature=1.0, top_p=1.0, top_k=0, repetition_penalty=1.0, max_new_tokens=MAX_NEW_TOKENS)
+
+
+def test_a_draw_does_not_depend_on_the_decode_batch(bench, greedy):
+    alone = responses(bench, sampling=SAMPLED, decode_batch_size=1)
+    assert alone != greedy
+    for decode_batch_size in (3, 8):
+        assert responses(bench, sampling=SAMPLED, decode_batch_size=decode_batch_size) == alone
+    assert responses(bench, sampling=SAMPLED, samples=bench.samples[::-1]) == alone[::-1]
+
+
+def test_another_draw_of_a_sample_is_another_answer(bench):
+    again = [replace(sample, draw=sample.draw + 100) for sample in bench.samples]
+    assert responses(bench, sampling=SAMPLED, samples=again) != responses(bench, sampling=SAMPLED)
+
+
+def test_top_one_is_greedy_at_any_temperature(bench, greedy):
+    assert responses(bench, sampling=replace(SAMPLED, temperature=5.0, top_k=1)) == greedy
+    assert responses(bench, sampling=replace(SAMPLED, temperature=5.0, top_p=1e-6)) == greedy
+
+
+def test_vision_tokens_are_never_drawn(bench, greedy, head):
+    for token in bench.vocabulary.vision_ids:
+        win(head, token, greedy[0][0], factor=2.0)
+    drawn = {token for response in responses(bench, sampling=SAMPLED) for token in response}
+    assert drawn and not set(bench.vocabulary.vision_ids) & drawn
 
 
 def test_no_requests_are_no_rollouts(bench):

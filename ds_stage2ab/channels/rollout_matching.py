@@ -1,0 +1,134 @@
+"""Channel B, rollout matching: the model answers, and learns what its own answer missed.
+
+Per sample: a rollout with the current weights, a strict parse, a one-to-one match of its objects with the ground
+truth, and a target that keeps the answer as it is and appends every object that it missed.
+"""
+
+from collections.abc import Callable, Sequence
+
+from ds_stage2ab.carriers import Rollout, Sample, Segment
+from ds_stage2ab.channels.segment import PositionIndex, make_segment
+from ds_stage2ab.clock import Clock
+from ds_stage2ab.codec.text import Codec
+from ds_stage2ab.codec.vocabulary import Vocabulary
+from ds_stage2ab.config.sections import RolloutMatchingSection
+from ds_stage2ab.errors import EnvironmentFault
+from ds_stage2ab.matching.assign import match_boxes
+from ds_stage2ab.matching.health import TERM_NAMES, rollout_terms
+from ds_stage2ab.matching.parse import parse_rollout
+from ds_stage2ab.matching.targets import build_target
+from ds_stage2ab.rollout.base import RolloutBackend, Sampling, weight_version
+
+
+class RolloutMatching:
+    """Samples -> segments for Channel B.
+
+    Args:
+        backend: draws the rollouts.
+        start_id: first half of the weight version that every rollout must carry.
+        record: is given every step's number and rollouts.
+        codec: the form that answers are read and completed in.
+        vocabulary: the checkpoint's ids.
+        positions: position ids of one sample alone.
+        section: `custom.extra.rollout_matching`: decoding and matching.
+        desc_ce_weight: cross-entropy weight of the descriptions of appended objects.
+        drop_invalid_struct_ce_multiplier: factor on the structure of objects appended to a rollout with dropped values.
+        max_length: `training.global_max_length`, tokens.
+    """
+
+    name = "B"
+    num_passes = 1
+    term_names = TERM_NAMES
+
+    def __init__(
+        self,
+        backend: RolloutBackend,
+        start_id: str,
+        record: Callable[[int, Sequence[Rollout]], None],
+        *,
+        codec: Codec,
+        vocabulary: Vocabulary,
+        positions: PositionIndex,
+        section: RolloutMatchingSection,
+        desc_ce_weight: float,
+        drop_invalid_struct_ce_multiplier: float,
+        max_length: int,
+    ) -> None:
+        self.backend = backend
+        self.start_id = start_id
+        self.record = record
+        self.codec = codec
+        self.vocabulary = vocabulary
+        self.positions = positions
+        self.section = section
+        self.sampling = training_sampling(section)
+        self.desc_ce_weight = desc_ce_weight
+        self.drop_invalid_struct_ce_multiplier = drop_invalid_struct_ce_multiplier
+        self.max_length = max_length
+
+    def segments(self, samples: list[Sample], step: int, clock: Clock) -> list[Segment]:
+        """One segment for each sample, in order, from a rollout with the weights that `step` steps have made.
+
+        Raises:
+            EnvironmentFault: a rollout was made with other weights.
+            DataError: a target is longer than the cap, or an object cannot be written with this tokenizer.
+        """
+        with clock("rollout"):
+            rollouts = self.backend.generate(samples, self.sampling, finished_steps=step)
+        self.record(step, rollouts)
+        self._refuse_stale(rollouts, step)
+        with clock("match"):
+            return [self._segment(sample, rollout) for sample, rollout in zip(samples, rollouts, strict=True)]
+
+    def _segment(self, sample: Sample, rollout: Rollout) -> Segment:
+        assert (rollout.draw, rollout.prompt_ids) == (sample.draw, sample.prompt_ids), "a rollout of another sample"
+        parsed = parse_rollout(rollout.response_ids, self.vocabulary, self.codec)
+        match = match_boxes(
+            parsed.objects,
+            sample.objects,
+            candidate_top_k=self.section.candidate_top_k,
+            iou_gate=self.section.iou_gate,
+            fp_cost=self.section.fp_cost,
+            fn_cost=self.section.fn_cost,
+        )
+        target = build_target(
+            parsed,
+            match,
+            sample.objects,
+            self.vocabulary,
+            self.codec,
+            desc_ce_weight=self.desc_ce_weight,
+            drop_invalid_struct_ce_multiplier=self.drop_invalid_struct_ce_multiplier,
+            where=sample.id,
+        )
+        return make_segment(
+            sample,
+            target,
+            self.positions,
+            channel=self.name,
+            max_length=self.max_length,
+            remedy="custom.extra.rollout_matching.max_new_tokens",
+            terms=rollout_terms(rollout, parsed, match, sample.objects),
+        )
+
+    def _refuse_stale(self, rollouts: Sequence[Rollout], step: int) -> None:
+        wanted = weight_version(self.start_id, step)
+        stale = next((rollout for rollout in rollouts if rollout.weight_version != wanted), None)
+        if stale is not None:
+            raise EnvironmentFault(
+                f"the rollout of sample {stale.sample_id} was made by the weights {stale.weight_version},"
+                f" not by the current ones, {wanted}",
+                where=stale.source,
+                fix="start the run again, and with it whatever serves its rollouts",
+            )
+
+
+def training_sampling(section: RolloutMatchingSection) -> Sampling:
+    """How Channel B draws."""
+    return Sampling(
+        temperature=section.decoding.temperature,
+        top_p=section.decoding.top_p,
+        top_k=section.decoding.top_k,
+        repetition_penalty=section.repetition_penalty,
+        max_new_tokens=section.max_new_tokens,
+    )

@@ -1,0 +1,61 @@
+"""What a B step reports of each rollout, as (sum, count) pairs that add up over samples, packs and ranks.
+
+Invariants:
+- Every rollout has the same names, `TERM_NAMES`, whatever became of it.
+- The rates of the parse states add up to 1.
+- A quotient with nothing below it has count 0: it is left out of the mean, never counted as 0 or 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ds_stage2ab.carriers import Match, ParsedRollout, Rollout, Truth
+from ds_stage2ab.matching.iou import pairwise_iou
+from ds_stage2ab.matching.parse import REASONS, STATES
+
+Term = tuple[float, float]
+
+
+def rollout_terms(rollout: Rollout, parsed: ParsedRollout, match: Match, truth: Sequence[Truth]) -> dict[str, Term]:
+    """Metric name -> (sum, count) of one rollout; the matched are those of training, whatever their description."""
+    matched, predicted, true = len(match.pairs), len(parsed.objects), len(truth)
+    same = sum(parsed.objects[p].desc.strip().lower() == truth[g].desc.strip().lower() for p, g in match.pairs)
+    terms: dict[str, Term] = {
+        "rollout/count": (1, 1),
+        "rollout/tokens": (len(rollout.response_ids), 1),
+        "rollout/truncation_rate": (rollout.finish == "length", 1),
+        "rollout/values_dropped_rate": (len(parsed.dropped), predicted + len(parsed.dropped)),
+        "match/precision": (matched, predicted),
+        "match/recall": (matched, true),
+        "match/f1": (2 * matched, predicted + true),
+        "match/iou": (_summed_iou(parsed, match, truth), matched),
+        "match/same_desc_rate": (same, matched),
+        "match/predicted_per_true": (predicted, true),
+    }
+    terms |= {f"parse/{state}": (parsed.state == state, 1) for state in STATES}
+    terms |= {f"drop/{reason}": (parsed.dropped.count(reason), 1) for reason in REASONS}
+    return {name: (float(total), float(count)) for name, (total, count) in terms.items()}
+
+
+def _summed_iou(parsed: ParsedRollout, match: Match, truth: Sequence[Truth]) -> float:
+    iou_PG = pairwise_iou([found.box for found in parsed.objects], [one.box for one in truth])
+    return math.fsum(float(iou_PG[pair]) for pair in match.pairs)
+
+
+TERM_NAMES = (
+    "rollout/count",
+    "rollout/tokens",
+    "rollout/truncation_rate",
+    "rollout/values_dropped_rate",
+    "match/precision",
+    "match/recall",
+    "match/f1",
+    "match/iou",
+    "match/same_desc_rate",
+    "match/predicted_per_true",
+    *(f"parse/{state}" for state in STATES),
+    *(f"drop/{reason}" for reason in REASONS),
+)
+"""Every name in the terms of a rollout."""

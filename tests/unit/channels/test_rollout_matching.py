@@ -1,0 +1,367 @@
+"""Channel B on the real tiny model's samples and vocabulary, with answers that were written beforehand.
+
+What a target is for any answer at all is told in `tests/unit/matching`; here: what a sample's segment is.
+"""
+
+from dataclasses import replace
+from itertools import groupby
+
+import pytest
+import torch
+
+from ds_stage2ab.carriers import Truth
+from ds_stage2ab.channels.rollout_matching import training_sampling
+from ds_stage2ab.clock import Clock
+from ds_stage2ab.codec.text import encode_answer, get_codec
+from ds_stage2ab.engine.build import position_index
+from ds_stage2ab.errors import EXIT_DATA, EXIT_ENVIRONMENT, DataError, EnvironmentFault
+from ds_stage2ab.matching.health import TERM_NAMES
+from ds_stage2ab.rollout.base import Sampling
+from tests.unit.parts import MATCHING, WrittenBackend, load_bench
+
+CAT = Truth(desc="cat", box=(10, 20, 110, 120))
+DOG = Truth(desc="big dog", box=(500, 501, 600, 700))
+KITTEN = Truth(desc="kitten", box=(10, 20, 110, 145))  # IoU with the cat 100 * 100 / (100 * 125) = 0.8
+GHOST = Truth(desc="ghost", box=(800, 0, 900, 50))  # touches nothing
+OPENING, HEAD, MIDDLE = '{"objects": [', '{"desc": "', '", "bbox_2d": ['
+STEP = 3
+
+
+@pytest.fixture(scope="module")
+def bench(quickstart):
+    loaded = load_bench(quickstart, num_samples=4)
+    return replace(loaded, samples=[replace(sample, objects=(CAT, DOG)) for sample in loaded.samples])
+
+
+def answered(bench, *objects):
+    """The ids of an answer without its stop token."""
+    return encode_answer(objects, bench.vocabulary, get_codec("array")).ids[:-1]
+
+
+def segment_of(bench, ids, *, truncated=(), **changes):
+    """The segment of the first sample when this is its answer."""
+    channel = bench.rollout_matching(WrittenBackend({0: ids}, truncated=truncated), **changes)
+    (segment,) = channel.segments(bench.samples[:1], STEP, Clock())
+    return segment
+
+
+def target_ids(bench, segment):
+    return tuple(segment.input_ids[len(bench.samples[0].prompt_ids) :].tolist())
+
+
+def runs(bench, segment):
+    """[(text, weight)] behind the prompt, cut where the weight changes; the end of turn is `<stop>`."""
+    start = len(bench.samples[0].prompt_ids)
+    assert tuple(segment.input_ids[:start].tolist()) == bench.samples[0].prompt_ids
+    assert not segment.weights[:start].any() and not segment.is_desc[:start].any()
+    ids, weights = segment.input_ids[start:].tolist(), segment.weights[start:].tolist()
+    written = [b"<stop>" if token == bench.vocabulary.stop_id else bench.vocabulary.written(token) for token in ids]
+    weighted = groupby(zip(written, weights, strict=True), lambda pair: pair[1])
+    return [(b"".join(piece for piece, _ in run).decode(), weight) for weight, run in weighted]
+
+
+def box_runs(box, weight):
+    """Between the first and the last coordinate: each has weight 0, the commas `weight`."""
+    return [run for k in box for run in ((f"<|coord_{k}|>", 0.0), (", ", weight))][:-1]
+
+
+def supervised(bench, segment):
+    """[(bin that was written, bin that is taught)] slot by slot."""
+    written = [bench.vocabulary.coordinate_bins[token] for token in segment.input_ids[segment.slots].tolist()]
+    return list(zip(written, segment.bins.tolist(), strict=True))
+
+
+def as_written(*objects):
+    return [(k, k) for one in objects for k in one.box]
+
+
+def without_zeros(segment):
+    return {name: term for name, term in segment.terms.items() if term[0] != 0}
+
+
+# --- one answer -------------------------------------------------------------------------------------------------
+
+
+def test_all_found(bench):
+    ids = answered(bench, CAT, DOG)
+    segment = segment_of(bench, ids)
+    assert target_ids(bench, segment) == (*ids, bench.vocabulary.stop_id)
+    assert runs(bench, segment) == [
+        (OPENING, 0.0),
+        (HEAD, 1.0),
+        ("cat", 0.0),
+        (MIDDLE, 1.0),
+        *box_runs(CAT.box, 1.0),
+        ("]}", 1.0),
+        (', {"', 0.0),  # one token that holds the separator too
+        ('desc": "', 1.0),
+        ("big dog", 0.0),
+        (MIDDLE, 1.0),
+        *box_runs(DOG.box, 1.0),
+        ("]}]}<stop>", 1.0),
+    ]
+    assert supervised(bench, segment) == as_written(CAT, DOG)
+    assert not segment.is_desc.any()
+    assert without_zeros(segment) == {
+        "rollout/count": (1, 1),
+        "rollout/tokens": (len(ids), 1),
+        "match/precision": (2, 2),
+        "match/recall": (2, 2),
+        "match/f1": (4, 4),
+        "match/iou": (2, 2),
+        "match/same_desc_rate": (2, 2),
+        "match/predicted_per_true": (2, 2),
+        "parse/ok": (1, 1),
+    }
+
+
+def test_one_missed_is_appended(bench):
+    ids = answered(bench, DOG)
+    segment = segment_of(bench, ids, desc_ce_weight=0.25)
+    assert runs(bench, segment) == [
+        (OPENING, 0.0),
+        (HEAD, 1.0),
+        ("big dog", 0.0),
+        (MIDDLE, 1.0),
+        *box_runs(DOG.box, 1.0),
+        (']}, {"desc": "', 1.0),
+        ("cat", 0.25),
+        (MIDDLE, 1.0),
+        *box_runs(CAT.box, 1.0),
+        ("]}]}<stop>", 1.0),
+    ]
+    # the generated ids up to the end of the last value: all but the close, which is one token, "]}"
+    assert target_ids(bench, segment)[: len(ids) - 1] == tuple(ids[:-1])
+    assert supervised(bench, segment) == as_written(DOG, CAT)
+    assert bench.vocabulary.written_all(segment.input_ids[segment.is_desc].tolist()) == b"cat"
+    assert (segment.terms["match/precision"], segment.terms["match/recall"]) == ((1, 1), (1, 2))
+
+
+def test_a_matched_object_keeps_its_words_and_learns_the_true_bins(bench):
+    ids = answered(bench, KITTEN, DOG)
+    segment = segment_of(bench, ids)
+    assert target_ids(bench, segment)[:-1] == ids  # 145 and "kitten" stay
+    assert supervised(bench, segment) == [(10, 10), (20, 20), (110, 110), (145, 120), *as_written(DOG)]
+    assert runs(bench, segment)[2] == ("kitten", 0.0)
+    assert segment.terms["match/iou"] == (pytest.approx(1.8, rel=1e-12), 2)  # 0.8 + 1
+    assert segment.terms["match/same_desc_rate"] == (1, 2)
+
+
+def test_a_spurious_object_stays_and_teaches_nothing(bench):
+    ids = answered(bench, CAT, GHOST, DOG)
+    segment = segment_of(bench, ids)
+    assert target_ids(bench, segment)[:-1] == ids
+    ghost = f', {HEAD}ghost{MIDDLE}<|coord_800|>, <|coord_0|>, <|coord_900|>, <|coord_50|>]}}, {{"'
+    assert (ghost, 0.0) in runs(bench, segment)  # up to the token that holds the next separator
+    assert supervised(bench, segment) == as_written(CAT, DOG)
+    assert (segment.terms["match/precision"], segment.terms["match/recall"]) == ((2, 3), (2, 2))
+
+
+def test_an_invalid_value_stays_and_raises_the_weight_of_what_is_appended(bench):
+    ids = bench.vocabulary.encode('{"objects": [{"desc": "cat"}]}')
+    settings = {"desc_ce_weight": 0.25, "drop_invalid_struct_ce_multiplier": 3.0}
+    one = replace(bench, samples=[replace(bench.samples[0], objects=(DOG,))])
+    segment = segment_of(one, ids, **settings)
+    assert runs(bench, segment) == [
+        ('{"objects": [{"desc": "cat"}', 0.0),
+        (', {"desc": "', 3.0),
+        ("big dog", 0.25),
+        (MIDDLE, 3.0),
+        *box_runs(DOG.box, 3.0),
+        ("]}", 3.0),
+        ("]}<stop>", 1.0),
+    ]
+    assert supervised(bench, segment) == as_written(DOG)
+    assert segment.terms["drop/missing_geom"] == (1, 1)
+    assert segment.terms["rollout/values_dropped_rate"] == (1, 1)
+
+
+def test_an_empty_answer_is_teacher_forcing_but_for_its_opening(bench):
+    segment, taught = segment_of(bench, answered(bench)), bench.segments()[0]
+    assert torch.equal(segment.input_ids, taught.input_ids)
+    prompt, opening = len(bench.samples[0].prompt_ids), len(bench.vocabulary.encode(OPENING))
+    assert taught.weights[prompt : prompt + opening].all() and not segment.weights[: prompt + opening].any()
+    assert torch.equal(segment.weights[prompt + opening :], taught.weights[prompt + opening :])
+    for name in ("is_desc", "slots", "bins", "position_ids"):
+        assert torch.equal(getattr(segment, name), getattr(taught, name)), name
+    assert (segment.terms["parse/empty_answer"], segment.terms["match/precision"]) == ((1, 1), (0, 0))
+
+
+@pytest.mark.parametrize("text", ["I see a cat.", "", '{"object', "```json"])
+def test_garbage_leaves_no_generated_id(bench, text):
+    segment = segment_of(bench, bench.vocabulary.encode(text))
+    assert torch.equal(segment.input_ids, bench.segments()[0].input_ids)
+    assert runs(bench, segment)[0] == (OPENING, 0.0)
+    assert supervised(bench, segment) == as_written(CAT, DOG)
+    assert segment.terms["parse/no_json"] == (1, 1)
+
+
+def test_a_truncated_answer_is_completed_behind_its_last_value(bench):
+    whole = answered(bench, DOG, CAT)
+    kept = len(answered(bench, DOG)) - 1  # up to the end of the dog
+    segment = segment_of(bench, whole[:-4], truncated=(0,))  # in the middle of the cat's box
+    assert target_ids(bench, segment)[:kept] == whole[:kept]
+    assert bench.vocabulary.written_all(target_ids(bench, segment)[kept:]).decode() == (
+        f", {HEAD}cat{MIDDLE}<|coord_10|>, <|coord_20|>, <|coord_110|>, <|coord_120|>]}}]}}"
+    )
+    assert supervised(bench, segment) == as_written(DOG, CAT)
+    assert segment.terms["parse/truncated"] == (1, 1)
+    assert segment.terms["rollout/truncation_rate"] == (1, 1)
+    assert segment.terms["rollout/tokens"] == (len(whole) - 4, 1)
+
+
+def test_generated_ids_are_never_tokenised_again(bench):
+    # one id for each byte, and spaces where no codec of ours writes them
+    vocabulary, coordinates = bench.vocabulary, bench.vocabulary.coordinate_ids
+    parts = [
+        b'{ "objects":[{"bbox_2d":[', coordinates[10], b",", coordinates[20], b",", coordinates[110], b",",
+        coordinates[120], b'],  "desc":"CAT"}',
+    ]  # fmt: skip
+    ids = [n for part in parts for n in ([part] if isinstance(part, int) else [vocabulary.byte_ids[b] for b in part])]
+    segment = segment_of(bench, ids, desc_ce_weight=0.25)
+    assert target_ids(bench, segment)[: len(ids)] == tuple(ids)
+    assert runs(bench, segment)[:8] == [
+        ('{ "objects":[', 0.0),
+        ('{"bbox_2d":[', 1.0),
+        ("<|coord_10|>", 0.0),
+        (",", 1.0),
+        ("<|coord_20|>", 0.0),
+        (",", 1.0),
+        ("<|coord_110|>", 0.0),
+        (",", 1.0),
+    ]
+    assert runs(bench, segment)[8:13] == [
+        ("<|coord_120|>", 0.0),
+        ('],  "desc":"', 1.0),
+        ("CAT", 0.0),
+        ('"}, {"desc": "', 1.0),
+        ("big dog", 0.25),
+    ]
+    assert supervised(bench, segment) == as_written(CAT, DOG)
+
+
+@pytest.mark.parametrize("answer", [(CAT, DOG), (GHOST,), ()], ids=["found", "spurious", "empty"])
+def test_positions_and_image_are_the_samples(bench, answer):
+    sample, segment = bench.samples[0], segment_of(bench, answered(bench, *answer))
+    grid = sample.vision.image_grid_thw
+    assert torch.equal(segment.position_ids, position_index(bench.model)(segment.input_ids, grid))
+    assert segment.vision is sample.vision
+    assert (segment.sample_id, segment.draw, segment.channel) == ("train-000000", 0, "B")
+    assert tuple(segment.terms) == TERM_NAMES
+
+
+def bins_with(bench, truth, answer, **matching):
+    """The bins that are taught, box by box, under these settings of the section."""
+    channel = bench.rollout_matching(WrittenBackend({0: answered(bench, *answer)}))
+    channel.section = replace(MATCHING, **matching)
+    (segment,) = channel.segments([replace(bench.samples[0], objects=truth)], STEP, Clock())
+    written, taught = zip(*supervised(bench, segment), strict=True)
+    return [(written[n : n + 4], taught[n : n + 4]) for n in range(0, len(written), 4)]
+
+
+@pytest.mark.parametrize(
+    ("matching", "matched"),
+    [
+        ({"iou_gate": 0.8}, True),  # the IoU is 0.8
+        ({"iou_gate": 0.81}, False),
+        ({"fp_cost": 0.15, "fn_cost": 0.1}, True),  # 1 - 0.8 = 0.2 is less than the two left alone, 0.25
+        ({"fp_cost": 0.1, "fn_cost": 0.05}, False),
+    ],
+    ids=str,
+)
+def test_gate_and_costs_are_those_of_the_section(bench, matching, matched):
+    written = KITTEN.box if matched else CAT.box  # a matched box stays as it was written, a missed one is appended
+    assert bins_with(bench, (CAT,), (KITTEN,), **matching) == [(written, CAT.box)]
+
+
+def test_the_number_of_candidates_is_the_sections(bench):
+    # Both predictions fit the lower box best: 125 / 130 and 120 / 130 against 100 / 125 and 100 / 120.
+    low, lower, between = (replace(CAT, box=(10, 20, 110, y2)) for y2 in (120, 150, 140))
+    truth, answer = (low, lower), (KITTEN, between)
+    both = [(KITTEN.box, lower.box), (between.box, low.box)]  # 0.0385 + 0.1667 costs less than 0.2 + 0.0769
+    assert bins_with(bench, truth, answer, candidate_top_k=2) == both
+    one = [(KITTEN.box, lower.box), (low.box, low.box)]
+    assert bins_with(bench, truth, answer, candidate_top_k=1) == one
+
+
+# --- a step -----------------------------------------------------------------------------------------------------
+
+
+def test_segments_are_in_the_order_of_the_samples(bench):
+    answers = {0: answered(bench, CAT), 1: answered(bench), 2: answered(bench, DOG, CAT), 3: answered(bench, GHOST)}
+    backend, recorded = WrittenBackend(answers), []
+    channel = bench.rollout_matching(backend, lambda step, rollouts: recorded.append((step, list(rollouts))))
+    order = [2, 0, 3, 1]
+    segments = channel.segments([bench.samples[draw] for draw in order], STEP, Clock())
+    assert [segment.draw for segment in segments] == order
+    assert [segment.sample_id for segment in segments] == [f"train-{draw:06d}" for draw in order]
+    alone = [
+        bench.rollout_matching(backend).segments([bench.samples[draw]], STEP, Clock())[0].input_ids for draw in order
+    ]
+    assert all(torch.equal(one.input_ids, ids) for one, ids in zip(segments, alone, strict=True))
+    ((step, rollouts),) = recorded
+    assert step == STEP
+    assert [(rollout.draw, rollout.response_ids) for rollout in rollouts] == [(g, tuple(answers[g])) for g in order]
+
+
+def test_all_samples_are_asked_at_once_with_the_sampling_of_the_section(bench):
+    backend = WrittenBackend(dict.fromkeys(range(4), answered(bench)))
+    bench.rollout_matching(backend).segments(bench.samples, STEP, Clock())
+    wanted = Sampling(temperature=0.7, top_p=0.9, top_k=50, repetition_penalty=1.1, max_new_tokens=64)
+    assert backend.asked == [([0, 1, 2, 3], wanted, STEP)]
+    assert training_sampling(MATCHING) == wanted
+
+
+def test_rollouts_and_matching_have_clocks_of_their_own(bench):
+    clock = Clock()
+    bench.rollout_matching(WrittenBackend({0: answered(bench)})).segments(bench.samples[:1], STEP, clock)
+    assert set(clock.seconds) == {"rollout", "match"}
+
+
+@pytest.mark.parametrize(
+    ("backend", "version"),
+    [({"steps_behind": 1}, "start/2"), ({"steps_behind": -1}, "start/4"), ({"start_id": "before"}, "before/3")],
+    ids=["older", "newer", "another-start"],
+)
+def test_a_rollout_of_other_weights_is_refused(bench, backend, version):
+    answers = {0: answered(bench)}
+    recorded = []
+    channel = bench.rollout_matching(WrittenBackend(answers, **backend), lambda *call: recorded.append(call))
+    with pytest.raises(EnvironmentFault) as caught:
+        channel.segments(bench.samples[:1], STEP, Clock())
+    assert caught.value.code == EXIT_ENVIRONMENT == 4
+    assert caught.value.why == (
+        f"the rollout of sample train-000000 was made by the weights {version}, not by the current ones, start/3"
+    )
+    assert caught.value.where == "written"
+
+
+def test_one_stale_rollout_among_good_ones_is_found(bench):
+    class Mixed(WrittenBackend):
+        def generate(self, samples, sampling, *, finished_steps):
+            first, second = super().generate(samples, sampling, finished_steps=finished_steps)
+            return [first, replace(second, weight_version="start/0")]
+
+    channel = bench.rollout_matching(Mixed(dict.fromkeys((0, 1), answered(bench))))
+    with pytest.raises(EnvironmentFault, match=r"train-000001 was made by the weights start/0"):
+        channel.segments(bench.samples[:2], STEP, Clock())
+
+
+def test_a_target_that_is_too_long_names_its_sample(bench):
+    ids = answered(bench, GHOST)
+    length = len(segment_of(bench, ids).input_ids)
+    assert len(segment_of(bench, ids, max_length=length).input_ids) == length
+    with pytest.raises(DataError) as caught:
+        segment_of(bench, ids, max_length=length - 1)
+    assert (caught.value.code, caught.value.where) == (EXIT_DATA, "train-000000")
+    assert f"{length} tokens long, training.global_max_length is {length - 1}" in caught.value.why
+
+
+def test_rollouts_in_another_order_are_a_mistake(bench):
+    class Swapped(WrittenBackend):
+        def generate(self, samples, sampling, *, finished_steps):
+            return super().generate(samples, sampling, finished_steps=finished_steps)[::-1]
+
+    channel = bench.rollout_matching(Swapped(dict.fromkeys((0, 1), answered(bench))))
+    with pytest.raises(AssertionError, match="a rollout of another sample"):
+        channel.segments(bench.samples[:2], STEP, Clock())
