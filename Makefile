@@ -26,7 +26,7 @@ SINGLE := build/quickstart/single
 NAMED := build/quickstart/named
 SHIPPED := assets/quickstart/stage1
 # `logging.root` and `logging.name` of the configs
-DEMO_RUN := runs/a_only
+DEMO_RUN := runs/ab_mixed
 STAGE1_RUN := runs/stage1
 NAMES_RUN := runs/stage1_names
 
@@ -35,7 +35,7 @@ NAMES_RUN := runs/stage1_names
 
 help:
 	@echo "make install   create $(VENV) and install the package, pinned by constraints.txt"
-	@echo "make demo      train on Channel A from the shipped checkpoint, evaluate before and after, draw pictures"
+	@echo "make demo      train on both channels from the shipped checkpoint, evaluate before and after, draw"
 	@echo "make test      every capability once (CI runs this)"
 	@echo "make soak      full matrices, random and kill loops"
 	@echo "make bench     every assertion about time, speed or memory"
@@ -59,7 +59,7 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt $(CSRC)
 demo: $(INSTALLED)
 	$(PY) -m ds_stage2ab.data.digits --out $(DATA)
 	rm -rf $(DEMO_RUN)
-	$(TRAIN) configs/quickstart/a_only.yaml
+	$(TRAIN) configs/quickstart/ab_mixed.yaml
 	@echo "demo finished: table above, pictures and curves in $(DEMO_RUN)"
 
 test: $(INSTALLED)

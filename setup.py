@@ -25,7 +25,10 @@ class BuildWithCuda(build_ext):
     """C++ as ever; each .cu by nvcc first, into an object that is linked with the rest."""
 
     def build_extension(self, ext: Extension) -> None:
+        # What an earlier build left must not pass for the result of one that fails.
+        Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
         kernels = [source for source in ext.sources if source.endswith(".cu")]
+        ext.depends += kernels
         ext.sources = [source for source in ext.sources if source not in kernels]
         ext.extra_objects += [self._object_of(kernel) for kernel in kernels]
         super().build_extension(ext)

@@ -69,7 +69,8 @@ class Form:
 
 
 ARRAY, KEYED = (Form("array", '{"objects": [', "]}", ""), Form("keyed", "{", "}", '"'))
-FORMS = tuple(form for form in (ARRAY, KEYED) if form.name in CODECS)  # whichever forms there are
+FORMS = tuple(form for form in (ARRAY, KEYED) if form.name in CODECS)
+assert {form.name for form in FORMS} == set(CODECS), "every codec that there is, and no fewer"
 both_forms = pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 
 
@@ -387,8 +388,8 @@ def test_decoding_cannot_change_a_match(tmp_path):
     values = config_values(Quickstart(**dict.fromkeys(("model", "plain", "data"), Path("x"))), tmp_path, "run")
     drawn = {"decoding.temperature": 0.7, "decoding.top_p": 0.5, "decoding.top_k": 1, "repetition_penalty": 1.3}
     for changes in ({}, {f"custom.extra.rollout_matching.{key}": value for key, value in drawn.items()}):
-        section = load_config(write_config(tmp_path / "c.yaml", merged(values, changes))).config.rollout_matching
-        assert {name: getattr(section, name) for name in COSTS} == COSTS
+        config = load_config(write_config(tmp_path / "c.yaml", merged(values, changes))).config
+        assert {name: getattr(config.rollout_matching, name) for name in COSTS} == COSTS
     assert list(inspect.signature(match_boxes).parameters) == ["predicted", "truth", *COSTS]
     assert list(inspect.signature(parse_rollout).parameters) == ["token_ids", "vocabulary", "codec"]
 
@@ -396,5 +397,4 @@ def test_decoding_cannot_change_a_match(tmp_path):
 def test_the_score_of_what_was_parsed():
     predicted = truths([WIDE, FOX[:3] + (60,)], " A ") + truths([ZEBRA], "b")
     figures = set_score([score_image(predicted, [*truths([WIDE]), *truths([ZEBRA], "c")])])
-    # Three predicted, two true; one pair of equal names, two pairs of boxes.
     assert (figures.f1, figures.f1_boxes, figures.precision, figures.recall) == (2 / 5, 4 / 5, 1 / 3, 1 / 2)

@@ -26,6 +26,7 @@ MAX_PIXELS = "data.max_pixels"
 VALIDATION = "data.validation"
 EVALUATE_EVERY = "evaluation.every_steps"
 
+LOWEST_TEMPERATURE = 1e-3  # below it a draw is greedy in all but name
 MODEL_PARTS = 3  # vision, aligner, language
 
 
@@ -52,6 +53,16 @@ def greedy_decoding_draws_nothing(temperature: float, top_p: float, top_k: int) 
         )
 
 
+def temperature_can_be_felt(temperature: float) -> None:
+    """Logits divided by less would overflow."""
+    if 0 < temperature < LOWEST_TEMPERATURE:
+        raise ConfigError(
+            f"{temperature} is too close to 0 to compute with",
+            where=TEMPERATURE,
+            fix=f"set {TEMPERATURE} to 0 (greedy), or to {LOWEST_TEMPERATURE} or more",
+        )
+
+
 def answer_fits_length(max_new_tokens: int, global_max_length: int) -> None:
     """Rule 4 on the numbers of the config: prompt and answer share the cap, and a prompt has a token at least."""
     if max_new_tokens >= global_max_length:
@@ -70,11 +81,13 @@ def rollout_fits_length(
     limit = min(global_max_length, position_limit)
     if prompt_tokens + max_new_tokens > limit:
         kind = LENGTH_CAP if limit == global_max_length else "the model's position limit"
+        room = limit - prompt_tokens
         raise ConfigError(
             f"the longest prompt has {prompt_tokens} tokens; with {max_new_tokens} new ones it exceeds"
             f" {kind}, which is {limit}",
             where=MAX_NEW_TOKENS,
-            fix=f"set {MAX_NEW_TOKENS} to {max(1, limit - prompt_tokens)} or less, or data.max_pixels lower",
+            fix=(f"set {MAX_NEW_TOKENS} to {room} or less" if room > 0 else f"raise {kind}")
+            + f", or set {MAX_PIXELS} lower",
         )
 
 
@@ -116,6 +129,7 @@ def evaluation_has_data(every_steps: int | None, validation: str | None) -> None
 
 RULES = (
     Rule(greedy_decoding_draws_nothing, (TEMPERATURE, TOP_P, TOP_K)),
+    Rule(temperature_can_be_felt, (TEMPERATURE,)),
     Rule(answer_fits_length, (MAX_NEW_TOKENS, LENGTH_CAP)),
     Rule(constant_rate_does_not_fall, (SCHEDULER, FINAL_RATE)),
     Rule(some_part_trains, (FREEZE,)),

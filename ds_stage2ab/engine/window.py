@@ -81,8 +81,15 @@ class Window:
             learning_rate, grad_norm = self._update(step)
             self._check_update(step, grad_norm, packs)
         sums = self._summed({**losses, **reported, **_sizes(samples, packs)})
-        seconds = {**clock.seconds, "step": time.monotonic() - start}
+        seconds = {**clock.seconds, **self._slowest(clock), "step": time.monotonic() - start}
         return self._result(sums, learning_rate=learning_rate, grad_norm=grad_norm, seconds=seconds)
+
+    def _slowest(self, clock: Clock) -> dict[str, float]:
+        """The seconds of rollouts, if the channel draws them, are those of the slowest rank: it sets the pace."""
+        if "rollout" not in clock.seconds:
+            return {}
+        microseconds = round(clock.seconds["rollout"] * 1e6)
+        return {"rollout": self.world.all_max(microseconds) / 1e6}
 
     def _buffer(self, step: int) -> list[Sample]:
         """Raw samples of every micro-step up to the engine's own boundary.

@@ -101,7 +101,7 @@ def step_values(result: StepResult) -> dict[str, float]:
     seconds = result.seconds["step"]
     if seconds > 0:
         values["train/tokens_per_second"] = result.tokens / seconds
-    if "rollout" in result.seconds:
+    if "rollout" in result.seconds and result.seconds["rollout"] > 0:
         values["rollout/tokens_per_second"] = values["rollout/tokens"] / result.seconds["rollout"]
     return {name: _plain(value) for name, value in values.items()}
 

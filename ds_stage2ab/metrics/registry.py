@@ -170,8 +170,8 @@ TIME = (
     _metric("time/segments_s", "s", "last", "both", "lower",
             "Wall time of turning the step's samples into segments and packs, rollouts and matching not counted, on"
             " rank 0."),
-    _metric("time/rollout_s", "s", "last", "B", "lower",
-            "Wall time of drawing the step's rollouts, on rank 0."),
+    _metric("time/rollout_s", "s", "max", "B", "lower",
+            "Wall time of drawing the step's rollouts, of the slowest rank."),
     _metric("time/match_s", "s", "last", "B", "lower",
             "Wall time of reading the step's rollouts, matching them and building their targets, on rank 0."),
     _metric("time/wait_s", "s", "last", "both", "lower",

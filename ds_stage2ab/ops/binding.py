@@ -40,7 +40,7 @@ def bind() -> Bound:
     # in this package's folder alone: an editable install of another checkout offers its own library too
     found = PathFinder.find_spec(LIBRARY, ds_stage2ab.__path__)
     if found is None:
-        return _reference("no compiled library; with a C++ compiler on PATH, `make install` builds it")
+        return _reference("no compiled library; with a C++ compiler on PATH, `make -B install` builds it")
     ops = getattr(torch.ops, NAMESPACE)
     fault = _load(found.origin) or self_test(ops)
     if fault:

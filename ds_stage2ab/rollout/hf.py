@@ -140,11 +140,11 @@ class _Prompts:
 
 
 def _pad_id(vocabulary: Vocabulary) -> int:
-    """A token that can never be sampled, since `generate` counts padding among the tokens that it penalises.
+    """A token that can never be sampled if there is one, since `generate` counts padding among what it penalises.
 
     Not the image placeholder: the model compares the number of those with its patches.
     """
-    return next(token for token in vocabulary.vision_ids if token != vocabulary.image_id)
+    return next((token for token in vocabulary.vision_ids if token != vocabulary.image_id), vocabulary.stop_id)
 
 
 def generation_config(sampling: Sampling, vocabulary: Vocabulary) -> GenerationConfig:

@@ -21,7 +21,7 @@ def test_every_verb_is_there_and_in_the_help():
 
 def test_run_folders_and_data_are_those_of_the_configs():
     runs = {
-        "a_only": ("DEMO_RUN", "DATA"),
+        "ab_mixed": ("DEMO_RUN", "DATA"),
         "stage1_names": ("NAMES_RUN", "SINGLE"),
         "stage1": ("STAGE1_RUN", "DATA"),
     }
@@ -32,7 +32,7 @@ def test_run_folders_and_data_are_those_of_the_configs():
 
 
 def test_checkpoints_are_those_of_the_configs():
-    names = ("a_only", "stage1_names", "stage1")
+    names = ("ab_mixed", "stage1_names", "stage1")
     demo, first, second = (load_config(ROOT / "configs" / "quickstart" / f"{name}.yaml") for name in names)
     assert first.config.model.path.as_posix() == variable("MODEL")
     assert second.config.model.path.as_posix() == variable("NAMED")

@@ -4,6 +4,7 @@ All runs start from the shipped checkpoint, whose answers are worth matching, an
 """
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -51,10 +52,10 @@ def folder(tmp_path_factory):
 def run(shipped, folder):
     """Launch a variant of the small run, A and B in turn; returns (losses by step, exported weights)."""
 
-    def launched(name, ranks, changes):
+    def launched(name, ranks, changes, environment=None):
         both = {"stage2_ab.schedule.b_ratio": 0.5, "logging.rollouts": True, **changes}
         values = merged(config_values(shipped, folder / "runs", name), both)
-        done = launch(write_config(folder / f"{name}.yaml", values), ranks=ranks)
+        done = launch(write_config(folder / f"{name}.yaml", values), ranks=ranks, environment=environment)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         history = read_history(folder / "runs" / name / "metrics.jsonl")
         checkpoints = folder / "runs" / name / "checkpoints"
@@ -101,6 +102,21 @@ def test_same_rollouts_losses_and_weights(run, plainest, start, folder, name):
     assert_same_weights(weights, plainest[1], start)
 
 
+def test_the_reference_of_the_packing_operators_gives_the_same_steps(run, plainest, folder):
+    losses, _ = run("no-extension", 1, {"training.max_steps": 2}, {"DS_STAGE2AB_NO_EXT": "1"})
+    assert losses == plainest[0][:2]
+    assert rollouts(folder, "no-extension") == rollouts(folder, "plainest")[:8]
+
+
+def test_channel_b_runs_in_bf16(run, folder):
+    changes = {"stage2_ab.schedule.b_ratio": 1, "training.max_steps": 2, "model.precision": "bf16"}
+    losses, _ = run("bf16-channel-b", 2, {**changes, "training.learning_rate": 1e-3})
+    assert all(math.isfinite(loss) for loss in losses)
+    steps = read_history(folder / "runs" / "bf16-channel-b" / "metrics.jsonl").steps
+    assert [step.metrics["rollout/count"] for step in steps] == [8, 8]
+    assert all(step.metrics["match/f1"] > 0.3 for step in steps)
+
+
 def test_b_steps_draw_the_effective_batch_of_rollouts(plainest, folder):
     """b_ratio 0.5: the steps 2, 4 and 6 are B, each with the draws g of its own R = 8 samples."""
     history = read_history(folder / "runs" / "plainest" / "metrics.jsonl")
@@ -127,9 +143,14 @@ def test_the_same_run_in_every_combination(run, plainest, start, folder, ranks, 
     assert_same_weights(weights, plainest[1], start)
 
 
-def test_bf16_follows_fp32(run, plainest, start):
-    """The schema's default precision, on two ranks; stage 0 runs as stage 1 there."""
-    losses, weights = run("bf16", 2, {"model.precision": "bf16"})
+def test_bf16_follows_fp32(run, start):
+    """The schema's default precision, on two ranks; stage 0 runs as stage 1 there.
+
+    On Channel A alone: a rollout in bf16 is another text, and the step that learns from it another step.
+    """
+    teacher_forcing = {"stage2_ab.schedule.b_ratio": 0, "training.max_steps": 3}
+    plainest = run("fp32-channel-a", 1, teacher_forcing)
+    losses, weights = run("bf16-channel-a", 2, {**teacher_forcing, "model.precision": "bf16"})
     assert losses == pytest.approx(plainest[0], rel=BF16_LOSS_TOLERANCE)
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
     name = "model.language_model.embed_tokens.weight"

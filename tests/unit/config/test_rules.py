@@ -12,6 +12,7 @@ from ds_stage2ab.config.rules import (
     pixel_limits_are_ordered,
     rollout_fits_length,
     some_part_trains,
+    temperature_can_be_felt,
 )
 from ds_stage2ab.config.schema import config_schema, leaves
 from ds_stage2ab.errors import ConfigError
@@ -19,6 +20,8 @@ from ds_stage2ab.errors import ConfigError
 BORDERS = [
     (greedy_decoding_draws_nothing, (0, 1, 0), (0, 0.9, 0)),
     (greedy_decoding_draws_nothing, (0.1, 0.9, 5), (0, 1, 5)),
+    (temperature_can_be_felt, (0,), (0.00099,)),
+    (temperature_can_be_felt, (0.001,), (1e-39,)),
     (answer_fits_length, (511, 512), (512, 512)),
     (rollout_fits_length, (60, 452, 512, 4096), (61, 452, 512, 4096)),
     (rollout_fits_length, (60, 40, 512, 100), (61, 40, 512, 100)),
