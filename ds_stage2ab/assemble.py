@@ -141,6 +141,7 @@ def assemble(loaded: LoadedConfig, world: World) -> Run:
         checkpoints=Checkpoints(
             parts.folder.checkpoints,
             parts.source.folder,
+            parts.source.image_processor,
             engine,
             parts.source.model,
             world,

@@ -18,6 +18,7 @@ from pathlib import Path
 import deepspeed
 from safetensors import SafetensorError
 from torch import nn
+from transformers import Qwen2VLImageProcessorPil
 
 from ds_stage2ab.errors import EnvironmentFault
 from ds_stage2ab.world import World
@@ -32,6 +33,7 @@ class Checkpoints:
     Args:
         folder: `<run>/checkpoints`.
         source: the Hugging Face folder that the run started from; its tokenizer and processor files are copied.
+        image_processor: the one that the run uses; where its limits are not the source's, they are exported.
         engine: the DeepSpeed engine.
         model: the plain model inside the engine; its parameters are whole (ZeRO 0 to 2).
         world: the learner ranks.
@@ -42,6 +44,7 @@ class Checkpoints:
         self,
         folder: Path,
         source: Path,
+        image_processor: Qwen2VLImageProcessorPil,
         engine: deepspeed.DeepSpeedEngine,
         model: nn.Module,
         world: World,
@@ -50,6 +53,7 @@ class Checkpoints:
     ) -> None:
         self.folder = folder
         self.source = source
+        self.image_processor = image_processor
         self.engine = engine
         self.model = model
         self.world = world
@@ -67,7 +71,7 @@ class Checkpoints:
             self.engine.save_checkpoint(str(partial), tag="deepspeed", save_latest=False)
         with self.world.agree_on_failure(), _explained(self.folder):
             if self.world.rank == 0:
-                export(self.model, self.source, partial / "hf")
+                export(self.model, self.source, self.image_processor, partial / "hf")
                 state = {"finished_steps": finished_steps, "world_size": self.world.size}
                 (partial / "state.json").write_text(json.dumps(state) + "\n")
                 _sync(partial)
@@ -84,13 +88,35 @@ class Checkpoints:
             shutil.rmtree(old)
 
 
-def export(model: nn.Module, source: Path, destination: Path) -> None:
+def export(model: nn.Module, source: Path, image_processor: Qwen2VLImageProcessorPil, destination: Path) -> None:
     """Write a Hugging Face folder that `from_pretrained` and vLLM load; no checkpoint may be there yet."""
     destination.mkdir(parents=True)
     for file in source.iterdir():
         if file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES):
             shutil.copyfile(file, destination / file.name)
+    _export_image_size(dict(image_processor.size), destination)
     model.save_pretrained(destination)
+
+
+def _export_image_size(size: dict[str, int], folder: Path) -> None:
+    """Make the folder resize as training did: `data.min_pixels` and `data.max_pixels` are not in the source's files.
+
+    Args:
+        size: areas in pixels, as transformers names them: "shortest_edge", "longest_edge".
+        folder: left as it is, byte by byte, if this is what it already gives.
+    """
+    if dict(Qwen2VLImageProcessorPil.from_pretrained(folder).size) == size:
+        return
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        path = folder / name
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        # transformers reads the settings of a processor_config.json first, where it holds any
+        settings = content if name.startswith("pre") else content.get("image_processor")
+        if settings:
+            for older_name in ("min_pixels", "max_pixels"):  # where they stand, they override the size
+                settings.pop(older_name, None)
+            settings["size"] = size
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -119,5 +145,3 @@ def _replace_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".partial")
     temporary.write_text(text)
     temporary.replace(path)
-
-

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
 
 from ds_stage2ab.config.load import load_config
-from ds_stage2ab.engine.build import build_engine, build_optimizer
+from ds_stage2ab.engine.build import build_engine, build_optimizer, load_checkpoint
 from ds_stage2ab.engine.checkpoint import Checkpoints, export
 from ds_stage2ab.errors import EnvironmentFault
 from ds_stage2ab.losses.objective import Objective
 from ds_stage2ab.plan import make_plan
-from tests.parts import config_values, write_config
+from tests.parts import Quickstart, config_values, merged, write_config
 from tests.unit.parts import load_bench
 
 
@@ -41,8 +42,14 @@ def source(quickstart, tmp_path):
 
 
 @pytest.fixture
-def checkpoints(source, engine, bench, world, tmp_path):
-    return Checkpoints(tmp_path / "checkpoints", source, engine, bench.model, world, keep_last=2)
+def own(source):
+    """The source's own image processor."""
+    return Qwen2VLImageProcessorPil.from_pretrained(source)
+
+
+@pytest.fixture
+def checkpoints(source, own, engine, bench, world, tmp_path):
+    return Checkpoints(tmp_path / "checkpoints", source, own, engine, bench.model, world, keep_last=2)
 
 
 def listed(folder):
@@ -77,9 +84,9 @@ def assert_same_weights(seen, expected):
     assert all(torch.equal(seen[name], tensor) for name, tensor in expected.items())
 
 
-def test_an_exported_model_gives_the_same_logits_bit_by_bit(bench, source, tmp_path):
+def test_an_exported_model_gives_the_same_logits_bit_by_bit(bench, source, own, tmp_path):
     move(bench.model, seed=1)
-    export(bench.model, source, tmp_path / "hf")
+    export(bench.model, source, own, tmp_path / "hf")
     loaded = Qwen3VLForConditionalGeneration.from_pretrained(tmp_path / "hf")
     sample = bench.samples[0]
     assert torch.equal(logits(loaded, sample), logits(bench.model, sample))
@@ -87,8 +94,8 @@ def test_an_exported_model_gives_the_same_logits_bit_by_bit(bench, source, tmp_p
     assert not torch.equal(logits(original, sample), logits(bench.model, sample))
 
 
-def test_tied_weights_stay_tied_and_are_stored_once(bench, source, tmp_path):
-    export(bench.model, source, tmp_path / "hf")
+def test_tied_weights_stay_tied_and_are_stored_once(bench, source, own, tmp_path):
+    export(bench.model, source, own, tmp_path / "hf")
     with safe_open(tmp_path / "hf" / "model.safetensors", framework="pt") as stored:
         names = set(stored.keys())
     assert "lm_head.weight" not in names
@@ -97,12 +104,12 @@ def test_tied_weights_stay_tied_and_are_stored_once(bench, source, tmp_path):
     assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
 
 
-def test_everything_but_weights_is_copied(bench, source, tmp_path):
+def test_everything_but_weights_is_copied(bench, source, own, tmp_path):
     for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "a.gguf"):
         (source / name).write_text("weights of another form")
     (source / "NOTICE").write_text("kept")
     (source / "original").mkdir()
-    export(bench.model, source, tmp_path / "hf")
+    export(bench.model, source, own, tmp_path / "hf")
     weights_of_others = {"model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin"}
     assert set(listed(tmp_path / "hf")) == set(listed(source)) - weights_of_others - {"a.gguf", "original"}
     copied = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "NOTICE")
@@ -111,6 +118,70 @@ def test_everything_but_weights_is_copied(bench, source, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert tokenizer.convert_tokens_to_ids("<|coord_999|>") == bench.vocabulary.coordinate_ids[999]
     assert Qwen2VLImageProcessorPil.from_pretrained(tmp_path / "hf").patch_size == 8
+
+
+def trained_with(source, tmp_path, **limits):
+    """The image processor of a run whose config sets these limits of `data`."""
+    values = merged(config_values(Quickstart(model=source, plain=source, data=tmp_path), tmp_path, "limits"), limits)
+    config = load_config(write_config(tmp_path / "limits.yaml", values)).config
+    limits = {"min_pixels": config.data.min_pixels, "max_pixels": config.data.max_pixels}
+    return load_checkpoint(config.model, **limits).image_processor
+
+
+def pixels(processor):
+    """Of a small and of a large picture, so that each limit shows."""
+    generator = torch.Generator().manual_seed(0)
+    noise = [torch.randint(256, (*size, 3), generator=generator, dtype=torch.uint8) for size in ((48, 40), (96, 200))]
+    found = processor(images=[Image.fromarray(part.numpy()) for part in noise], return_tensors="pt")
+    return found["pixel_values"], found["image_grid_thw"].tolist()
+
+
+LIMITS = [
+    {"data.min_pixels": 64 * 64},
+    {"data.max_pixels": 96 * 96},
+    {"data.min_pixels": 64 * 64, "data.max_pixels": 96 * 96},
+]
+
+
+@pytest.mark.parametrize("limits", LIMITS, ids=["min", "max", "both"])
+@pytest.mark.parametrize("form", ["size", "older names", "nested", "plain processor_config"])
+def test_the_export_resizes_as_training_did(bench, source, tmp_path, form, limits):
+    path = source / "preprocessor_config.json"
+    settings = json.loads(path.read_text())
+    if form == "older names":
+        settings |= {"min_pixels": 40 * 40, "max_pixels": 250 * 250}
+        path.write_text(json.dumps(settings))
+    elif form == "nested":
+        (source / "processor_config.json").write_text(json.dumps({"image_processor": settings, "more": 1}))
+    elif form == "plain processor_config":
+        (source / "processor_config.json").write_text('{"more": 1}')
+    training = trained_with(source, tmp_path, **limits)
+    export(bench.model, source, training, tmp_path / "hf")
+    exported = Qwen2VLImageProcessorPil.from_pretrained(tmp_path / "hf")
+    values, grids = pixels(exported)
+    expected_values, expected_grids = pixels(training)
+    assert grids == expected_grids and torch.equal(values, expected_values)
+    assert grids != pixels(Qwen2VLImageProcessorPil.from_pretrained(source))[1]
+    written = json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())
+    # A reader that knows this file alone finds the same limits; whatever else it holds is the source's.
+    assert written == {key: settings[key] for key in settings if key not in ("min_pixels", "max_pixels")} | {
+        "size": dict(training.size)
+    }
+    if form == "plain processor_config":
+        assert (tmp_path / "hf" / "processor_config.json").read_text() == '{"more": 1}'
+
+
+def test_without_limits_the_files_stay_as_they_are(bench, source, tmp_path):
+    path = source / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_pixels": 250 * 250}, indent=7))
+    export(bench.model, source, trained_with(source, tmp_path), tmp_path / "hf")
+    assert (tmp_path / "hf" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_checkpoint_of_a_run_holds_its_limits(source, engine, bench, world, tmp_path):
+    training = trained_with(source, tmp_path, **LIMITS[2])
+    folder = Checkpoints(tmp_path / "checkpoints", source, training, engine, bench.model, world, keep_last=2).save(1)
+    assert pixels(Qwen2VLImageProcessorPil.from_pretrained(folder / "hf"))[1] == pixels(training)[1]
 
 
 def test_a_checkpoint_is_whole_and_latest_names_it(checkpoints):
