@@ -1,9 +1,13 @@
-"""One picture of a run: loss and its terms, evaluation, coordinates, learning rate, speed."""
+"""One picture of a run: loss and its terms, evaluation, coordinates, learning rate, speed, matches and rollouts.
+
+A step of Channel B has other targets than one of Channel A, so no line runs through both.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,22 +15,35 @@ from ds_stage2ab.metrics.journal import EvaluationRecord, History, StepRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
+LineStyle = str | tuple[float, tuple[float, float]]
 CHANNEL_COLOURS = {"A": "#1f6fb4", "B": "#e0631b"}
-COLOURS = ("#1f6fb4", "#e0631b", "#1b9e8f", "#b4436c", "#8a6fbf", "#a08a00", "#5b6770", "#d58fb5", "#5fb3e6", "#7a4b2a")
+CHANNEL_STYLES: dict[str, LineStyle] = {"A": "-", "B": (0, (2.6, 1.1))}  # the second: dashes of 2.6 line widths
+COLOURS = (
+    *("#1f6fb4", "#e0631b", "#1b9e8f", "#b4436c", "#8a6fbf", "#a08a00"),
+    *("#5b6770", "#d58fb5", "#5fb3e6", "#7a4b2a", "#2f7d32"),
+)
+"""One for each term of the loss."""
+
 GRID_COLOUR = "#e3e6e9"
 INK_COLOUR = "#2b3238"
 SMOOTHING_SHARE = 0.03  # of the run: half-life of the smoothed line, long enough to see through the noise
 MIN_HALF_LIFE = 0.1  # steps: a run of a few steps is shown as it is
 RAW_ALPHA = 0.25
-LEGEND_COLUMNS = 4
+PANEL_WIDTH = 16 / 3  # inches
+LEGEND_COLUMNS = (2, 4)  # the fewest and the most
+LEGEND_WIDTH = 80  # characters below one panel; a wider legend would push the panels together
+LEGEND_HANDLE = 5  # characters that a line's sample and the space around it take
 MAX_LOG_SPAN = 50.0  # a panel whose values span more than this factor is logarithmic
 
 EVALUATION_CURVES = ("eval/f1", "eval/f1_boxes", "eval/precision", "eval/recall", "eval/parse_ok_rate")
+MATCH_CURVES = ("match/f1", "match/precision", "match/recall", "match/predicted_per_true")
+ROLLOUT_CURVES = ("parse/ok", "rollout/values_dropped_rate", "rollout/truncation_rate")
 
 
 def draw_curves(history: History, path: Path, title: str) -> None:
-    """Write the curves of a run as one PNG of 2 x 3 panels.
+    """Write the curves of a run as one PNG of 2 x 3 panels, or 2 x 4 if it has steps of Channel B.
 
     Args:
         history: at least one step or one evaluation.
@@ -36,19 +53,25 @@ def draw_curves(history: History, path: Path, title: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(16, 9), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=15, color=INK_COLOUR, x=0.01, ha="left")
-    panels: Sequence[tuple[str, Callable[[Axes, History], None]]] = (
+    top: list[tuple[str, Callable[[Axes, History], None]]] = [
         ("loss", _draw_loss),
         ("loss terms, before their weights", _draw_terms),
         ("evaluation on held-out images", _draw_evaluation),
+    ]
+    bottom: list[tuple[str, Callable[[Axes, History], None]]] = [
         ("coordinates", _draw_coordinates),
         ("learning rate and gradient norm", _draw_optimizer),
         ("speed", _draw_speed),
-    )
+    ]
+    if any(record.channel == "B" for record in history.steps):
+        top.append(("matches of B steps, on training images", _draw_matches))
+        bottom.append(("rollouts of B steps", _draw_rollouts))
+    columns = len(top)
+    figure = Figure(figsize=(PANEL_WIDTH * columns, 9), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=15, color=INK_COLOUR, x=0.01, ha="left")
     last_step = max(entry.step for entry in (*history.steps, *history.evaluations))
-    for axes, (name, draw) in zip(figure.subplots(2, 3).flat, panels, strict=True):
+    for axes, (name, draw) in zip(figure.subplots(2, columns).flat, top + bottom, strict=True):
         _prepare(axes, name, last_step)
         draw(axes, history)
         if not axes.lines:
@@ -76,9 +99,8 @@ def smoothed(steps: Sequence[int], values: Sequence[float], half_life: float) ->
 
 
 def _draw_loss(axes: Axes, history: History) -> None:
-    for channel, colour in CHANNEL_COLOURS.items():
-        steps = [record for record in history.steps if record.channel == channel]
-        _line(axes, steps, "loss/total", f"channel {channel}", colour)
+    for channel, steps in _by_channel(history.steps).items():
+        _line(axes, steps, "loss/total", f"channel {channel}", CHANNEL_COLOURS[channel])
     refused = [record.step for record in history.steps if not record.applied]
     for index, step in enumerate(refused):
         axes.axvline(step, color="#c0392b", linewidth=1, label="step not applied" if index == 0 else None)
@@ -88,10 +110,9 @@ def _draw_loss(axes: Axes, history: History) -> None:
 def _draw_terms(axes: Axes, history: History) -> None:
     names = {name: None for record in history.steps for name in record.metrics if name.startswith("loss/")}
     shown = [name for name in names if name != "loss/total"]
-    for index, name in enumerate(shown):
-        label = name.removeprefix("loss/")
-        _line(axes, history.steps, name, label, COLOURS[index % len(COLOURS)], raw=False, dashed=index >= len(COLOURS))
-    _finish(axes, "value of the term")
+    for name, colour in zip(shown, cycle(COLOURS), strict=False):
+        _channel_lines(axes, history, name, name.removeprefix("loss/"), colour, raw=False)
+    _finish(axes, "value of the term", channels=_by_channel(history.steps))
 
 
 def _draw_evaluation(axes: Axes, history: History) -> None:
@@ -107,28 +128,63 @@ def _draw_evaluation(axes: Axes, history: History) -> None:
 
 
 def _draw_coordinates(axes: Axes, history: History) -> None:
-    _line(axes, history.steps, "coord/mean_abs_error_bins", "mean absolute error", COLOURS[0])
+    _channel_lines(axes, history, "coord/mean_abs_error_bins", "mean absolute error", COLOURS[0])
     right = _right_axis(axes)
-    _line(right, history.steps, "coord/mass", "mass on coordinate tokens (right)", COLOURS[1])
+    _channel_lines(right, history, "coord/mass", "mass on coordinate tokens (right)", COLOURS[1])
     right.set_ylim(0, 1.02)
-    _finish(axes, "bins", right, "fraction")
+    _finish(axes, "bins", right, "fraction", channels=_by_channel(history.steps))
 
 
 def _draw_optimizer(axes: Axes, history: History) -> None:
     _line(axes, history.steps, "train/learning_rate", "learning rate", COLOURS[0], smooth=False)
     right = _right_axis(axes)
-    _line(right, history.steps, "train/grad_norm", "gradient norm (right)", COLOURS[1])
-    _finish(axes, "learning rate", right, "L2 norm", logarithmic=False)
+    _channel_lines(right, history, "train/grad_norm", "gradient norm (right)", COLOURS[1])
+    channels = _by_channel(history.steps)
+    _finish(axes, "learning rate", right, "L2 norm", logarithmic=False, channels=channels)
 
 
 def _draw_speed(axes: Axes, history: History) -> None:
-    _line(axes, history.steps, "train/tokens_per_second", "tokens per second", COLOURS[0])
+    _channel_lines(axes, history, "train/tokens_per_second", "tokens per second", COLOURS[0])
     right = _right_axis(axes)
-    _line(right, history.steps, "time/step_s", "seconds per step (right)", COLOURS[1])
+    _channel_lines(right, history, "time/step_s", "seconds per step (right)", COLOURS[1])
     right.set_ylim(bottom=0)
-    _finish(axes, "tokens/s", right, "s", logarithmic=False)
+    _finish(axes, "tokens/s", right, "s", logarithmic=False, channels=_by_channel(history.steps))
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter("{x:,.0f}")
+
+
+def _draw_matches(axes: Axes, history: History) -> None:
+    for name, colour in zip(MATCH_CURVES, COLOURS, strict=False):
+        _line(axes, history.steps, name, name.removeprefix("match/"), colour)
+    axes.set_ylim(0, max(1.02, axes.get_ylim()[1]))
+    _finish(axes, "fraction; predicted_per_true: 1 is right", logarithmic=False)
+
+
+def _draw_rollouts(axes: Axes, history: History) -> None:
+    for name, colour in zip(ROLLOUT_CURVES, COLOURS, strict=False):
+        _line(axes, history.steps, name, name.removeprefix("rollout/"), colour)
+    axes.set_ylim(-0.02, 1.02)  # rates of 0 are the rule, and to be seen
+    right = _right_axis(axes)
+    _line(right, history.steps, "rollout/tokens_per_second", "tokens per second (right)", COLOURS[3])
+    highest = right.get_ylim()[1]
+    right.set_ylim(-0.02 / 1.02 * highest, highest)
+    right.yaxis.set_major_formatter("{x:,.0f}")
+    _finish(axes, "fraction", right, "tokens/s", logarithmic=False)
+
+
+def _by_channel(records: Sequence[StepRecord]) -> dict[str, list[StepRecord]]:
+    """The channels that ran -> their steps."""
+    found = {channel: [record for record in records if record.channel == channel] for channel in CHANNEL_COLOURS}
+    return {channel: steps for channel, steps in found.items() if steps}
+
+
+def _channel_lines(axes: Axes, history: History, name: str, label: str, colour: str, *, raw: bool = True) -> None:
+    """A line for each channel; where both ran, the style says which is which."""
+    channels = _by_channel(history.steps)
+    for channel, steps in channels.items():
+        recorded = [record for record in steps if name in record.metrics]
+        style = CHANNEL_STYLES[channel] if len(channels) > 1 else "-"
+        _line(axes, recorded, name, label, colour, raw=raw, style=style)
 
 
 def _line(
@@ -140,7 +196,7 @@ def _line(
     *,
     raw: bool = True,
     smooth: bool = True,
-    dashed: bool = False,
+    style: LineStyle = "-",
 ) -> None:
     """A metric over steps: faint as recorded, strong and smoothed."""
     points = [(record.step, record.metrics[name]) for record in records if name in record.metrics]
@@ -153,7 +209,7 @@ def _line(
     half_life = max(MIN_HALF_LIFE, SMOOTHING_SHARE * (steps[-1] - steps[0]))
     shown = smoothed(steps, values, half_life) if smooth else values
     marker = "o" if len(points) == 1 else None
-    axes.plot(steps, shown, color=colour, linewidth=1.8, label=label, marker=marker, linestyle="--" if dashed else "-")
+    axes.plot(steps, shown, color=colour, linewidth=1.8, label=label, marker=marker, linestyle=style)
 
 
 def _prepare(axes: Axes, name: str, last_step: int) -> None:
@@ -176,19 +232,37 @@ def _right_axis(axes: Axes) -> Axes:
 
 
 def _finish(
-    axes: Axes, unit: str, right: Axes | None = None, right_unit: str = "", *, logarithmic: bool = True
+    axes: Axes,
+    unit: str,
+    right: Axes | None = None,
+    right_unit: str = "",
+    *,
+    logarithmic: bool = True,
+    channels: Collection[str] = (),
 ) -> None:
     """Units, a logarithmic left axis where values span orders of magnitude, one legend for both axes."""
     axes.set_ylabel(unit, color=INK_COLOUR)
     values = [float(y) for line in axes.lines for y in line.get_ydata() if math.isfinite(y) and y > 0]
     if logarithmic and values and max(values) > MAX_LOG_SPAN * min(values):
         axes.set_yscale("log")
-    handles, labels = axes.get_legend_handles_labels()
     if right is not None:
         right.set_ylabel(right_unit, color=INK_COLOUR)
-        more_handles, more_labels = right.get_legend_handles_labels()
-        handles, labels = handles + more_handles, labels + more_labels
+    lines = [line for side in (axes, right) if side is not None for line in side.get_legend_handles_labels()[0]]
+    handles: dict[str, Line2D] = {}
+    for line in lines:
+        handles.setdefault(str(line.get_label()), line)  # a colour is told once, as the first channel drew it
     if handles:
-        columns = min(LEGEND_COLUMNS, len(handles))
+        if len(channels) > 1:
+            handles |= {f"{channel} steps": _style_handle(channel) for channel in channels}
+        fewest, most = LEGEND_COLUMNS
+        fitting = LEGEND_WIDTH // (max(map(len, handles)) + LEGEND_HANDLE)
+        columns = min(max(fewest, min(most, fitting)), len(handles))
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "ncols": columns}
-        axes.legend(handles, labels, fontsize=8.5, frameon=False, columnspacing=1.1, handlelength=1.3, **place)
+        shape = {"fontsize": 8.5, "frameon": False, "columnspacing": 1.1, "handlelength": 1.7}
+        axes.legend(list(handles.values()), list(handles), **shape, **place)
+
+
+def _style_handle(channel: str) -> Line2D:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=INK_COLOUR, linewidth=1.8, linestyle=CHANNEL_STYLES[channel])

@@ -20,7 +20,12 @@ from ds_stage2ab.metrics.sinks import number
 CURVES_NAME = "curves.png"
 WINDOW = 10  # logging steps averaged at each end of the run: a single step is noise
 WINDOW_SHARE = 4  # at most every fourth part of a short run, so the ends do not meet
-TRAINING_ROWS = ("loss/total", "coord/mean_abs_error_bins", "coord/mass", "train/tokens_per_second", "time/step_s")
+TRAINING_ROWS = (
+    *("loss/total", "coord/mean_abs_error_bins", "coord/mass"),
+    *("match/f1", "match/predicted_per_true", "rollout/truncation_rate"),
+    *("train/tokens_per_second", "rollout/tokens_per_second", "time/step_s", "time/rollout_s"),
+)
+"""Those that only steps of Channel B have appear where such steps ran."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +125,8 @@ def _training_rows(steps: Sequence[StepRecord]) -> list[SummaryRow]:
             found = [record.metrics.get(name, math.nan) for record in steps if record.channel == channel]
             values = [value for value in found if math.isfinite(value)]
             if values:
-                rows.append(_training_row(name, channel if len(channels) > 1 else "", values))
+                shared = len(channels) > 1 and METRICS[name].channel == "both"
+                rows.append(_training_row(name, channel if shared else "", values))
     return rows
 
 

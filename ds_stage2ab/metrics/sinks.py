@@ -200,11 +200,14 @@ class _Bar:
 
 
 def step_line(record: StepRecord, total_steps: int, eta_seconds: float) -> str:
-    """`step  12/300  A  loss 3.451  lr 1e-04  812 tokens/s  eta 0:04:12`"""
+    """`step  12/300  B  loss 3.451  lr 1e-04  812 tokens/s  eta 0:04:12  match f1 0.8293`; A steps end with the ETA."""
     place = f"step {record.step:>{len(str(total_steps))}}/{total_steps}"
     loss = f"loss {number(record.metrics['loss/total'])}"
     rate = f"lr {record.metrics['train/learning_rate']:.3g}"
-    return "  ".join([place, record.channel, loss, rate, f"{_speed(record)} tokens/s", f"eta {duration(eta_seconds)}"])
+    words = [place, record.channel, loss, rate, f"{_speed(record)} tokens/s", f"eta {duration(eta_seconds)}"]
+    if "match/f1" in record.metrics:  # at the end, so that lines of A and B align
+        words.append(f"match f1 {number(record.metrics['match/f1'])}")
+    return "  ".join(words)
 
 
 def trouble_line(record: StepRecord) -> str:

@@ -3,10 +3,12 @@
 import math
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from ds_stage2ab.metrics.curves import draw_curves, smoothed
+from ds_stage2ab.metrics.curves import COLOURS, draw_curves, smoothed
 from ds_stage2ab.metrics.journal import EvaluationRecord, History, StepRecord
+from ds_stage2ab.metrics.registry import LOSS
 
 
 def step(number, channel="A", applied=True, **metrics):
@@ -24,6 +26,82 @@ def test_smoothing_passes_non_finite_values_by():
     means = smoothed([1, 2, 3], [math.nan, 2.0, math.inf], half_life=5.0)
     assert math.isnan(means[0])
     assert means[1:] == [2.0, 2.0]
+
+
+def drawn(monkeypatch, tmp_path, history):
+    """Title of each panel -> its axes, the right one of a panel behind it."""
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
+    draw_curves(history, tmp_path / "curves.png", "run")
+    panels = {}
+    for axes in figures[0].axes:
+        own = next((name for name, sides in panels.items() if sides[0].bbox.bounds == axes.bbox.bounds), None)
+        panels.setdefault(axes.get_title(loc="left") or own, []).append(axes)
+    return panels
+
+
+def labelled(axes):
+    """(label, is it dashed?) -> the points of a line."""
+    handles = [line for line in axes.lines if not line.get_label().startswith("_")]
+    return {(line.get_label(), line.is_dashed()): list(map(tuple, line.get_xydata().tolist())) for line in handles}
+
+
+def legend(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def of_both(number, error, **more):
+    """A step that logs what both channels log."""
+    channel = "B" if number % 2 == 0 else "A"
+    shared = {"loss__total": error, "loss__text_ce": error, "coord__mean_abs_error_bins": error, "coord__mass": 1.0}
+    shared |= {"train__grad_norm": error, "train__learning_rate": 0.1, "time__step_s": error}
+    return step(number, channel, **shared, train__tokens_per_second=error, **more)
+
+
+def test_no_line_runs_through_both_channels(monkeypatch, tmp_path):
+    panels = drawn(monkeypatch, tmp_path, History(steps=(of_both(1, 4.0), of_both(2, 50.0)), evaluations=()))
+    for title, side, label in (
+        ("loss terms, before their weights", 0, "text_ce"),
+        ("coordinates", 0, "mean absolute error"),
+        ("learning rate and gradient norm", 1, "gradient norm (right)"),
+        ("speed", 0, "tokens per second"),
+        ("speed", 1, "seconds per step (right)"),
+    ):
+        lines = labelled(panels[title][side])
+        assert (lines[label, False], lines[label, True]) == ([(1.0, 4.0)], [(2.0, 50.0)]), title
+        names = legend(panels[title][0])
+        assert names.count(label) == 1
+        assert names[-2:] == ["A steps", "B steps"]
+    # The schedule of the learning rate knows no channels.
+    rate = labelled(panels["learning rate and gradient norm"][0])
+    assert rate == {("learning rate", False): [(1.0, 0.1), (2.0, 0.1)]}
+
+
+def test_a_run_of_one_channel_has_solid_lines_and_no_word_of_the_other(monkeypatch, tmp_path):
+    for steps in ((of_both(1, 4.0), of_both(3, 5.0)), (of_both(2, 4.0), of_both(4, 5.0))):
+        panels = drawn(monkeypatch, tmp_path, History(steps=steps, evaluations=()))
+        for sides in panels.values():
+            assert not any(dashed for axes in sides for _, dashed in labelled(axes))
+        assert legend(panels["coordinates"][0]) == ["mean absolute error", "mass on coordinate tokens (right)"]
+
+
+def test_matches_and_rollouts_are_drawn_where_b_ran(monkeypatch, tmp_path):
+    matches = {"match__f1": 0.75, "match__precision": 1.0, "match__recall": 0.6, "match__predicted_per_true": 1.6}
+    rollouts = {"parse__ok": 0.9, "rollout__truncation_rate": 0.0, "rollout__tokens_per_second": 700.0}
+    b_step = of_both(2, 1.0, **matches, **rollouts)
+    panels = drawn(monkeypatch, tmp_path, History(steps=(of_both(1, 1.0), b_step), evaluations=()))
+    found = labelled(panels["matches of B steps, on training images"][0])
+    assert found == {(name.removeprefix("match__"), False): [(2.0, value)] for name, value in matches.items()}
+    left, right = panels["rollouts of B steps"]
+    assert labelled(left) == {("parse/ok", False): [(2.0, 0.9)], ("truncation_rate", False): [(2.0, 0.0)]}
+    assert labelled(right) == {("tokens per second (right)", False): [(2.0, 700.0)]}
+    assert left.get_ylim()[0] < 0  # a rate of 0 is not hidden by the frame
+    alone = drawn(monkeypatch, tmp_path, History(steps=(of_both(1, 1.0),), evaluations=()))
+    assert len(alone) == 6 and not any("B steps" in title for title in alone)
+
+
+def test_each_term_has_a_colour_of_its_own():
+    assert len(set(COLOURS)) == len(COLOURS) >= len(LOSS) - 1  # the total is no term
 
 
 @pytest.mark.parametrize(
@@ -46,5 +124,6 @@ def test_a_picture_of_any_run(tmp_path, history):
     path = tmp_path / "curves.png"
     draw_curves(history, path, "run")
     with Image.open(path) as picture:
-        assert picture.size == (1760, 990)
+        with_b = any(record.channel == "B" for record in history.steps)
+        assert picture.size == (2346 if with_b else 1760, 990)
         assert len(picture.convert("L").getcolors()) > 20

@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -73,6 +74,27 @@ def test_channels_are_kept_apart_and_trouble_is_counted():
     assert rows["steps finished"].after == 5
     assert rows["steps not applied"].after == 1
     assert rows["samples skipped"].after == 3
+
+
+def test_rows_of_b_appear_where_b_ran():
+    b_rows = {
+        "match/f1": (0.5, 0.75),
+        "match/predicted_per_true": (1.5, 1.0),
+        "rollout/truncation_rate": (0.25, 0.0),
+        "rollout/tokens_per_second": (900.0, 1000.0),
+        "time/rollout_s": (2.0, 1.5),
+    }
+    steps = [step(1, 4.0)]
+    for end in (0, 1):
+        b_step = step(2 + end, 8.0, "B")
+        steps.append(replace(b_step, metrics=b_step.metrics | {name: ends[end] for name, ends in b_rows.items()}))
+    rows = by_name(History(steps=tuple(steps), evaluations=()))
+    # No other channel has them, so their names need no brackets.
+    assert {name: (rows[name].before, rows[name].after) for name in b_rows} == b_rows
+    assert {"loss/total (A)", "loss/total (B)"} <= rows.keys()
+    alone = by_name(History(steps=tuple(steps[:1]), evaluations=()))
+    assert alone.keys().isdisjoint(b_rows)
+    assert "loss/total" in alone
 
 
 def test_the_table_shows_every_row():

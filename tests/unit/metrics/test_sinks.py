@@ -143,6 +143,14 @@ def test_pace_is_measured_over_the_last_records_only():
     assert eta == pytest.approx(50 * 3.0)
 
 
+def test_a_b_step_says_how_well_it_matched():
+    plain = step_line(step(12), 300, 60.0)
+    assert plain.endswith("eta 0:01:00")
+    matched = step_line(step(12, channel="B", metrics=VALUES | {"match/f1": 0.829268}), 300, 60.0)
+    assert matched == plain.replace("  A  ", "  B  ") + "  match f1 0.8293"
+    assert len(matched) < 90
+
+
 def test_lines_align_with_the_total():
     assert step_line(step(7), 1000, 0.0).startswith("step    7/1000  A  ")
     assert evaluation_line(evaluation(1000), 1000).startswith("step 1000/1000  eval  f1 0.5  ")
