@@ -25,7 +25,7 @@ EXIT_UNREADABLE = 2
 def main(arguments: list[str] | None = None) -> int:
     """Check the files named on the command line; returns the exit code."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # files may stand behind a --set
     try:
         overrides = read_overrides(options.overrides)
     except ConfigError as error:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.architecture.sources import ROOT
 
-CONFIG = "configs/quickstart/a_only.yaml"
+CONFIG = "configs/quickstart/ab_mixed.yaml"
 REPEATS = 5  # the best of several: another process on the machine makes one slower, none makes one faster
 
 

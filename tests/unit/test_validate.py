@@ -95,6 +95,14 @@ def test_set_changes_every_file(capsys):
     assert ["48 samples per step" in line for line in out.splitlines()] == [True, True]
 
 
+def test_files_and_options_may_take_turns(capsys):
+    apart = [VALID, "--set", "training.effective_batch_size=48", BATCH, "--learners", 2]
+    together = [VALID, BATCH, "--learners", 2, "--set", "training.effective_batch_size=48"]
+    assert run(capsys, *apart) == run(capsys, *together)
+    code, out = run(capsys, "--learners", 2, VALID, "--set", "training.sead=43", BATCH)
+    assert (code, out.splitlines()[-1]) == (1, "2 problems in 2 of 2 files")
+
+
 def test_a_problem_in_set_is_shown_for_each_file(capsys):
     block = ["--set training.sead=43: training.sead", "  is no key of a config", "  fix: did you mean `training.seed`?"]
     code, out = run(capsys, VALID, "--set", "training.sead=43")
