@@ -114,3 +114,10 @@ def test_other_text_is_no_path(text: str):
 
 def test_a_document_that_is_not_there_is_found():
     assert list(missing_documents("see docs/nowhere.md, README.md and <x>.md", {"README.md"})) == ["docs/nowhere.md"]
+
+
+def test_every_shipped_config_stands_in_the_readme_of_configs():
+    text = (ROOT / "configs" / "README.md").read_text(encoding="utf-8")
+    folder = ROOT / "configs"
+    missing = [path for path in folder.rglob("*.yaml") if f"`{path.relative_to(folder).as_posix()}`" not in text]
+    assert missing == []
