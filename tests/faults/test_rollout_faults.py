@@ -32,8 +32,8 @@ def test_rollouts_that_one_rank_cannot_write_end_both(run, tmp_path):
 
 def test_a_target_above_the_cap_is_named_on_both(run):
     """Prompt and rollout fit the cap, the objects that a cut rollout missed do not."""
-    done = run({"training.global_max_length": 62, "custom.extra.rollout_matching.max_new_tokens": 5})
+    done = run({"training.global_max_length": 70, "custom.extra.rollout_matching.max_new_tokens": 5})
     assert done.returncode == EXIT_DATA, done.stdout[-2000:] + done.stderr[-2000:]
     assert done.stderr.count("error: ") == 1
-    assert "training.global_max_length is 62" in done.stderr and "max_new_tokens" in done.stderr
+    assert "training.global_max_length is 70" in done.stderr and "max_new_tokens" in done.stderr
     assert "Traceback" not in done.stderr
