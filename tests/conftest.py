@@ -3,9 +3,16 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import settings
 
 from tests.parts import ROOT, Quickstart, build_quickstart
 from tests.tiers import pytest_collection_modifyitems, pytest_runtest_makereport  # noqa: F401
+
+# Properties: `make test` tries the same examples every time, `make soak` new ones. A busy machine makes one example
+# slow, and no property is about time.
+settings.register_profile("fixed", deadline=None, derandomize=True)
+settings.register_profile("random", deadline=None, max_examples=1000, print_blob=True)
+settings.load_profile("fixed")
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,8 @@ MAX_NODES = 20_000  # after aliases are written out; a config has a few hundred
 
 _TOO_DEEP = f"values are nested more than {MAX_DEPTH} deep"
 _DEEP_FIX = "no key of a config lies deeper than 5"
+_BYTE_ORDER_MARK = "\ufeff"
+_MARK_FIX = "delete the character: save the file as UTF-8 without a byte order mark, or type the line again"
 _SYNTAX_FIX = "correct the syntax here or just above; indent with spaces and keep keys of one mapping in one column"
 
 Scalar = str | int | float | bool | None
@@ -113,9 +115,6 @@ def parse_yaml(text: str, file: str) -> tuple[Node, list[Problem]]:
     Raises:
         Unreadable: a syntax error, a tag, an unknown alias, more than one document, or a limit exceeded.
     """
-    if text.startswith("\ufeff"):
-        why = "begins with a byte order mark"
-        raise Unreadable(Problem((), why, "save the file as UTF-8 without a byte order mark", Place(file, 1, 1)))
     builder = _Builder(partial(Place, file))
     _build(builder, text, _SYNTAX_FIX)
     root = builder.root or Node(Place(file, 1, 1), "nothing")
@@ -161,6 +160,10 @@ def parse_value(text: str, at: PlaceAt, fix: str) -> Node:
 
 def _build(builder: _Builder, text: str, fix: str) -> None:
     """Hand the events of a text to a builder; `fix` is what to do about a syntax error."""
+    mark = text.find(_BYTE_ORDER_MARK)
+    if mark >= 0:  # the parser leaves it out when it counts columns, and no editor shows it
+        why = f"{'begins with' if mark == 0 else 'holds'} a byte order mark (U+FEFF)"
+        raise Unreadable(Problem((), why, _MARK_FIX, _place_at(text, mark, builder.at)))
     try:
         for event in YAML(typ="safe", pure=True).parse(io.StringIO(text)):
             builder.take(event)
@@ -297,7 +300,10 @@ def _syntax(error: MarkedYAMLError, text: str, at: PlaceAt, fix: str) -> Problem
 
 
 def _control_character(error: ReaderError, text: str, at: PlaceAt) -> Problem:
-    before = text[: error.position]
-    place = at(before.count("\n") + 1, error.position - (before.rfind("\n") + 1) + 1)
     why = f"holds the control character U+{ord(text[error.position]):04X}, which YAML does not allow"
-    return Problem((), why, "delete the character", place)
+    return Problem((), why, "delete the character", _place_at(text, error.position, at))
+
+
+def _place_at(text: str, position: int, at: PlaceAt) -> Place:
+    before = text[:position]
+    return at(before.count("\n") + 1, position - (before.rfind("\n") + 1) + 1)

@@ -5,17 +5,12 @@ from collections.abc import Iterator
 from unittest import mock
 
 import pytest
-from hypothesis import settings
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.engine.build import start_process_group
 from ds_stage2ab.world import World, fill_launcher_variables
-
-# A busy machine makes one example slow; no property here is about time.
-settings.register_profile("unit", deadline=None)
-settings.load_profile("unit")
 
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"

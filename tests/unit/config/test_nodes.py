@@ -143,7 +143,8 @@ def test_a_control_character_is_named():
 
 
 def test_a_byte_order_mark_is_refused():
-    assert refusal("\ufeffa: 1\n") == "1:1 begins with a byte order mark"
+    assert refusal("\ufeffa: 1\n") == "1:1 begins with a byte order mark (U+FEFF)"
+    assert refusal("a: 1\nb: \ufeff2\n") == "2:4 holds a byte order mark (U+FEFF)"
 
 
 def test_an_explicit_tag_is_refused():

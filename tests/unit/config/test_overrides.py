@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ds_stage2ab.config.load import check_config, load_config
@@ -245,6 +245,8 @@ def test_any_value_is_read_or_refused(text):
         assert set(root.entries) == {"a"}
 
 
+@example("a=\ufeff")
+@example("a=1 \ufeff")
 @given(st.text(alphabet="ab.=[]{}:,'\"#-&*!|> \t\n\\\ufeff\u2028", max_size=20))
 def test_any_argument_is_read_or_refused(text):
     try:
