@@ -86,10 +86,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def launch(config: Path, *, ranks: int, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """`deepspeed --num_gpus N ds_stage2ab/train.py --config X`, one thread per rank, output captured."""
+def launch(
+    config: Path, *arguments: str, ranks: int, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`deepspeed --num_gpus N ds_stage2ab/train.py --config X ...`, one thread per rank, output captured."""
     topology = ["--num_gpus", str(ranks), "--master_port", str(free_port())]
-    command = [str(LAUNCHER), *topology, "ds_stage2ab/train.py", "--config", str(config)]
+    command = [str(LAUNCHER), *topology, "ds_stage2ab/train.py", "--config", str(config), *arguments]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **(environment or {})}
     variables["PATH"] = f"{LAUNCHER.parent}{os.pathsep}{variables['PATH']}"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

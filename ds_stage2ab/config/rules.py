@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ds_stage2ab.config.batch import ACCUMULATION, EFFECTIVE, PER_DEVICE, implied_learners, shape_batch
 from ds_stage2ab.config.problems import KeyPath
+from ds_stage2ab.config.servers import BACKEND, DECODE_BATCH, SERVERS, replicas_of, request_window
 from ds_stage2ab.errors import ConfigError
 
 B_RATIO = "stage2_ab.schedule.b_ratio"
@@ -74,9 +75,7 @@ def answer_fits_length(max_new_tokens: int, global_max_length: int) -> None:
         )
 
 
-def rollout_fits_length(
-    prompt_tokens: int, max_new_tokens: int, global_max_length: int, position_limit: int
-) -> None:
+def rollout_fits_length(prompt_tokens: int, max_new_tokens: int, global_max_length: int, position_limit: int) -> None:
     """Rule 4 in full, once the longest prompt and the model are known."""
     limit = min(global_max_length, position_limit)
     if prompt_tokens + max_new_tokens > limit:
@@ -127,6 +126,25 @@ def evaluation_has_data(every_steps: int | None, validation: str | None) -> None
         )
 
 
+def vllm_has_servers(rollout_backend: str, servers: list[dict]) -> None:
+    """Server mode draws from the servers that the config names."""
+    if rollout_backend == "vllm" and not servers:
+        raise ConfigError(
+            "vllm draws rollouts from servers, and none is named",
+            where=BACKEND,
+            fix=f"name them in {SERVERS}: [{{base_url: http://127.0.0.1:8000}}], or set {BACKEND} to hf",
+        )
+
+
+def servers_differ(servers: list[dict]) -> None:
+    """A server that is named twice would be counted twice, and two cannot meet at one port."""
+    for key in ("base_url", "group_port"):
+        seen = [str(server[key]).rstrip("/") for server in servers if server[key] is not None]
+        twice = next((value for place, value in enumerate(seen) if value in seen[:place]), None)
+        if twice is not None:
+            raise ConfigError(f"two entries have the {key} {twice}", where=SERVERS, fix=f"give each its own {key}")
+
+
 RULES = (
     Rule(greedy_decoding_draws_nothing, (TEMPERATURE, TOP_P, TOP_K)),
     Rule(temperature_can_be_felt, (TEMPERATURE,)),
@@ -135,6 +153,8 @@ RULES = (
     Rule(some_part_trains, (FREEZE,)),
     Rule(pixel_limits_are_ordered, (MIN_PIXELS, MAX_PIXELS)),
     Rule(evaluation_has_data, (EVALUATE_EVERY, VALIDATION)),
+    Rule(vllm_has_servers, (BACKEND, SERVERS)),
+    Rule(servers_differ, (SERVERS,)),
 )
 
 
@@ -148,6 +168,25 @@ def batch_rule(learners: int | None) -> Rule:
     return Rule(batch_divides, (EFFECTIVE, PER_DEVICE, ACCUMULATION))
 
 
+def server_rule(learners: int | None, rollout_devices: int | None) -> Rule:
+    """Rule 3 for a topology.
+
+    Args:
+        learners: learner ranks; None: the number that the config speaks of by itself.
+        rollout_devices: devices of all servers together; None: one replica per server.
+    """
+
+    def servers_feed_every_rank(
+        backend: str, servers: list[dict], decode_batch: int, effective: int, per_device: int, accumulation: int | None
+    ) -> None:
+        if backend == "vllm" and servers:
+            numbers = {"effective_batch_size": effective, "per_device": per_device, "accumulation": accumulation}
+            replicas = replicas_of([server["tensor_parallel_size"] for server in servers], rollout_devices)
+            request_window(decode_batch, replicas, learners or implied_learners(**numbers))
+
+    return Rule(servers_feed_every_rank, (BACKEND, SERVERS, DECODE_BATCH, EFFECTIVE, PER_DEVICE, ACCUMULATION))
+
+
 def broken_rules(values: dict, rules: tuple[Rule, ...], faulty: set[KeyPath]) -> Iterator[tuple[Rule, ConfigError]]:
     """The rules that do not hold; one that reads a key which is missing or already faulty is left out.
 
@@ -157,12 +196,18 @@ def broken_rules(values: dict, rules: tuple[Rule, ...], faulty: set[KeyPath]) ->
         faulty: keys (and sections) that have a problem of their own.
     """
     for rule in rules:
-        if any(path[:depth] in faulty for path in rule.paths for depth in range(1, len(path) + 1)):
+        if any(_touches(path, bad) for path in rule.paths for bad in faulty):
             continue
         try:
             rule.check(*(_value(values, path) for path in rule.paths))
         except ConfigError as error:
             yield rule, error
+
+
+def _touches(path: KeyPath, faulty: KeyPath) -> bool:
+    """Whether the fault is in the key, in a section above it or in an entry below it."""
+    shorter = min(len(path), len(faulty))
+    return bool(faulty) and path[:shorter] == faulty[:shorter]
 
 
 def _value(values: dict, path: KeyPath) -> object:

@@ -82,7 +82,7 @@ def _read_json(path: Path) -> dict:
 
 
 def leaves(schema: dict, path: KeyPath = ()) -> Iterator[tuple[KeyPath, dict]]:
-    """Every key that holds a value (not a section), with its own schema."""
+    """Every key that holds a value (not a section), with its own schema; a list is one value, whatever it holds."""
     for key, child in schema["properties"].items():
         if child.get("type") == "object":
             yield from leaves(child, (*path, key))
@@ -103,6 +103,14 @@ def with_sections(values: dict, schema: dict) -> dict:
     return filled
 
 
+def _with_entries(value: object, schema: dict) -> object:
+    """A value as it is, or a list of mappings in which each has its defaults."""
+    entry = schema["items"] if "items" in schema else {}
+    if entry.get("type") != "object" or not isinstance(value, list):
+        return value
+    return [with_defaults(item, entry) if isinstance(item, dict) else item for item in value]
+
+
 def with_defaults(values: dict, schema: dict) -> dict:
     """A copy in which every key that was left out has its default; in the order of the schema.
 
@@ -114,7 +122,7 @@ def with_defaults(values: dict, schema: dict) -> dict:
             section = values.get(key, {})
             filled[key] = with_defaults(section, child) if isinstance(section, dict) else section
         elif key in values:
-            filled[key] = values[key]
+            filled[key] = _with_entries(values[key], child)
         elif "default" in child:
             filled[key] = child["default"]
     return filled
@@ -256,11 +264,14 @@ def _all_keys(schema: dict, path: KeyPath = ()) -> Iterator[KeyPath]:
     for key, child in schema.get("properties", {}).items():
         yield (*path, key)
         yield from _all_keys(child, (*path, key))
+    if "items" in schema:
+        yield from _all_keys(schema["items"], path)
 
 
 def _schema_at(schema: dict, path: KeyPath) -> dict:
+    """The schema of a key, or of an entry of a list by its index."""
     for key in path:
-        schema = schema["properties"][key]
+        schema = schema["items"] if "items" in schema else schema["properties"][key]
     return schema
 
 

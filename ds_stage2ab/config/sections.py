@@ -74,8 +74,44 @@ class DecodingSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSection:
+    base_url: str
+    group_port: int | None
+    tensor_parallel_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmServerSection:
+    servers: tuple[ServerSection, ...]
+    timeout_s: float
+    infer_timeout_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmSyncSection:
+    mode: str
+    bucket_mb: int
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmProbeSection:
+    tolerance: float | None
+    every_syncs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmSection:
+    mode: str
+    server: VllmServerSection
+    sync: VllmSyncSection
+    probe: VllmProbeSection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutMatchingSection:
     rollout_backend: str
+    vllm: VllmSection
     decode_batch_size: int
     max_new_tokens: int
     decoding: DecodingSection
@@ -103,6 +139,13 @@ class ModelSection:
     precision: str
     freeze: tuple[str, ...]
     gradient_checkpointing: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunerSection:
+    type: str
+    lora_rank: int
+    lora_alpha: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +199,7 @@ class Config:
     stage2_ab: Stage2ABSection
     custom: CustomSection
     model: ModelSection
+    tuner: TunerSection
     data: DataSection
     deepspeed: DeepSpeedSection
     logging: LoggingSection
@@ -186,6 +230,7 @@ def _typed(kind: type, value: object) -> object:
     if kind is Fraction:
         return Fraction(str(value))
     if get_origin(kind) is tuple:
-        return tuple(value)
+        (entry, _) = get_args(kind)
+        return tuple(_typed(entry, item) for item in value)
     plain = next((member for member in get_args(kind) if member is not NoneType), kind)
     return plain(value)

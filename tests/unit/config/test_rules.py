@@ -11,11 +11,17 @@ from ds_stage2ab.config.rules import (
     greedy_decoding_draws_nothing,
     pixel_limits_are_ordered,
     rollout_fits_length,
+    server_rule,
+    servers_differ,
     some_part_trains,
     temperature_can_be_felt,
+    vllm_has_servers,
 )
 from ds_stage2ab.config.schema import config_schema, leaves
 from ds_stage2ab.errors import ConfigError
+
+ONE = {"base_url": "http://a", "group_port": None}
+TWO = {"base_url": "http://b", "group_port": 51216}
 
 BORDERS = [
     (greedy_decoding_draws_nothing, (0, 1, 0), (0, 0.9, 0)),
@@ -33,6 +39,11 @@ BORDERS = [
     (pixel_limits_are_ordered, (None, 100), (2, 1)),
     (evaluation_has_data, (None, None), (1, None)),
     (evaluation_has_data, (1, "v.jsonl"), (1, None)),
+    (vllm_has_servers, ("hf", []), ("vllm", [])),
+    (vllm_has_servers, ("vllm", [ONE]), ("vllm", [])),
+    (servers_differ, ([ONE, TWO],), ([ONE, ONE],)),
+    (servers_differ, ([ONE, TWO],), ([ONE, TWO, TWO | {"base_url": "http://c"}],)),
+    (servers_differ, ([ONE, ONE | {"base_url": "http://b"}],), ([ONE, ONE | {"base_url": "http://a/"}],)),
 ]
 
 
@@ -63,3 +74,25 @@ def test_a_rule_on_a_key_at_its_default_points_at_a_key_that_was_written(tmp_pat
     assert problem.key.endswith("max_new_tokens")
     assert problem.why.endswith("(max_new_tokens is at its default)")
     assert str(problem.where) == f"{file}:2:22"
+
+
+def test_rule_3_counts_replicas_and_learners():
+    server = {"base_url": "http://a", "group_port": None, "tensor_parallel_size": 2}
+    numbers = (64, 1, None)
+    server_rule(4, None).check("vllm", [server], 4, *numbers)
+    server_rule(8, 4).check("vllm", [server], 4, *numbers)
+    server_rule(100, None).check("hf", [server], 1, *numbers)
+    for learners, devices, why in ((5, None, "fewer than the 5 learner ranks"), (1, 3, "cannot be dealt out evenly")):
+        with pytest.raises(ConfigError, match=why):
+            server_rule(learners, devices).check("vllm", [server], 4, *numbers)
+
+
+def test_a_faulty_entry_of_a_list_causes_no_rule_error(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "training: {effective_batch_size: 8}\nstage2_ab: {schedule: {b_ratio: 0}}\nmodel: {path: m}\n"
+        "data: {train: t, user_prompt: u}\n"
+        "custom: {extra: {rollout_matching: {rollout_backend: vllm, vllm: {server: {servers: [{group_port: 1}]}}}}}\n",
+        encoding="utf-8",
+    )
+    assert [problem.why for problem in check_file(file)] == ["is required and missing"]

@@ -61,6 +61,7 @@ REMOVED = [
     "custom.extra.rollout_matching.num_beams",
     "custom.extra.rollout_matching.num_return_sequences",
     "custom.extra.rollout_matching.vllm.mode",
+    "custom.extra.rollout_matching.vllm.sync.mode",
     "custom.trainer_variant",
     "custom.emit_norm",
     "training.packing_buffer",
@@ -133,7 +134,7 @@ def test_filling_twice_changes_nothing_and_leaves_the_input_alone():
 def test_missing_sections_become_empty_ones_and_values_in_their_place_stay():
     filled = with_sections({"model": 3}, config_schema())
     assert filled["model"] == 3
-    assert filled["custom"] == {"extra": {"rollout_matching": {"decoding": {}}}}
+    assert filled["custom"]["extra"]["rollout_matching"]["vllm"] == {"server": {}, "sync": {}, "probe": {}}
 
 
 def with_key(path: str, value: str) -> str:

@@ -1,0 +1,96 @@
+"""The request arithmetic: how many rollout requests each learner rank may have in flight, and at which server.
+
+D = `decode_batch_size`, s_i = replicas of server i, S = their sum, W = learner ranks. Together the servers decode at
+most D S sequences at any moment, and these places are dealt out to the ranks once, so that no rank has to ask another.
+"""
+
+from __future__ import annotations
+
+from ds_stage2ab.config.batch import counted
+from ds_stage2ab.errors import ConfigError
+
+BACKEND = "custom.extra.rollout_matching.rollout_backend"
+DECODE_BATCH = "custom.extra.rollout_matching.decode_batch_size"
+SERVERS = "custom.extra.rollout_matching.vllm.server.servers"
+
+
+def replicas_of(tensor_parallel_sizes: list[int], rollout_devices: int | None) -> list[int]:
+    """Replicas of each server: every server gets as many as every other.
+
+    Args:
+        tensor_parallel_sizes: per server, the devices that one replica of it spans.
+        rollout_devices: devices of all servers together; None: one replica each, the least that a server can hold.
+
+    Raises:
+        ConfigError: that many devices do not make whole replicas, equally many per server.
+    """
+    unit = sum(tensor_parallel_sizes)
+    if rollout_devices is None:
+        return [1 for _ in tensor_parallel_sizes]
+    if rollout_devices and rollout_devices % unit == 0:
+        return [rollout_devices // unit for _ in tensor_parallel_sizes]
+    raise ConfigError(
+        f"{counted(rollout_devices, 'rollout device')} cannot be dealt out evenly:"
+        f" one replica of each of the {counted(len(tensor_parallel_sizes), 'server')} takes {unit} together",
+        where=SERVERS,
+        fix=f"use {unit} rollout devices or a multiple of it, or name other servers",
+    )
+
+
+def request_window(decode_batch_size: int, server_replicas: list[int], learner_ranks: int) -> int:
+    """Rule 3: floor(D S / W), the requests that every rank may have in flight at least.
+
+    Raises:
+        ConfigError: D S < W, so that some rank could never send a request.
+    """
+    places = decode_batch_size * sum(server_replicas)
+    if places >= learner_ranks:
+        return places // learner_ranks
+    replicas = sum(server_replicas)
+    least = -(-learner_ranks // replicas) if replicas else None
+    raised = f"set {DECODE_BATCH} to {least} or more, " if least else ""
+    raise ConfigError(
+        f"{decode_batch_size} x {counted(replicas, 'server replica')} = {counted(places, 'sequence')} at once,"
+        f" fewer than the {counted(learner_ranks, 'learner rank')}: some rank could never send a request",
+        where=DECODE_BATCH,
+        fix=f"{raised}start more server replicas, or use at most {counted(places, 'learner rank')}"
+        if places
+        else "start at least one server replica",
+    )
+
+
+def server_slots(decode_batch_size: int, server_replicas: list[int], learner_ranks: int) -> list[list[int]]:
+    """The places of each server that each rank has: [rank][server].
+
+    The D s_i places of server i are dealt one by one, from the rank at which those of the server before ended: a
+    column sums to D s_i, and a row to floor(D S / W) or one more.
+    """
+    slots = [[0] * len(server_replicas) for _ in range(learner_ranks)]
+    first = 0
+    for server, replicas in enumerate(server_replicas):
+        quotient, rest = divmod(decode_batch_size * replicas, learner_ranks)
+        for offset in range(learner_ranks):
+            slots[(first + offset) % learner_ranks][server] = quotient + (offset < rest)
+        first = (first + rest) % learner_ranks
+    return slots
+
+
+def split_requests(n: int, server_replicas: list[int]) -> list[range]:
+    """Which of a rank's n requests go to which server: contiguous, in proportion to the replicas within one request.
+
+    By largest remainder (Hamilton's method); among equal remainders the earlier server.
+
+    Raises:
+        ConfigError: there are requests and no replica.
+    """
+    total = sum(server_replicas)
+    if total == 0:
+        if n:
+            raise ConfigError(f"{counted(n, 'request')} and no server replica", fix="start at least one server replica")
+        return [range(0) for _ in server_replicas]
+    shares = [n * replicas // total for replicas in server_replicas]
+    by_remainder = sorted(range(len(shares)), key=lambda i: -(n * server_replicas[i] % total))
+    for i in by_remainder[: n - sum(shares)]:
+        shares[i] += 1
+    ends = [sum(shares[: i + 1]) for i in range(len(shares))]
+    return [range(end - share, end) for end, share in zip(ends, shares, strict=True)]
