@@ -122,9 +122,7 @@ def assemble(loaded: LoadedConfig, world: World) -> Run:
     """Build a run; the run folder is claimed last, when everything that can be known to be good is."""
     torch.manual_seed(loaded.config.training.seed)
     parts = _read(loaded, world)
-    objective = Objective(
-        parts.source.model, torch.tensor(parts.vocabulary.coordinate_ids), parts.config.stage2_ab
-    )
+    objective = Objective(parts.source.model, torch.tensor(parts.vocabulary.coordinate_ids), parts.config.stage2_ab)
     optimizer = build_optimizer(objective, parts.config.training)
     engine = build_engine(objective, optimizer, parts.plan.deepspeed_config)
     start_id = world.from_first(uuid.uuid4().hex)

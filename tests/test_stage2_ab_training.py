@@ -1,6 +1,6 @@
 """Acceptance: a run of the real launcher on both channels, from config to run folder.
 
-    PYTHONPATH=. python -m pytest -q tests/test_stage2_ab_training.py
+PYTHONPATH=. python -m pytest -q tests/test_stage2_ab_training.py
 """
 
 import json
@@ -49,9 +49,7 @@ def trained(shipped, tmp_path_factory):
         "checkpoint.keep_last": 2,
         "evaluation.num_pictures": 2,
     }
-    config = write_config(
-        folder / "small.yaml", merged(config_values(shipped, folder / "runs", "small"), changes)
-    )
+    config = write_config(folder / "small.yaml", merged(config_values(shipped, folder / "runs", "small"), changes))
     done = launch(config, ranks=2)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done, folder / "runs" / "small", config

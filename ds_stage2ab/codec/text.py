@@ -122,9 +122,7 @@ def answer_pieces(objects: Sequence[Truth], vocabulary: Vocabulary, codec: Codec
     return pieces
 
 
-def encode_answer(
-    objects: Sequence[Truth], vocabulary: Vocabulary, codec: Codec, *, where: str = ""
-) -> AnswerTokens:
+def encode_answer(objects: Sequence[Truth], vocabulary: Vocabulary, codec: Codec, *, where: str = "") -> AnswerTokens:
     """The answer that teaches `objects`, as ids, with the end of turn (`vocabulary.stop_id`) as its last id.
 
     Args:

@@ -105,10 +105,9 @@ def with_sections(values: dict, schema: dict) -> dict:
 
 def _with_entries(value: object, schema: dict) -> object:
     """A value as it is, or a list of mappings in which each has its defaults."""
-    entry = schema["items"] if "items" in schema else {}
-    if entry.get("type") != "object" or not isinstance(value, list):
+    if "items" not in schema or not isinstance(value, list):
         return value
-    return [with_defaults(item, entry) if isinstance(item, dict) else item for item in value]
+    return [with_defaults(item, schema["items"]) if isinstance(item, dict) else item for item in value]
 
 
 def with_defaults(values: dict, schema: dict) -> dict:

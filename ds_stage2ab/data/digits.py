@@ -267,9 +267,7 @@ def main(arguments: list[str] | None = None) -> int:
             seed=options.seed,
             train_scenes=options.train_scenes,
             validation_scenes=options.validation_scenes,
-            layout=Layout(
-                max_digits=options.max_digits, min_height=options.min_height, max_side=options.max_side
-            ),
+            layout=Layout(max_digits=options.max_digits, min_height=options.min_height, max_side=options.max_side),
         )
     except DataError as error:
         print(error, file=sys.stderr)

@@ -48,9 +48,7 @@ class Window:
         draw: (step, micro-step) -> this rank's raw samples.
     """
 
-    def __init__(
-        self, engine: object, plan: RunPlan, world: World, draw: Callable[[int, int], list[Sample]]
-    ) -> None:
+    def __init__(self, engine: object, plan: RunPlan, world: World, draw: Callable[[int, int], list[Sample]]) -> None:
         self.engine = engine
         self.plan = plan
         self.world = world

@@ -79,9 +79,7 @@ class Objective(nn.Module):
         Pass 0 reads the tokens themselves; each further pass reads, at every coordinate slot, the embedding
         that the pass before expected there. The vision tower runs once.
         """
-        vision = self.model.get_image_features(
-            pack.vision.pixel_values, pack.vision.image_grid_thw, return_dict=True
-        )
+        vision = self.model.get_image_features(pack.vision.pixel_values, pack.vision.image_grid_thw, return_dict=True)
         embed, detach = self.model.get_input_embeddings(), self.section.softctx_grad_mode == "em_detach"
         text_logits = slot_logits = None
         for index in range(pack.num_passes):

@@ -44,9 +44,7 @@ def place_label(
     return best
 
 
-def _candidates(
-    box: Rectangle, size: tuple[float, float], sides: Sequence[str]
-) -> Iterator[tuple[int, Rectangle]]:
+def _candidates(box: Rectangle, size: tuple[float, float], sides: Sequence[str]) -> Iterator[tuple[int, Rectangle]]:
     """(rank of the side, place) along all four sides, near ones first."""
     left, top, right, bottom = box
     width, height = size

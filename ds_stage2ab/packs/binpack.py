@@ -8,7 +8,6 @@ Invariants:
 - a length above the capacity, or below 1, is refused
 """
 
-
 from bisect import bisect_left, insort
 
 

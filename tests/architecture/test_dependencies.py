@@ -48,9 +48,7 @@ def test_every_declared_dependency_is_used():
 
 def test_every_declared_dependency_is_pinned_within_its_range():
     pins = pinned()
-    outside = [
-        name for name, requirement in declared("test").items() if not requirement.specifier.contains(pins[name])
-    ]
+    outside = [name for name, requirement in declared("test").items() if not requirement.specifier.contains(pins[name])]
     assert outside == []
 
 

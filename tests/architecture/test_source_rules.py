@@ -211,8 +211,10 @@ def test_a_hidden_default_is_found(line: str):
     assert list(hidden_defaults(ast.parse(line))) == [1]
 
 
-@pytest.mark.parametrize("line", ['getattr(x, "beta")', "getattr(x, name)", 'counts.get(key, 0)', 'd.get("beta")',
-                                  'os.environ.get("RANK", "0")'])
+@pytest.mark.parametrize(
+    "line",
+    ['getattr(x, "beta")', "getattr(x, name)", "counts.get(key, 0)", 'd.get("beta")', 'os.environ.get("RANK", "0")'],
+)
 def test_an_open_default_is_not(line: str):
     assert list(hidden_defaults(ast.parse(line))) == []
 
@@ -223,8 +225,13 @@ def test_a_default_in_a_section_is_found():
 
 @pytest.mark.parametrize(
     "line",
-    ["pytest.skip('x')", "@pytest.mark.skipif(True)\ndef t(): ...", "@mark.xfail\ndef t(): ...",
-     "pytest.importorskip('torch')", "from pytest import skip"],
+    [
+        "pytest.skip('x')",
+        "@pytest.mark.skipif(True)\ndef t(): ...",
+        "@mark.xfail\ndef t(): ...",
+        "pytest.importorskip('torch')",
+        "from pytest import skip",
+    ],
 )
 def test_a_skip_is_found(line: str):
     assert len(list(skips(ast.parse(line)))) == 1
@@ -248,7 +255,8 @@ def test_prose_of_the_making_is_found(text: str):
 
 
 @pytest.mark.parametrize(
-    "text", ['@pytest.fixture(scope="session")', "a requests.Session per server", "network/root/x", "https://x.org/work/x"]
+    "text",
+    ['@pytest.fixture(scope="session")', "a requests.Session per server", "network/root/x", "https://x.org/work/x"],
 )
 def test_ordinary_prose_is_not(text: str):
     assert list(prose_of_the_making(text)) == []

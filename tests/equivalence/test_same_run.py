@@ -201,9 +201,7 @@ def test_one_step_moved_the_weights_by_the_gradient_of_the_mean(run, start, ship
     objective = drawn.objective(coord_el1_weight=0.0, coord_ehuber_weight=0.0, coord_entropy_weight=0.0)
     loss = sum(objective(collate([segment], num_passes=1))[0] for segment in drawn.segments()) / 8
     loss.backward()
-    expected = {
-        name: parameter.detach() - 0.01 * parameter.grad for name, parameter in bench.model.named_parameters()
-    }
+    expected = {name: parameter.detach() - 0.01 * parameter.grad for name, parameter in bench.model.named_parameters()}
     stepped.pop("lm_head.weight", None)
     assert_same_weights(stepped, {name: tensor for name, tensor in expected.items() if name in stepped}, start)
     assert len(stepped) == len(expected)

@@ -68,5 +68,7 @@ def test_requests_are_split_in_order_and_in_proportion(n, replicas):
     parts = split_requests(n, replicas)
     assert [i for part in parts for i in part] == list(range(n))
     assert all(left.stop == right.start for left, right in pairwise(parts))
-    assert all(abs(len(part) * sum(replicas) - n * share) < sum(replicas) for part, share in zip(parts, replicas))
-    assert all(len(part) == 0 for part, share in zip(parts, replicas) if share == 0)
+    assert all(
+        abs(len(part) * sum(replicas) - n * share) < sum(replicas) for part, share in zip(parts, replicas, strict=True)
+    )
+    assert all(len(part) == 0 for part, share in zip(parts, replicas, strict=True) if share == 0)

@@ -15,9 +15,7 @@ SINGLE = digits.Layout(max_digits=1, min_height=34, max_side=112)
 
 
 def generate(out: Path, *, seed: int = 3, train_scenes: int = 30, validation_scenes: int = 10) -> bool:
-    return digits.generate(
-        out, seed=seed, train_scenes=train_scenes, validation_scenes=validation_scenes, layout=FULL
-    )
+    return digits.generate(out, seed=seed, train_scenes=train_scenes, validation_scenes=validation_scenes, layout=FULL)
 
 
 def records(folder: Path, split: str) -> list[dict]:

@@ -108,8 +108,6 @@ def test_gradients_stay_finite_at_extreme_logits(term):
     logits[0, 5] = 1e4
     logits[1, 0] = 1e4
     logits.requires_grad_()
-    terms = coordinate_terms(
-        slot_distribution(logits, IDS), torch.tensor([999, 0]), sigma=2.0, huber_delta=0.001
-    )
+    terms = coordinate_terms(slot_distribution(logits, IDS), torch.tensor([999, 0]), sigma=2.0, huber_delta=0.001)
     terms[term].sum().backward()
     assert torch.isfinite(terms[term]).all() and torch.isfinite(logits.grad).all()

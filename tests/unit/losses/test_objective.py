@@ -67,8 +67,7 @@ def test_loss_of_a_pack_is_the_sum_of_its_samples(bench):
 def test_parts_sum_to_the_loss(bench):
     loss, terms = bench.objective()(collate(bench.segments(), num_passes=1))
     parts = terms["loss/text_ce"][0].item() + sum(
-        getattr(PLAIN_LOSS, f"{name}_weight") * terms[f"loss/{name}"][0].item()
-        for name in BOX_TERMS + COORDINATE_TERMS
+        getattr(PLAIN_LOSS, f"{name}_weight") * terms[f"loss/{name}"][0].item() for name in BOX_TERMS + COORDINATE_TERMS
     )
     assert parts == pytest.approx(loss.item(), rel=1e-6)
     assert terms["loss/total"][0].item() == pytest.approx(loss.item(), rel=1e-6)

@@ -168,9 +168,7 @@ def test_matched_spurious_and_dropped_values_are_all_values():
 
 @pytest.mark.parametrize("reason", REASONS)
 def test_every_dropped_value_is_counted_under_its_reason(reason):
-    terms = rollout_terms(
-        rollout(1), parsed(dropped=(reason, reason)), Match(pairs=(), missed=(), spurious=()), []
-    )
+    terms = rollout_terms(rollout(1), parsed(dropped=(reason, reason)), Match(pairs=(), missed=(), spurious=()), [])
     assert {name: terms[f"drop/{name}"][0] for name in REASONS} == {name: 2 * (name == reason) for name in REASONS}
 
 

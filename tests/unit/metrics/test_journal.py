@@ -29,9 +29,7 @@ def test_the_line_of_a_step():
 
 
 def test_the_line_of_an_evaluation():
-    assert to_line(evaluation(0)) == (
-        '{"step": 0, "channel": "eval", "metrics": {"eval/f1": 0.5}, "wall_time": 6.5}\n'
-    )
+    assert to_line(evaluation(0)) == ('{"step": 0, "channel": "eval", "metrics": {"eval/f1": 0.5}, "wall_time": 6.5}\n')
 
 
 def test_any_finite_float_round_trips_bit_for_bit():

@@ -33,11 +33,7 @@ def shown(rows):
 
 def test_the_banner():
     text = banner("32 samples per step = 4 per rank x 2 ranks x 4 micro-steps", [("run", "runs/x"), ("steps", "300")])
-    assert text == (
-        "32 samples per step = 4 per rank x 2 ranks x 4 micro-steps\n"
-        "  run    runs/x\n"
-        "  steps  300"
-    )
+    assert text == ("32 samples per step = 4 per rank x 2 ranks x 4 micro-steps\n  run    runs/x\n  steps  300")
 
 
 def test_the_first_and_the_last_evaluation_are_compared():
