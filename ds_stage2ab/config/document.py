@@ -7,7 +7,7 @@ merge key by key, lists and scalars replace. Nothing here knows which keys exist
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ds_stage2ab.config.nodes import Entry, Node, Unreadable, parse_yaml
@@ -37,6 +37,8 @@ class Document:
     # plain dicts, lists and scalars; without `extends`
     origins: dict[KeyPath, Origin]
     # every key of `values`; entries of lists by their index
+    sources: dict[str, str]
+    # the text of every file that was read
     problems: tuple[Problem, ...]
     complete: bool
     # False: some text could not be read, so that missing keys mean nothing
@@ -76,7 +78,13 @@ def read_document(path: Path, overrides: Node | None = None) -> Document:
     for key, entry in (root.entries or {}).items():
         values[key] = _plain(entry.value)
         _note_origins((key,), entry.key_place, entry.value, origins)
-    return Document(values=values, origins=origins, problems=tuple(loader.problems), complete=loader.complete)
+    return Document(
+        values=values,
+        origins=origins,
+        sources=loader.sources,
+        problems=tuple(loader.problems),
+        complete=loader.complete,
+    )
 
 
 class _Loader:
@@ -85,6 +93,7 @@ class _Loader:
     def __init__(self) -> None:
         self.problems: list[Problem] = []
         self.complete = True
+        self.sources: dict[str, str] = {}
         self._merged: dict[str, Node] = {}
 
     def load(self, file: str, chain: tuple[str, ...]) -> Node:
@@ -97,7 +106,8 @@ class _Loader:
     def _load_new(self, file: str, chain: tuple[str, ...]) -> Node:
         nothing = Node(Place(file, 1, 1), "nothing", entries={})
         try:
-            own, problems = parse_yaml(read_text(file), file)
+            self.sources[file] = read_text(file)
+            own, problems = parse_yaml(self.sources[file], file)
         except Unreadable as error:
             self._give_up(error.problem)
             return nothing
@@ -142,6 +152,8 @@ def _refused_base(base: str, place: Place, chain: tuple[str, ...]) -> Problem | 
         read_text(base)
     except UnreadableFile as error:
         return Problem((EXTENDS,), f"{base} {error.why}", _EXTENDS_FIX, place)
+    except Unreadable as error:
+        return replace(error.problem, path=(EXTENDS,), why=f"{base} {error.problem.why}", where=place)
     return None
 
 
@@ -149,7 +161,8 @@ def read_text(file: str) -> str:
     """The text of a config file.
 
     Raises:
-        UnreadableFile: it cannot be opened, is too large, or is not UTF-8.
+        UnreadableFile: it cannot be opened, or is not UTF-8.
+        Unreadable: it is too large.
     """
     try:
         if not Path(file).is_file():
@@ -160,7 +173,8 @@ def read_text(file: str) -> str:
     except OSError as error:
         raise UnreadableFile(f"cannot be opened: {error.strerror}", where=file, fix="name a readable file") from error
     if len(data) > MAX_BYTES:
-        raise UnreadableFile(f"is larger than {MAX_BYTES} bytes", where=file, fix="name a config file, not data")
+        why = f"is larger than {MAX_BYTES} bytes"
+        raise Unreadable(Problem((), why, "name a config file, not data", Place(file, 1, 1)))
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

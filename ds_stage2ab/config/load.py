@@ -12,8 +12,9 @@ from pathlib import Path
 
 from ds_stage2ab.config.document import Document, read_document
 from ds_stage2ab.config.nodes import Node
-from ds_stage2ab.config.problems import ArgumentPlace, Problem, as_error, in_reading_order
-from ds_stage2ab.config.rules import B_RATIO, RULES, Rule, batch_rule, broken_rules
+from ds_stage2ab.config.problems import ArgumentPlace, Problem, in_reading_order
+from ds_stage2ab.config.report import as_error
+from ds_stage2ab.config.rules import B_RATIO, RULES, Rule, broken_rules, topology_rules
 from ds_stage2ab.config.schema import check_values, config_schema, with_defaults, without_removed_keys
 from ds_stage2ab.config.sections import Config, build_config
 
@@ -72,12 +73,12 @@ def check_file(path: Path, learners: int | None = None) -> list[Problem]:
 
     Args:
         path: the YAML file.
-        learners: learner ranks for the batch rules; None: the number that the config speaks of by itself, else 1.
+        learners: learner ranks for rules 1 to 3; None: the number that the config speaks of by itself, else 1.
 
     Raises:
         UnreadableFile: the file cannot be opened or decoded.
     """
-    return list(check_config(path, (batch_rule(learners), *RULES)).problems)
+    return list(check_config(path, (*topology_rules(learners, None), *RULES)).problems)
 
 
 def load_config(path: Path, overrides: Node | None = None) -> LoadedConfig:
@@ -94,7 +95,7 @@ def load_config(path: Path, overrides: Node | None = None) -> LoadedConfig:
     """
     checked = check_config(path, overrides=overrides)
     if checked.problems:
-        raise as_error(checked.problems, str(path))
+        raise as_error(checked.problems, str(path), checked.document.sources)
     config = build_config(checked.resolved)
     return LoadedConfig(path=path, name=config.logging.name or path.stem, config=config, resolved=checked.resolved)
 

@@ -15,7 +15,8 @@ from functools import reduce
 
 from ds_stage2ab.config.document import EXTENDS, merge
 from ds_stage2ab.config.nodes import MAX_DEPTH, Entry, Node, Unreadable, parse_value
-from ds_stage2ab.config.problems import MAX_SHOWN, SET, ArgumentPlace, KeyPath, Place, Problem, as_error, shown
+from ds_stage2ab.config.problems import MAX_SHOWN, SET, ArgumentPlace, KeyPath, Place, Problem, shown
+from ds_stage2ab.config.report import as_error
 
 _HELP = (
     "set a key of the config, over the file: training.seed=43, model.freeze=[vision], data.validation=null. VALUE is "
@@ -44,7 +45,7 @@ def read_overrides(arguments: Sequence[str]) -> Node | None:
         except Unreadable as error:
             problems.append(error.problem)
     if problems:
-        raise as_error(problems, "command line", SET)
+        raise as_error(problems, "command line", {}, SET)
     return reduce(merge, roots) if roots else None
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with a config, as data. Nothing here prints: `validate` and the command line report."""
+"""What is wrong with a config, as data; `report` makes text of it."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ class Place:
         return f"line {self.line}"
 
     @property
+    def spot(self) -> str:
+        """Where, as far as one line: the column is left out."""
+        return f"{self.file}:{self.line}"
+
+    @property
     def order(self) -> tuple[int, str, int, int]:
         return 0, self.file, self.line, self.column
 
@@ -54,6 +59,10 @@ class ArgumentPlace(Place):
     @property
     def within(self) -> str:
         return f"column {self.column}"
+
+    @property
+    def spot(self) -> str:
+        return f"{SET} {shown(self.file)}"
 
     @property
     def order(self) -> tuple[int, str, int, int]:
@@ -93,20 +102,3 @@ def dotted(path: KeyPath) -> str:
 def in_reading_order(problems: Sequence[Problem]) -> list[Problem]:
     """Problems sorted as someone going through the files from the top, then the command line, meets them."""
     return sorted(problems, key=lambda p: (p.where.order, p.path))
-
-
-def as_block(problem: Problem) -> str:
-    """Three lines: where and which key, what is wrong, what to do."""
-    head = f"{problem.where}: {problem.key}" if problem.path else str(problem.where)
-    return f"{head}\n  {problem.why}\n  fix: {problem.fix}"
-
-
-def as_error(problems: Sequence[Problem], file: str, subject: str = "the config") -> ConfigError:
-    """All problems of a config, or of another `subject`, in one exception."""
-    assert problems, "an error needs a problem"
-    if len(problems) == 1:
-        only = problems[0]
-        why = f"{only.key}: {only.why}" if only.path else only.why
-        return ConfigError(why, where=str(only.where), fix=only.fix)
-    blocks = "\n".join(as_block(problem) for problem in problems)
-    return ConfigError(f"{subject} has {len(problems)} problems\n{blocks}", where=file)

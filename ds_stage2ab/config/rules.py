@@ -187,6 +187,11 @@ def server_rule(learners: int | None, rollout_devices: int | None) -> Rule:
     return Rule(servers_feed_every_rank, (BACKEND, SERVERS, DECODE_BATCH, EFFECTIVE, PER_DEVICE, ACCUMULATION))
 
 
+def topology_rules(learners: int | None, rollout_devices: int | None) -> tuple[Rule, ...]:
+    """Rules 1 to 3, which ask for the devices of a run: see `batch_rule` and `server_rule`."""
+    return batch_rule(learners), server_rule(learners, rollout_devices)
+
+
 def broken_rules(values: dict, rules: tuple[Rule, ...], faulty: set[KeyPath]) -> Iterator[tuple[Rule, ConfigError]]:
     """The rules that do not hold; one that reads a key which is missing or already faulty is left out.
 

@@ -1,5 +1,6 @@
 """The command as users run it: output, exit codes, imports."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 VALID = Path("tests/examples/valid/minimal.yaml")
 BATCH = Path("tests/examples/valid/every_key.yaml")
 TYPO = Path("tests/examples/invalid/typo_of_a_key.yaml")
+MIXED = Path("configs/stage2_ab/prod/ab_mixed.yaml")
 SEVERAL = Path("tests/examples/invalid/several_problems.yaml")
 
 
@@ -49,12 +51,14 @@ def test_problems_come_as_blocks_and_a_count(capsys):
     code, out = run(capsys, TYPO, VALID, SEVERAL)
     assert code == 1
     lines = out.splitlines()
-    assert lines[:3] == [
+    assert lines[:5] == [
         f"{TYPO}:4:3: training.learning_rat",
         "  is no key of a config",
+        "    4 |   learning_rat: 1e-4",
+        "      |   ^",
         "  fix: did you mean `training.learning_rate`?",
     ]
-    assert lines[3].startswith(f"{VALID}: valid")
+    assert lines[5].startswith(f"{VALID}: valid")
     assert lines[-1] == "5 problems in 2 of 3 files"
     assert sum(line.startswith("  fix: ") for line in lines) == 5
 
@@ -81,7 +85,72 @@ def test_the_largest_code_wins(capsys):
     assert run(capsys, VALID, TYPO)[0] == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["--learners", "0", "x.yaml"], ["--learners", "two", "x.yaml"], ["--nope"]])
+def test_rollout_devices_that_make_no_whole_replicas_are_a_problem(capsys):
+    code, out = run(capsys, MIXED, "--learners", 2, "--rollout-gpus", 7)
+    assert code == 1
+    assert "7 rollout devices cannot be dealt out evenly" in out
+    assert out.endswith("1 problem in 1 of 1 file\n")
+    # 4 sequences x 6 replicas = 24 places
+    code, out = run(capsys, MIXED, "--learners", 32, "--rollout-gpus", 6)
+    assert code == 1
+    assert "24 sequences at once, fewer than the 32 learner ranks" in out
+
+
+def test_show_prints_a_config_with_the_origin_of_every_value(capsys, tmp_path):
+    code, out = run(capsys, MIXED, "--show", "--set", "training.seed=7")
+    lines = out.splitlines()
+    assert (code, lines[0].startswith(f"# {MIXED}: valid: ")) == (0, True)
+    seen = {line.split("#")[0].strip(): line.split("# ")[-1] for line in lines[1:]}
+    assert seen["seed: 7"] == "--set training.seed=7"
+    assert seen["rollout_backend: vllm"].startswith(f"{MIXED}:")
+    assert seen["decode_batch_size: 4"].startswith("configs/stage2_ab/base_rollout_matching_sft.yaml:")
+    assert seen["top_k: 0"] == "default"
+    (tmp_path / "again.yaml").write_text(out)
+    again = run(capsys, tmp_path / "again.yaml", "--show")[1].splitlines()
+    assert [line.split("#")[0].rstrip() for line in again[1:]] == [line.split("#")[0].rstrip() for line in lines[1:]]
+
+
+def test_show_of_a_bad_file_shows_the_problems(capsys):
+    assert run(capsys, TYPO, "--show") == run(capsys, TYPO)
+
+
+def test_json_says_the_same_to_programs(capsys):
+    code, out = run(capsys, TYPO, VALID, "nowhere.yaml", "--format", "json", "--show", "--learners", 4)
+    said = json.loads(out)
+    assert (code, said["exit_code"], said["num_problems"]) == (2, 2, 2)
+    bad, good, missing = said["files"]
+    assert bad["problems"] == [
+        {
+            "file": str(TYPO),
+            "line": 4,
+            "column": 3,
+            "key": "training.learning_rat",
+            "why": "is no key of a config",
+            "fix": "did you mean `training.learning_rate`?",
+        },
+    ]
+    assert (good["exit_code"], good["problems"], good["derived"]["accumulation_steps"]) == (0, [], 8)
+    assert good["resolved"]["training"]["seed"] == 42
+    assert good["origins"]["training.seed"] == "default"
+    assert (missing["exit_code"], missing["problems"][0]["why"]) == (2, "does not exist")
+
+
+def test_json_of_an_argument_names_it_and_no_line(capsys):
+    _, out = run(capsys, VALID, "--format", "json", "--set", "x.hf_token=hunter2")
+    (problem,) = json.loads(out)["files"][0]["problems"]
+    assert (problem["argument"], problem["line"], problem["key"]) == ("x.hf_token=*******", None, "x")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--learners", "0", "x.yaml"],
+        ["--learners", "two", "x.yaml"],
+        ["--nope"],
+        ["--rollout-gpus", "-1", "x.yaml"],
+    ],
+)
 def test_a_wrong_command_line_gives_2(arguments, capsys):
     with pytest.raises(SystemExit) as raised:
         validate.main(arguments)
@@ -104,7 +173,13 @@ def test_files_and_options_may_take_turns(capsys):
 
 
 def test_a_problem_in_set_is_shown_for_each_file(capsys):
-    block = ["--set training.sead=43: training.sead", "  is no key of a config", "  fix: did you mean `training.seed`?"]
+    block = [
+        "--set training.sead=43: training.sead",
+        "  is no key of a config",
+        "--set | training.sead=43",
+        "      | ^",
+        "  fix: did you mean `training.seed`?",
+    ]
     code, out = run(capsys, VALID, "--set", "training.sead=43")
     assert (code, out.splitlines()) == (1, [*block, "1 problem in 1 of 1 file"])
     code, out = run(capsys, VALID, BATCH, "--set", "training.sead=43")

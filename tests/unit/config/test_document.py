@@ -109,7 +109,17 @@ def test_a_missing_file_a_folder_and_a_pipe_cannot_be_read(tmp_path):
 
 def test_a_large_file_is_refused_without_being_parsed(tmp_path):
     (tmp_path / "large.yaml").write_bytes(b"a: 1\n" * MAX_BYTES)
-    assert unreadable(tmp_path / "large.yaml") == f"is larger than {MAX_BYTES} bytes"
+    document = read_document(tmp_path / "large.yaml")
+    assert not document.complete
+    assert [problem.why for problem in document.problems] == [f"is larger than {MAX_BYTES} bytes"]
+
+
+def test_a_large_base_is_a_problem_of_the_file_that_names_it(tmp_path):
+    write(tmp_path, child="extends: large.yaml\n")
+    (tmp_path / "large.yaml").write_bytes(b"a: 1\n" * MAX_BYTES)
+    (problem,) = read_document(tmp_path / "child.yaml").problems
+    assert (problem.key, problem.where.line) == ("extends", 1)
+    assert "large.yaml is larger than" in problem.why
 
 
 def test_a_file_that_is_not_utf_8_names_the_byte(tmp_path):

@@ -12,7 +12,7 @@ from ds_stage2ab.config.load import check_config, load_config
 from ds_stage2ab.config.nodes import MAX_DEPTH
 from ds_stage2ab.config.overrides import read_overrides
 from ds_stage2ab.config.problems import Problem
-from ds_stage2ab.config.rules import RULES, batch_rule
+from ds_stage2ab.config.rules import RULES, topology_rules
 from ds_stage2ab.errors import EXIT_CONFIG, ConfigError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -25,7 +25,7 @@ def resolved(*arguments: str, file: Path = MINIMAL) -> dict:
 
 
 def problems(*arguments: str, file: Path = MINIMAL) -> list[Problem]:
-    return list(check_config(file, (batch_rule(None), *RULES), read_overrides(arguments)).problems)
+    return list(check_config(file, (*topology_rules(None, None), *RULES), read_overrides(arguments)).problems)
 
 
 def only(*arguments: str) -> tuple[str, str, str, str]:
@@ -225,7 +225,7 @@ def test_the_advice_for_text_can_be_pasted_into_a_shell(value):
 def test_all_arguments_of_a_wrong_form_are_named():
     lines = refusal("a", "training.seed=1", "=b").splitlines()
     assert lines[0] == "command line: --set has 2 problems"
-    assert lines[1::3] == ["--set a", "--set =b"]
+    assert lines[1::5] == ["--set a", "--set =b"]
 
 
 def test_a_long_argument_is_shown_in_part():
