@@ -218,3 +218,12 @@ def test_neither_validate_nor_plan_imports_torch():
     command = [sys.executable, "-c", program, *heavy]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_the_runbook_shows_what_the_command_prints(capsys, tmp_path, monkeypatch):
+    runbook = (ROOT / "docs" / "training" / "STAGE2_RUNBOOK.md").read_text(encoding="utf-8")
+    assert f"```\n{run(capsys, 'configs/quickstart/ab_mixed.yaml', '--learners', 2)[1]}```" in runbook
+    monkeypatch.chdir(tmp_path)
+    base = f"# the run of the runbook\nextends: {ROOT}/configs/own_data.yaml\n"
+    Path("my.yaml").write_text(f"{base}training:\n  learning_rat: 1e-4\n  effective_batch_size: 30\n")
+    assert f"```\n{run(capsys, 'my.yaml', '--learners', 8)[1]}```" in runbook
