@@ -15,7 +15,7 @@ from ds_stage2ab.config.nodes import Node
 from ds_stage2ab.config.problems import ArgumentPlace, Problem, in_reading_order
 from ds_stage2ab.config.report import as_error
 from ds_stage2ab.config.rules import B_RATIO, RULES, Rule, broken_rules, topology_rules
-from ds_stage2ab.config.schema import check_values, config_schema, with_defaults, without_removed_keys
+from ds_stage2ab.config.schema import check_values, config_schema, keys_in_doubt, with_defaults, without_removed_keys
 from ds_stage2ab.config.sections import Config, build_config
 
 
@@ -103,7 +103,7 @@ def load_config(path: Path, overrides: Node | None = None) -> LoadedConfig:
 def _rule_problems(
     resolved: dict, document: Document, problems: list[Problem], rules: tuple[Rule, ...]
 ) -> list[Problem]:
-    faulty = {problem.path for problem in problems}
+    faulty = {problem.path for problem in problems} | keys_in_doubt(problems)
     found = []
     for rule, error in broken_rules(resolved, rules, faulty):
         path = tuple(error.where.split("."))

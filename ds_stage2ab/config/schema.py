@@ -20,6 +20,8 @@ from ds_stage2ab.config.problems import KeyPath, Problem, dotted
 from ds_stage2ab.errors import EnvironmentFault
 
 ROOT_FILE = "config.schema.json"
+UNKNOWN = "is no key of a config"
+MISSING = "is required and missing"
 SUGGESTION_CUTOFF = 0.7  # difflib ratio from which a key counts as a misspelling of another
 MAX_SUGGESTIONS = 3
 
@@ -146,9 +148,12 @@ def without_removed_keys(document: Document) -> tuple[dict, list[Problem]]:
 
 def _holds(values: object, path: KeyPath) -> bool:
     for key in path:
-        if not isinstance(values, dict) or key not in values:
+        if isinstance(values, list) and key.isdecimal() and int(key) < len(values):
+            values = values[int(key)]
+        elif isinstance(values, dict) and key in values:
+            values = values[key]
+        else:
             return False
-        values = values[key]
     return True
 
 
@@ -192,7 +197,21 @@ def check_values(values: dict, document: Document) -> list[Problem]:
     for error in sorted(errors, key=lambda e: e.validator != "type"):
         for problem in _translate(error, document, schema):
             problems.setdefault(problem.path, problem)
-    return list(problems.values())
+    found = list(problems.values())
+    return [p for p in found if p.why != MISSING or not _stands_elsewhere(p.path, found, values, schema)]
+
+
+def _stands_elsewhere(path: KeyPath, problems: list[Problem], values: dict, schema: dict) -> bool:
+    """Whether a missing key is there under a wrong name or in a wrong place, which is one mistake and not two."""
+    unknown = (problem.path for problem in problems if problem.why == UNKNOWN)
+    meant = ((wrong, right) for wrong in unknown for right in similar_keys(wrong, schema))
+    return any(path[: len(right)] == right and _holds(values, (*wrong, *path[len(right) :])) for wrong, right in meant)
+
+
+def keys_in_doubt(problems: list[Problem]) -> set[KeyPath]:
+    """The keys that an unknown one may have been meant for: nobody knows their values."""
+    schema = config_schema()
+    return {key for problem in problems if problem.why == UNKNOWN for key in similar_keys(problem.path, schema)}
 
 
 def _not_finite(values: object, document: Document, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
@@ -221,7 +240,7 @@ def _translate(error: ValidationError, document: Document, schema: dict) -> Iter
 
 def _missing_key(path: KeyPath, document: Document, schema: dict) -> Problem:
     meaning = _schema_at(schema, path)["description"].split(". ")[0].rstrip(".")
-    return Problem(path, "is required and missing", f"add it: {meaning}", document.place_of_key(path[:-1]))
+    return Problem(path, MISSING, f"add it: {meaning}", document.place_of_key(path[:-1]))
 
 
 def _unknown_key(path: KeyPath, document: Document, schema: dict) -> Problem:
@@ -236,7 +255,7 @@ def _unknown_key(path: KeyPath, document: Document, schema: dict) -> Problem:
         siblings = ", ".join(_schema_at(schema, path[:-1])["properties"])
         parent = f"`{dotted(path[:-1])}`" if path[:-1] else "the top level"
         fix = f"delete it; the keys of {parent} are {siblings}"
-    return Problem(path, "is no key of a config", fix, document.place_of_key(path))
+    return Problem(path, UNKNOWN, fix, document.place_of_key(path))
 
 
 def similar_keys(path: KeyPath, schema: dict) -> list[KeyPath]:

@@ -86,3 +86,35 @@ def test_a_given_accumulation_speaks_of_its_own_number_of_learners():
     assert check_file(file) == []
     assert check_file(file, 2) == []
     assert "which is 8" in check_file(file, 1)[0].why
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "key"),
+    [
+        ("effective_batch_size", "effective_batch_siz", "training.effective_batch_siz"),
+        ("\ntraining:", "\ntrainin:", "trainin"),
+        ("  schedule:\n    b_ratio: 0\n", "  b_ratio: 0\n", "stage2_ab.b_ratio"),
+    ],
+)
+def test_a_required_key_under_a_wrong_name_or_in_a_wrong_place_is_one_mistake(wrong, right, key, tmp_path):
+    text = (EXAMPLES / "minimal.yaml").read_text(encoding="utf-8")
+    assert wrong in text
+    (tmp_path / "c.yaml").write_text(text.replace(wrong, right), encoding="utf-8")
+    assert [problem.key for problem in check_file(tmp_path / "c.yaml")] == [key]
+
+
+def test_a_missing_key_is_not_excused_by_a_misspelt_section_without_it(tmp_path):
+    text = (EXAMPLES / "minimal.yaml").read_text(encoding="utf-8")
+    text = text.replace("training:\n  effective_batch_size: 32", "trainin:\n  seed: 1")
+    (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
+    assert {problem.key for problem in check_file(tmp_path / "c.yaml")} == {"trainin", "training.effective_batch_size"}
+
+
+def test_a_rule_is_silent_about_a_key_that_was_misspelt(tmp_path):
+    file = tmp_path / "c.yaml"
+    # The default of max_new_tokens is above this cap; the one that was meant is not.
+    matching = "custom: {extra: {rollout_matching: {max_new_token: 48}}}"
+    file.write_text(f"extends: {EXAMPLES}/minimal.yaml\ntraining: {{global_max_length: 64}}\n{matching}\n")
+    assert [problem.path[-1] for problem in check_file(file)] == ["max_new_token"]
+    file.write_text(f"extends: {EXAMPLES}/minimal.yaml\ntraining: {{global_max_length: 64}}\n")
+    assert [problem.path[-1] for problem in check_file(file)] == ["max_new_tokens"]
