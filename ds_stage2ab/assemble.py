@@ -16,6 +16,7 @@ from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.load import LoadedConfig
 from ds_stage2ab.config.rules import rollout_fits_length
 from ds_stage2ab.config.sections import Config
+from ds_stage2ab.config.servers import BACKEND
 from ds_stage2ab.data.encode import Encoder
 from ds_stage2ab.data.images import check_image
 from ds_stage2ab.data.records import read_records
@@ -25,13 +26,14 @@ from ds_stage2ab.engine.build import (
     build_engine,
     build_optimizer,
     embedding_holds_coordinates,
-    freeze_parts,
     load_checkpoint,
     position_index,
 )
 from ds_stage2ab.engine.checkpoint import Checkpoints
 from ds_stage2ab.engine.run_folder import RunFolder
+from ds_stage2ab.engine.tuner import FULL, adapters_of, add_adapters, freeze_parts
 from ds_stage2ab.engine.window import Channel, Window
+from ds_stage2ab.errors import ConfigError
 from ds_stage2ab.evaluation import Evaluator
 from ds_stage2ab.losses.objective import Objective
 from ds_stage2ab.metrics.recorder import Metrics
@@ -149,11 +151,26 @@ def assemble(loaded: LoadedConfig, world: World) -> Run:
     )
 
 
+def rollouts_come_from_the_learners(rollout_backend: str) -> None:
+    """Refuse a run that would draw its rollouts from servers; it never draws them elsewhere instead.
+
+    Raises:
+        ConfigError: the backend is `vllm`.
+    """
+    if rollout_backend != "hf":
+        raise ConfigError(
+            "training cannot draw rollouts from vLLM servers yet: such a config can be checked and planned",
+            where=BACKEND,
+            fix=f"let the learners draw them: --set {BACKEND}=hf",
+        )
+
+
 def _read(loaded: LoadedConfig, world: World) -> Parts:
     """Everything that comes from files, cheap checks first; nothing is written."""
     config = loaded.config
     folder = RunFolder(config.logging.root / loaded.name)
     with world.agree_on_failure():
+        rollouts_come_from_the_learners(config.rollout_matching.rollout_backend)
         batch_shape(config.training, world.size)  # the batch rules need no file
         folder.refuse_earlier_run()
     datasets = read_datasets(config, world)
@@ -161,6 +178,10 @@ def _read(loaded: LoadedConfig, world: World) -> Parts:
         plan = make_plan(config, world.size, len(datasets.train))
         source = load_checkpoint(config.model, min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels)
         freeze_parts(source.model, config.model.freeze)
+        if config.tuner.type != FULL:
+            add_adapters(
+                source.model, config.tuner, config.model.freeze, seed=config.training.seed, source=source.folder
+            )
         vocabulary = Vocabulary.from_tokenizer(source.tokenizer)
         embedding_holds_coordinates(source, vocabulary)
         encoder = Encoder(
@@ -296,6 +317,7 @@ def _facts(parts: Parts) -> tuple[tuple[str, str], ...]:
     length = f"packs of at most {plan.global_max_length} tokens" if plan.packing else "one sample per pack"
     return (
         ("model", f"{parts.source.folder}, {sum(p.numel() for p in parameters):,} parameters, {trained:,} trained"),
+        *_tuner_facts(parts),
         ("data", f"{len(datasets.train):,} records, {len(datasets.validation):,} held out"),
         ("steps", f"{plan.total_steps:,} = {plan.epochs:.3g} epochs of {plan.steps_per_epoch:,}; {length}"),
         ("schedule", f"{plan.total_steps - plan.b_steps:,} A steps, {plan.b_steps:,} B steps"),
@@ -304,6 +326,13 @@ def _facts(parts: Parts) -> tuple[tuple[str, str], ...]:
         ("run folder", str(parts.folder.path)),
         *(("warning", warning) for warning in plan.warnings),
     )
+
+
+def _tuner_facts(parts: Parts) -> list[tuple[str, str]]:
+    tuner, layers = parts.config.tuner, len(adapters_of(parts.source.model))
+    if not layers:
+        return []
+    return [("tuner", f"{tuner.type}, rank {tuner.lora_rank}, alpha {tuner.lora_alpha:g}, on {layers} linear layers")]
 
 
 def _rollout_words(parts: Parts) -> str:

@@ -155,21 +155,6 @@ def embedding_holds_coordinates(checkpoint: Checkpoint, vocabulary: Vocabulary) 
         )
 
 
-def freeze_parts(model: nn.Module, parts: tuple[str, ...]) -> None:
-    """Take the named parts out of training: `vision` (tower), `aligner` (mergers), `language` (with its head)."""
-    tower = model.model.visual
-    aligner = [*tower.merger.parameters(), *tower.deepstack_merger_list.parameters()]
-    in_aligner = {id(parameter) for parameter in aligner}
-    members = {
-        "vision": [parameter for parameter in tower.parameters() if id(parameter) not in in_aligner],
-        "aligner": aligner,
-        "language": [*model.model.language_model.parameters(), *model.lm_head.parameters()],
-    }
-    for part in parts:
-        for parameter in members[part]:
-            parameter.requires_grad_(False)
-
-
 def position_index(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     """The model's own rotary positions of one sample, with the text row that marks where it starts."""
 

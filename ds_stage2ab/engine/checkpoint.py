@@ -3,7 +3,8 @@
 A checkpoint is written under a temporary name, renamed when it is whole, and only then does `latest` move.
 
     checkpoints/step-000060/deepspeed/...    weights, optimizer state, counters, per rank
-    checkpoints/step-000060/hf/              safetensors, config, tokenizer, image processor
+    checkpoints/step-000060/hf/              safetensors (adapters merged), config, tokenizer, image processor
+    checkpoints/step-000060/adapter/         the adapters alone, if there are any, as peft stores them
     checkpoints/step-000060/state.json       step, world size
     checkpoints/latest                       name of the newest complete one
 """
@@ -20,6 +21,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import Qwen2VLImageProcessorPil
 
+from ds_stage2ab.engine.tuner import adapters_of, merged_weights, save_adapter
 from ds_stage2ab.errors import EnvironmentFault
 from ds_stage2ab.world import World
 
@@ -72,6 +74,8 @@ class Checkpoints:
         with self.world.agree_on_failure(), _explained(self.folder):
             if self.world.rank == 0:
                 export(self.model, self.source, self.image_processor, partial / "hf")
+                if adapters_of(self.model):
+                    save_adapter(self.model, partial / "adapter")
                 state = {"finished_steps": finished_steps, "world_size": self.world.size}
                 (partial / "state.json").write_text(json.dumps(state) + "\n")
                 _sync(partial)
@@ -89,13 +93,16 @@ class Checkpoints:
 
 
 def export(model: nn.Module, source: Path, image_processor: Qwen2VLImageProcessorPil, destination: Path) -> None:
-    """Write a Hugging Face folder that `from_pretrained` and vLLM load; no checkpoint may be there yet."""
+    """Write a Hugging Face folder that `from_pretrained` and vLLM load; no checkpoint may be there yet.
+
+    Adapters are merged into the weights that are written; the model keeps its own.
+    """
     destination.mkdir(parents=True)
     for file in source.iterdir():
         if file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES):
             shutil.copyfile(file, destination / file.name)
     _export_image_size(dict(image_processor.size), destination)
-    model.save_pretrained(destination)
+    model.save_pretrained(destination, state_dict=merged_weights(model))
 
 
 def _export_image_size(size: dict[str, int], folder: Path) -> None:

@@ -24,6 +24,10 @@ from ds_stage2ab.config.sections import (
     RolloutMatchingSection,
     ScheduleSection,
     Stage2ABSection,
+    VllmProbeSection,
+    VllmSection,
+    VllmServerSection,
+    VllmSyncSection,
 )
 from ds_stage2ab.data.encode import Encoder
 from ds_stage2ab.data.records import read_records
@@ -56,6 +60,12 @@ PLAIN_LOSS = Stage2ABSection(
 
 MATCHING = RolloutMatchingSection(
     rollout_backend="hf",
+    vllm=VllmSection(
+        mode="server",
+        server=VllmServerSection(servers=(), timeout_s=30, infer_timeout_s=None),
+        sync=VllmSyncSection(mode="auto", bucket_mb=256, timeout_s=300),
+        probe=VllmProbeSection(tolerance=None, every_syncs=1),
+    ),
     decode_batch_size=4,
     max_new_tokens=64,
     decoding=DecodingSection(temperature=0.7, top_p=0.9, top_k=50),

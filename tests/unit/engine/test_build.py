@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.sections import ModelSection
-from ds_stage2ab.engine.build import build_optimizer, freeze_parts, load_checkpoint, position_index, share_cores
+from ds_stage2ab.engine.build import build_optimizer, load_checkpoint, position_index, share_cores
+from ds_stage2ab.engine.tuner import freeze_parts
 from ds_stage2ab.errors import EXIT_ENVIRONMENT, EnvironmentFault
 from tests.parts import ROOT
 from tests.unit.parts import load_bench

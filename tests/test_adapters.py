@@ -1,0 +1,103 @@
+"""Acceptance: runs of the real launcher that train LoRA or DoRA adapters on both channels."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import Qwen3VLForConditionalGeneration
+
+from ds_stage2ab.errors import EXIT_CONFIG
+from ds_stage2ab.metrics.journal import read_history
+from tests.parts import config_values, launch, merged, write_config
+
+STEPS = 4
+BATCH = 4
+
+
+def train(shipped, folder: Path, changes: dict) -> Path:
+    """Two ranks on both channels, the vision tower frozen; returns the run folder."""
+    settings = {
+        "training.optimizer": "adamw",
+        "training.learning_rate": 1e-3,
+        "training.max_steps": STEPS,
+        "training.effective_batch_size": BATCH,
+        "training.per_device_train_batch_size": 1,
+        "stage2_ab.schedule.b_ratio": 0.5,
+        "stage2_ab.n_softctx_iter": 2,
+        "model.freeze": ["vision"],
+        "deepspeed.zero_stage": 1,
+        "tuner.lora_rank": 4,
+        **changes,
+    }
+    config = write_config(folder / "adapters.yaml", merged(config_values(shipped, folder / "runs", "run"), settings))
+    done = launch(config, ranks=2)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert (
+        f"tuner        {changes['tuner.type']}, rank 4" in " ".join(done.stdout.split("\n")) or "tuner" in done.stdout
+    )
+    return folder / "runs" / "run"
+
+
+def check(run: Path, shipped, tolerance: float) -> None:
+    """Both channels took part, and the exported model is the start with the adapters, which moved."""
+    steps = read_history(run / "metrics.jsonl").steps
+    assert "".join(record.channel for record in steps) == "ABAB"
+    assert all(record.applied and record.metrics["train/samples"] == BATCH for record in steps)
+    newest = run / "checkpoints" / f"step-{STEPS:06d}"
+    merged_model = Qwen3VLForConditionalGeneration.from_pretrained(newest / "hf", dtype=torch.float32)
+    start = load_file(shipped.model / "model.safetensors")
+    moved = {
+        name for name, tensor in merged_model.state_dict().items() if name in start and not_equal(tensor, start[name])
+    }
+    assert moved
+    assert all("visual" not in name or "merger" in name for name in moved)
+    assert not any("embed_tokens" in name or "norm" in name for name in moved)
+    base = Qwen3VLForConditionalGeneration.from_pretrained(shipped.model, dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, newest / "adapter").merge_and_unload()
+    for name, tensor in adapted.state_dict().items():
+        torch.testing.assert_close(merged_model.state_dict()[name], tensor, atol=tolerance, rtol=tolerance)
+
+
+def not_equal(left: torch.Tensor, right: torch.Tensor) -> bool:
+    return not torch.equal(left.to(right.dtype), right)
+
+
+def test_lora_trains_on_both_channels(shipped, tmp_path):
+    check(train(shipped, tmp_path, {"tuner.type": "lora"}), shipped, tolerance=1e-5)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_adapters_train_under_every_stage(shipped, tmp_path, kind, stage, checkpointing):
+    changes = {
+        "tuner.type": kind,
+        "deepspeed.zero_stage": stage,
+        "model.gradient_checkpointing": checkpointing,
+    }
+    check(train(shipped, tmp_path, changes), shipped, tolerance=1e-5)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_adapters_train_in_bf16(shipped, tmp_path, kind):
+    changes = {"tuner.type": kind, "model.precision": "bf16", "deepspeed.zero_stage": 2}
+    # bf16 keeps 8 bits: weights of the size 1 differ by up to 2^-8 after one rounding each.
+    check(train(shipped, tmp_path, changes), shipped, tolerance=2**-6)
+
+
+def test_a_run_never_draws_its_rollouts_elsewhere_than_told(shipped, tmp_path):
+    servers = [{"base_url": "http://127.0.0.1:8000"}]
+    changes = {
+        "stage2_ab.schedule.b_ratio": 0.5,
+        "custom.extra.rollout_matching.rollout_backend": "vllm",
+        "custom.extra.rollout_matching.vllm.server.servers": servers,
+    }
+    values = merged(config_values(shipped, tmp_path / "runs", "run"), changes)
+    done = launch(write_config(tmp_path / "servers.yaml", values), ranks=1)
+    assert done.returncode == EXIT_CONFIG
+    assert "--set custom.extra.rollout_matching.rollout_backend=hf" in done.stdout + done.stderr
+    assert not (tmp_path / "runs").exists()
