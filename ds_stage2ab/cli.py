@@ -1,14 +1,16 @@
 """The console script `ds-stage2ab`: one sub-command per job that is not training.
 
-It loads what a sub-command needs when that sub-command runs: `--help` and `validate` import no torch. Errors that a
-user can cause end as one message on stderr and the exit code of their class.
+It loads what a sub-command needs when that sub-command runs: `--help`, `validate` and `plan` import no torch. Errors
+that a user can cause end as one message on stderr and the exit code of their class.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 from ds_stage2ab import __version__, validate
+from ds_stage2ab.config.overrides import add_set_option, read_overrides
 from ds_stage2ab.errors import EXIT_OK, Stage2Error, exit_code
 
 COMMAND = "ds-stage2ab"
@@ -26,6 +28,20 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return exit_code(error)
     return EXIT_OK
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from ds_stage2ab.outlook import as_data, look_ahead
+    from ds_stage2ab.outlook_text import as_text
+
+    outlook = look_ahead(
+        options.config,
+        read_overrides(options.overrides),
+        learners=options.learners,
+        rollout_devices=options.rollout_gpus,
+        records=options.records,
+    )
+    print(json.dumps(as_data(outlook), indent=2) if options.format == "json" else as_text(outlook))
 
 
 def _add_coord_tokens(options: argparse.Namespace) -> None:
@@ -54,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     # Listed here for the help alone: its own parser reads the rest of the line.
     commands.add_parser("validate", help="check config files: every problem, no torch, no data opened")
 
+    _add_plan(commands.add_parser("plan", help="say what a run would do and take: no torch, no GPU, from anywhere"))
+
     tokens = commands.add_parser("add-coord-tokens", help="give a Qwen3-VL checkpoint the 1,000 coordinate tokens")
     tokens.add_argument("source", type=Path, metavar="SRC", help="checkpoint folder (Hugging Face layout)")
     tokens.add_argument("destination", type=Path, metavar="DST", help="folder to make")
@@ -63,6 +81,23 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run_folder", type=Path, metavar="RUN_DIR", help="folder of one run")
     report.set_defaults(run=_report)
     return parser
+
+
+def _add_plan(plan: argparse.ArgumentParser) -> None:
+    plan.add_argument("config", type=Path, metavar="FILE", help="YAML file")
+    validate.add_topology_options(plan)
+    plan.add_argument(
+        "--records", type=_whole, metavar="N", help="training records, if data.train is not on this machine"
+    )
+    plan.add_argument("--format", choices=("text", "json"), default="text", help="of the answer (default: text)")
+    add_set_option(plan)
+    plan.set_defaults(run=_plan)
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
 
 
 if __name__ == "__main__":

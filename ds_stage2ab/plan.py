@@ -1,4 +1,4 @@
-"""Config + number of learners + number of records -> every number of a run, decided once. No torch.
+"""Config + topology + number of records -> every number of a run, decided once. No torch.
 
 Invariants:
 - R = p W G exactly, or no plan exists;
@@ -6,20 +6,50 @@ Invariants:
 - total_steps >= 1, and no step is ever half-run;
 - the learning rate and the channel are functions of the step number alone, so a resumed run agrees;
 - evaluation (if there is validation data) and saving are due at the last step, whatever their interval;
-- DeepSpeed's batch keys and its gradient clipping are always written.
+- DeepSpeed's batch keys and its gradient clipping are always written;
+- a key of the rollout servers that may be left to the program is decided here, and only here.
+
+`request_window`, `server_slots` and `split_requests` are those of `config.servers`, which the rules use too.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
 from ds_stage2ab.config.batch import EFFECTIVE, BatchShape, counted, shape_batch
-from ds_stage2ab.config.sections import Config, DeepSpeedSection, EvaluationSection, ModelSection, TrainingSection
+from ds_stage2ab.config.sections import (
+    Config,
+    DeepSpeedSection,
+    EvaluationSection,
+    ModelSection,
+    TrainingSection,
+)
+from ds_stage2ab.config.servers import request_window, server_slots, split_requests
 from ds_stage2ab.errors import ConfigError
 from ds_stage2ab.schedule import channel_for_step
+
+__all__ = [
+    "Cadence",
+    "LearningRate",
+    "RunPlan",
+    "batch_shape",
+    "deepspeed_config",
+    "make_plan",
+    "records_fill_a_step",
+    "request_window",
+    "runnable_zero_stage",
+    "server_slots",
+    "split_requests",
+    "steps_in_epochs",
+]
+
+SLOWEST_TOKENS_PER_SECOND = 2.0  # a server that draws a rollout more slowly than this is taken to have failed
+SHORTEST_WAIT_S = 60.0  # for a rollout, however short: requests before it may be in the server's queue
+PROBE_TOLERANCE = {"fp32": 1e-3, "bf16": 0.05}  # mean absolute difference of log-probabilities, nats per token
 
 NEVER_PRINT = 2**31 - 1  # DeepSpeed's own progress lines: the metrics say more
 
@@ -33,7 +63,8 @@ class Cadence:
     # also once before the first step
     every_steps: int | None
     # None: at the end only
-    total_steps: int
+    total_steps: int | None
+    # None: not known, and the end with it
 
     def due(self, step: int) -> bool:
         """Whether it is due after this step (counted from 0) has finished."""
@@ -51,10 +82,11 @@ class LearningRate:
     warmup_steps: int
     final_ratio: float
     # of the peak, reached when all steps are done
-    total_steps: int
+    total_steps: int | None
+    # None: not known
 
     def at(self, step: int) -> float:
-        """The learning rate of a step, counted from 0.
+        """The learning rate of a step, counted from 0; the number of steps must be known.
 
         Warm-up: peak (step + 1) / warmup_steps. After it, with x in [0, 1) the share of the remaining steps that is
         done: peak (r + (1 - r) f(x)), f(x) = 1 - x (linear) or (1 + cos(pi x)) / 2 (cosine), r the final ratio.
@@ -70,7 +102,10 @@ class LearningRate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan:
-    """Every number that more than one part of a run needs."""
+    """Every number that more than one part of a run needs.
+
+    What depends on the number of records is None where that is not known: before a run, never in one.
+    """
 
     learners: int
     # W: learner ranks
@@ -84,11 +119,12 @@ class RunPlan:
     # R / W
     batch_sentence: str
     # `32 samples per step = 4 per rank x 2 ranks x 4 micro-steps`
-    total_steps: int
-    steps_per_epoch: int
-    num_records_used: int
+    total_steps: int | None
+    # None only if the records are not known and max_steps does not say it
+    steps_per_epoch: int | None
+    num_records_used: int | None
     # per epoch: the largest multiple of R
-    epochs: float
+    epochs: float | None
     # passes over the records used
     packing: bool
     global_max_length: int
@@ -97,8 +133,18 @@ class RunPlan:
     # the one that is run; see `warnings` if the config names another
     deepspeed_config: dict
     b_ratio: Fraction
-    b_steps: int
+    b_steps: int | None
     # steps of the run that train Channel B: floor(total_steps b)
+    server_replicas: tuple[int, ...] | None
+    # per server; None: the learners draw the rollouts themselves, or nobody has asked the servers yet
+    request_window: int | None
+    # rollout requests that every rank may have in flight at least; None with `server_replicas`
+    infer_timeout_s: float
+    # longest wait for the answer to one rollout request, seconds
+    probe_tolerance: float
+    # nats per token
+    sync_mode: str
+    # what a weight transfer sends: `full`
     rate: LearningRate
     evaluate: Cadence
     save: Cadence
@@ -111,43 +157,58 @@ class RunPlan:
         return self.rate.at(step)
 
 
-def make_plan(config: Config, learners: int, num_records: int) -> RunPlan:
+def make_plan(
+    config: Config, learners: int, num_records: int | None, server_replicas: Sequence[int] | None = None
+) -> RunPlan:
     """Decide every number of a run.
 
     Args:
         config: a loaded config.
         learners: number of learner ranks, W.
-        num_records: number of training records.
+        num_records: number of training records; None: not known, which a run cannot start with.
+        server_replicas: of each rollout server; None: not asked yet. Of no effect with the backend `hf`.
 
     Raises:
-        ConfigError: the batch sizes do not fit each other (rules 1 and 2), or the records fill no step (rule 6).
+        ConfigError: the batch sizes do not fit each other (rules 1 and 2), the servers cannot feed every rank
+            (rule 3), or the records fill no step (rule 6).
     """
-    training = config.training
+    training, rollouts = config.training, config.rollout_matching
     shape = batch_shape(training, learners)
-    steps_per_epoch = records_fill_a_step(num_records, shape.effective_batch_size)
-    total_steps = training.max_steps or steps_in_epochs(training.num_epochs, steps_per_epoch)
+    size = shape.effective_batch_size
+    steps_per_epoch = None if num_records is None else records_fill_a_step(num_records, size)
+    total_steps = _total_steps(training, steps_per_epoch)
     stage, stage_warnings = runnable_zero_stage(config.model.precision, config.deepspeed.zero_stage)
+    replicas = tuple(server_replicas) if server_replicas and rollouts.rollout_backend == "vllm" else None
     return RunPlan(
         learners=learners,
-        effective_batch_size=shape.effective_batch_size,
+        effective_batch_size=size,
         per_device=shape.per_device,
         accumulation_steps=shape.accumulation_steps,
         samples_per_rank=shape.samples_per_rank,
         batch_sentence=shape.sentence,
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
-        num_records_used=steps_per_epoch * shape.effective_batch_size,
-        epochs=total_steps / steps_per_epoch,
+        num_records_used=None if steps_per_epoch is None else steps_per_epoch * size,
+        epochs=None if steps_per_epoch is None else total_steps / steps_per_epoch,
         packing=training.packing,
         global_max_length=training.global_max_length,
         zero_stage=stage,
         deepspeed_config=deepspeed_config(shape, config.model, config.deepspeed, stage),
         b_ratio=config.stage2_ab.schedule.b_ratio,
-        b_steps=math.floor(total_steps * config.stage2_ab.schedule.b_ratio),
+        b_steps=None if total_steps is None else math.floor(total_steps * config.stage2_ab.schedule.b_ratio),
+        server_replicas=replicas,
+        request_window=None if replicas is None else request_window(rollouts.decode_batch_size, replicas, learners),
+        infer_timeout_s=rollout_timeout_s(rollouts.vllm.server.infer_timeout_s, rollouts.max_new_tokens),
+        probe_tolerance=rollouts.vllm.probe.tolerance or PROBE_TOLERANCE[config.model.precision],
+        sync_mode=transfer_mode(rollouts.vllm.sync.mode),
         rate=_rate(training, total_steps),
         evaluate=_evaluate(config.evaluation, config.data.validation is not None, total_steps),
         save=Cadence(enabled=True, at_start=False, every_steps=config.checkpoint.every_steps, total_steps=total_steps),
-        warnings=(*stage_warnings, *_warmup_warnings(training.warmup_steps, total_steps)),
+        warnings=(
+            *stage_warnings,
+            *_warmup_warnings(training.warmup_steps, total_steps),
+            *_ratio_warnings(config.stage2_ab.schedule.b_ratio, total_steps),
+        ),
     )
 
 
@@ -197,6 +258,19 @@ def steps_in_epochs(num_epochs: float, steps_per_epoch: int) -> int:
     return steps
 
 
+def rollout_timeout_s(given: float | None, max_new_tokens: int) -> float:
+    """Longest wait for one rollout: as given, else its tokens at the stated floor of 2 per second, and 60 s at least.
+
+    Returns: seconds.
+    """
+    return given or max(SHORTEST_WAIT_S, max_new_tokens / SLOWEST_TOKENS_PER_SECOND)
+
+
+def transfer_mode(given: str) -> str:
+    """Rule 5: what a transfer sends; `auto` is every weight, on any number of learner ranks."""
+    return "full" if given == "auto" else given
+
+
 def runnable_zero_stage(precision: str, stage: int) -> tuple[int, tuple[str, ...]]:
     """(the ZeRO stage to run, warnings).
 
@@ -229,7 +303,13 @@ def deepspeed_config(shape: BatchShape, model: ModelSection, section: DeepSpeedS
     }
 
 
-def _rate(training: TrainingSection, total_steps: int) -> LearningRate:
+def _total_steps(training: TrainingSection, steps_per_epoch: int | None) -> int | None:
+    if training.max_steps is not None or steps_per_epoch is None:
+        return training.max_steps
+    return steps_in_epochs(training.num_epochs, steps_per_epoch)
+
+
+def _rate(training: TrainingSection, total_steps: int | None) -> LearningRate:
     return LearningRate(
         peak=training.learning_rate,
         schedule=training.lr_scheduler,
@@ -239,7 +319,7 @@ def _rate(training: TrainingSection, total_steps: int) -> LearningRate:
     )
 
 
-def _evaluate(section: EvaluationSection, has_data: bool, total_steps: int) -> Cadence:
+def _evaluate(section: EvaluationSection, has_data: bool, total_steps: int | None) -> Cadence:
     return Cadence(
         enabled=has_data,
         at_start=has_data and section.at_start,
@@ -248,8 +328,15 @@ def _evaluate(section: EvaluationSection, has_data: bool, total_steps: int) -> C
     )
 
 
-def _warmup_warnings(warmup_steps: int, total_steps: int) -> tuple[str, ...]:
-    if warmup_steps < total_steps:
+def _warmup_warnings(warmup_steps: int, total_steps: int | None) -> tuple[str, ...]:
+    if total_steps is None or warmup_steps < total_steps:
         return ()
     run = counted(total_steps, "step")
     return (f"training.warmup_steps is {warmup_steps} and the run has {run}: the learning rate rises to the end",)
+
+
+def _ratio_warnings(b_ratio: Fraction, total_steps: int | None) -> tuple[str, ...]:
+    if total_steps is None or b_ratio == 0 or total_steps * b_ratio >= 1:
+        return ()
+    share, run = f"stage2_ab.schedule.b_ratio is {float(b_ratio):g}", counted(total_steps, "step")
+    return (f"{share} and the run has {run}: none of them trains Channel B",)

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.sections import Config
 from ds_stage2ab.errors import ConfigError
-from ds_stage2ab.plan import Cadence, LearningRate, make_plan, records_fill_a_step, steps_in_epochs
+from ds_stage2ab.plan import (
+    Cadence,
+    LearningRate,
+    make_plan,
+    records_fill_a_step,
+    rollout_timeout_s,
+    steps_in_epochs,
+    transfer_mode,
+)
 
 MINIMAL = load_config(Path(__file__).resolve().parents[1] / "examples" / "valid" / "minimal.yaml").config
 
@@ -205,3 +213,69 @@ def test_a_warm_up_as_long_as_the_run_is_warned_of():
     assert make_plan(config(max_steps=5, warmup_steps=4), 1, 64).warnings == ()
     (warning,) = make_plan(config(max_steps=5, warmup_steps=5), 1, 64).warnings
     assert "warmup_steps is 5 and the run has 5 steps" in warning
+
+
+def test_a_ratio_too_small_for_the_run_is_warned_of():
+    # floor(19 * 0.05) = 0, floor(20 * 0.05) = 1
+    schedule = replace(MINIMAL.stage2_ab, schedule=replace(MINIMAL.stage2_ab.schedule, b_ratio=Fraction(1, 20)))
+    (warning,) = make_plan(replace(config(max_steps=19), stage2_ab=schedule), 1, 64).warnings
+    assert warning == "stage2_ab.schedule.b_ratio is 0.05 and the run has 19 steps: none of them trains Channel B"
+    assert make_plan(replace(config(max_steps=20), stage2_ab=schedule), 1, 64).warnings == ()
+
+
+def test_without_the_records_the_steps_are_those_of_max_steps():
+    plan = make_plan(config(max_steps=5), learners=2, num_records=None)
+    assert (plan.total_steps, plan.b_steps, due(plan.save)) == (5, 0, [4])
+    assert (plan.steps_per_epoch, plan.num_records_used, plan.epochs) == (None, None, None)
+
+
+def test_without_the_records_epochs_give_no_steps_and_all_else_is_known():
+    known, plan = make_plan(MINIMAL, 2, 64), make_plan(MINIMAL, learners=2, num_records=None)
+    assert (plan.total_steps, plan.b_steps, plan.epochs) == (None, None, None)
+    assert not plan.save.due(0)
+    assert (plan.batch_sentence, plan.deepspeed_config) == (known.batch_sentence, known.deepspeed_config)
+
+
+def with_servers(**changes: object) -> Config:
+    """The minimal config with rollouts by servers, 4 at once on a replica."""
+    matching = replace(MINIMAL.rollout_matching, rollout_backend="vllm", decode_batch_size=4, **changes)
+    return replace(
+        MINIMAL, custom=replace(MINIMAL.custom, extra=replace(MINIMAL.custom.extra, rollout_matching=matching))
+    )
+
+
+def test_the_servers_give_the_request_window():
+    # 4 at once on 2 + 1 replicas is 12 places; on 8 ranks floor(12 / 8) = 1 each at least
+    plan = make_plan(with_servers(), learners=8, num_records=64, server_replicas=[2, 1])
+    assert (plan.server_replicas, plan.request_window) == ((2, 1), 1)
+
+
+def test_servers_that_cannot_feed_every_rank_have_no_plan():
+    with pytest.raises(ConfigError, match="fewer than the 16 learner ranks"):
+        make_plan(with_servers(), learners=16, num_records=64, server_replicas=[2, 1])
+
+
+def test_what_is_not_asked_yet_and_what_is_not_used_is_none():
+    unknown = make_plan(with_servers(), 1, 64)
+    unused = make_plan(MINIMAL, 1, 64, server_replicas=[2, 1])
+    assert [(plan.server_replicas, plan.request_window) for plan in (unknown, unused)] == [(None, None)] * 2
+
+
+def test_a_rollout_is_waited_for_at_two_tokens_per_second_and_a_minute_at_least():
+    # 3072 / 2 = 1536 s; 64 / 2 = 32 s is below the minute
+    assert rollout_timeout_s(None, 3072) == 1536
+    assert rollout_timeout_s(None, 64) == 60
+    assert rollout_timeout_s(5.5, 3072) == 5.5
+    assert make_plan(with_servers(max_new_tokens=3072), 1, 64).infer_timeout_s == 1536
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 0.05)])
+def test_the_probe_is_as_exact_as_the_precision(precision, tolerance):
+    assert make_plan(config("model", precision=precision), 1, 64).probe_tolerance == tolerance
+    vllm = replace(MINIMAL.rollout_matching.vllm, probe=replace(MINIMAL.rollout_matching.vllm.probe, tolerance=0.2))
+    assert make_plan(with_servers(vllm=vllm), 1, 64).probe_tolerance == 0.2
+
+
+def test_a_transfer_sends_every_weight():
+    assert [transfer_mode("auto"), transfer_mode("full")] == ["full", "full"]
+    assert [make_plan(MINIMAL, learners, 64).sync_mode for learners in (1, 2)] == ["full", "full"]

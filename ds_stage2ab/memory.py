@@ -1,0 +1,357 @@
+"""Memory of one learner by arithmetic, from the checkpoint's `config.json` alone. No torch, no weights.
+
+Parameters are counted exactly; bytes are an estimate: what a training step has to keep, without the space that CUDA,
+the allocator and the kernels take for themselves (about 1 to 3 GiB).
+
+Legend: h width of the language model, L its layers, q and k the widths of all query and of all key heads, i the inner
+width of its MLP, V rows of the vocabulary; w, u, D the same of the vision tower (width, inner width, depth), m its
+merge size; T tokens of a pack; e bytes of a value (4 in fp32, 2 in bf16); c = 4 / e, values of an fp32 copy; P
+parameters, P_t those of them that train; W learner ranks; r rank of an adapter.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ds_stage2ab.config.sections import Config, TunerSection
+from ds_stage2ab.errors import EnvironmentFault
+
+PARTS = ("vision", "aligner", "language")
+VALUE_BYTES = {"fp32": 4, "bf16": 2}
+FP32_BYTES = 4
+REDUCE_BUCKET = 500_000_000  # values; DeepSpeed's default of reduce_bucket_size, allocated whole from stage 1 on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linear:
+    """One shape of `nn.Linear`, and how often it occurs."""
+
+    inputs: int
+    outputs: int
+    bias: bool
+    count: int
+
+    @property
+    def parameters(self) -> int:
+        return self.count * (self.inputs + self.bias) * self.outputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextShape:
+    """`text_config` of a Qwen3-VL."""
+
+    width: int
+    layers: int
+    query_width: int
+    key_width: int
+    head_dim: int
+    heads: int
+    inner_width: int
+    vocabulary: int
+    attention_bias: bool
+    position_limit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionShape:
+    """`vision_config` of a Qwen3-VL."""
+
+    width: int
+    depth: int
+    inner_width: int
+    patch_values: int
+    # numbers of one patch: channels x frames x patch x patch
+    merge: int
+    # m: m x m patches make one token of the language model
+    output_width: int
+    num_positions: int
+    num_deepstack: int
+    # layers whose features enter the language model by a merger of their own
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """All sizes of a Qwen3-VL that its parameters and activations follow from."""
+
+    text: TextShape
+    vision: VisionShape
+    tied: bool
+    # the head is the embedding table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """What one learner needs; bytes, but for the first two."""
+
+    parameters: int
+    # P, adapters included
+    trained: int
+    # P_t
+    weights: int
+    gradients: int
+    optimizer: int
+    reduce_bucket: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.reduce_bucket + self.activations
+
+
+def read_shape(folder: Path) -> ModelShape:
+    """The sizes in `config.json` of a checkpoint folder.
+
+    Raises:
+        EnvironmentFault: the file is missing, damaged, or not that of a Qwen3-VL.
+    """
+    file = folder / "config.json"
+    fix = "set model.path to the whole folder of a stage-1 checkpoint"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise EnvironmentFault("is not on this machine", where=str(file), fix=fix) from None
+    except (OSError, ValueError) as error:
+        raise EnvironmentFault(f"cannot be read: {error}", where=str(file), fix=fix) from None
+    try:
+        if values["model_type"] != "qwen3_vl":
+            raise EnvironmentFault(f"is that of a {values['model_type']}, not of a qwen3_vl", where=str(file), fix=fix)
+        return ModelShape(
+            text=_text_shape(values["text_config"]),
+            vision=_vision_shape(values["vision_config"]),
+            tied=bool(values["tie_word_embeddings"]),
+        )
+    except KeyError as error:
+        raise EnvironmentFault(f"does not say {error.args[0]}", where=str(file), fix=fix) from None
+    except TypeError:
+        raise EnvironmentFault("does not have the form of a Qwen3-VL's", where=str(file), fix=fix) from None
+
+
+def _text_shape(values: dict) -> TextShape:
+    return TextShape(
+        width=_whole(values, "hidden_size"),
+        layers=_whole(values, "num_hidden_layers"),
+        query_width=_whole(values, "num_attention_heads") * _whole(values, "head_dim"),
+        key_width=_whole(values, "num_key_value_heads") * _whole(values, "head_dim"),
+        head_dim=_whole(values, "head_dim"),
+        heads=_whole(values, "num_attention_heads"),
+        inner_width=_whole(values, "intermediate_size"),
+        vocabulary=_whole(values, "vocab_size"),
+        attention_bias=bool(values["attention_bias"]),
+        position_limit=_whole(values, "max_position_embeddings"),
+    )
+
+
+def _vision_shape(values: dict) -> VisionShape:
+    return VisionShape(
+        width=_whole(values, "hidden_size"),
+        depth=_whole(values, "depth"),
+        inner_width=_whole(values, "intermediate_size"),
+        patch_values=_whole(values, "in_channels")
+        * _whole(values, "temporal_patch_size")
+        * _whole(values, "patch_size") ** 2,
+        merge=_whole(values, "spatial_merge_size"),
+        output_width=_whole(values, "out_hidden_size"),
+        num_positions=_whole(values, "num_position_embeddings"),
+        num_deepstack=len(values["deepstack_visual_indexes"]),
+    )
+
+
+def _whole(values: dict, key: str) -> int:
+    if type(values[key]) is not int:
+        raise TypeError(f"{key} is no whole number")
+    return values[key]
+
+
+# -- parameters ------------------------------------------------------------------------------------------------------
+
+
+def linears(shape: ModelShape) -> dict[str, list[Linear]]:
+    """Every `nn.Linear` of each part of `model.freeze`, the head of the language model left out."""
+    text, vision = shape.text, shape.vision
+    merged = vision.width * vision.merge**2
+    return {
+        "vision": _times(
+            vision.depth,
+            (vision.width, 3 * vision.width, True),
+            (vision.width, vision.width, True),
+            (vision.width, vision.inner_width, True),
+            (vision.inner_width, vision.width, True),
+        ),
+        "aligner": _times(1 + vision.num_deepstack, (merged, merged, True), (merged, vision.output_width, True)),
+        "language": _times(
+            text.layers,
+            (text.width, text.query_width, text.attention_bias),
+            (text.width, text.key_width, text.attention_bias),
+            (text.width, text.key_width, text.attention_bias),
+            (text.query_width, text.width, text.attention_bias),
+            (text.width, text.inner_width, False),
+            (text.width, text.inner_width, False),
+            (text.inner_width, text.width, False),
+        ),
+    }
+
+
+def _times(count: int, *shapes: tuple[int, int, bool]) -> list[Linear]:
+    return [Linear(inputs=a, outputs=b, bias=bias, count=count) for a, b, bias in shapes]
+
+
+def parameters_of(shape: ModelShape) -> dict[str, int]:
+    """Number of parameters of each part of `model.freeze`; together the whole model. Exact."""
+    text, vision = shape.text, shape.vision
+    merged = vision.width * vision.merge**2
+    beside_linears = {
+        # The patches' projection with its bias, learned positions, two norms with bias per block.
+        "vision": (vision.patch_values + 1 + vision.num_positions + 4 * vision.depth) * vision.width,
+        # The norm of the main merger is as wide as a patch, those of the others as wide as a merged token.
+        "aligner": 2 * vision.width + 2 * merged * vision.num_deepstack,
+        # Table and head, two norms and those of queries and keys per layer, the last norm.
+        "language": (1 if shape.tied else 2) * text.vocabulary * text.width
+        + text.layers * 2 * (text.width + text.head_dim)
+        + text.width,
+    }
+    return {part: count + sum(x.parameters for x in linears(shape)[part]) for part, count in beside_linears.items()}
+
+
+def adapter_parameters(shape: ModelShape, tuner: TunerSection, parts: list[str]) -> int:
+    """Parameters of the adapters on every linear layer of the given parts.
+
+    LoRA: A [r, in] and B [out, r], so r (in + out) per layer (Hu et al. 2021, section 4.1). DoRA: and one magnitude
+    per output (Liu et al. 2024, equation 5).
+    """
+    magnitude = tuner.type == "dora"
+    return sum(
+        x.count * (tuner.lora_rank * (x.inputs + x.outputs) + magnitude * x.outputs)
+        for part in parts
+        for x in linears(shape)[part]
+    )
+
+
+# -- bytes -----------------------------------------------------------------------------------------------------------
+
+
+def estimate(shape: ModelShape, config: Config, *, learners: int, zero_stage: int) -> Memory:
+    """What one learner keeps at the end of the forward pass over one full pack.
+
+    Weights e P, gradients e P_t, AdamW's two moments 8 P_t, and with ZeRO an fp32 copy of the trained weights 4 P_t;
+    of these, W ranks share out the optimizer's from stage 1, the gradients from stage 2, the weights from stage 3
+    (Rajbhandari et al. 2020, section 5 and figure 1). DeepSpeed makes its fp32 copy in fp32 too.
+
+    Args:
+        shape: sizes of the model.
+        config: a loaded config.
+        learners: W.
+        zero_stage: the stage that is run.
+    """
+    size = VALUE_BYTES[config.model.precision]
+    parts = [part for part in PARTS if part not in config.model.freeze]
+    base = parameters_of(shape)
+    has_adapters = config.tuner.type != "full"
+    adapters = adapter_parameters(shape, config.tuner, parts) if has_adapters else 0
+    trained = adapters if has_adapters else sum(base[part] for part in parts)
+    parameters = sum(base.values()) + adapters
+    moments = 2 * FP32_BYTES if config.training.optimizer == "adamw" else 0
+    master = FP32_BYTES if zero_stage else 0
+    return Memory(
+        parameters=parameters,
+        trained=trained,
+        weights=_share(size * parameters, learners, zero_stage >= 3),
+        gradients=_share(size * trained, learners, zero_stage >= 2),
+        optimizer=_share((moments + master) * trained, learners, zero_stage >= 1),
+        reduce_bucket=REDUCE_BUCKET * size if zero_stage else 0,
+        activations=activation_bytes(shape, config, parts),
+    )
+
+
+def _share(whole: int, learners: int, is_shared: bool) -> int:
+    return -(-whole // learners) if is_shared else whole
+
+
+def activation_bytes(shape: ModelShape, config: Config, parts: list[str]) -> int:
+    """What autograd keeps of one pack of T = `training.global_max_length` tokens, counted operation by operation.
+
+    The method of Korthikanti et al. 2022 (section 4.1), for these layers. With gradient checkpointing each layer keeps
+    its input alone, and one layer at a time is computed again (their section 5, full recomputation). Each token is
+    taken as the dearer of two kinds: of an image (m x m patches, where the vision tower or a merger trains), or of an
+    answer (a row of logits). So this is the most that a pack can take, not what a usual one does; weights that stay
+    frozen beside adapters save about a tenth, which is left out.
+
+    Args:
+        shape: sizes of the model.
+        config: a loaded config.
+        parts: of the model, those outside `model.freeze`.
+    """
+    size, tokens, text = VALUE_BYTES[config.model.precision], config.training.global_max_length, shape.text
+    copy = FP32_BYTES // size
+    checkpointing = config.model.gradient_checkpointing
+    has_magnitudes = config.tuner.type == "dora"
+    layer = tokens * _layer_values(text, copy) + tokens**2 * _pair_values(text, copy, config.model.attn_implementation)
+    if has_magnitudes and "language" in parts:
+        layer += tokens * _scaled_outputs(shape, "language") // text.layers
+    language = _kept(layer, tokens * text.width, text.layers, checkpointing)
+    language += tokens * (copy + 2) * text.width  # the last norm
+    image = _image_token_values(shape, parts, copy, checkpointing, has_magnitudes)
+    answer = text.vocabulary * (1 + copy + (copy if copy > 1 else 0))
+    return size * (_kept_passes(config) * language + tokens * max(image, answer))
+
+
+def _layer_values(text: TextShape, copy: int) -> int:
+    """Values that one decoder layer keeps per token: (2 c + 4) h + (c + 5) q + (c + 1) k + 4 i.
+
+    Each RMSNorm keeps its input in fp32, the normed values and what it hands on. Queries and keys are normed too; the
+    attention kernel keeps queries, keys and values, the latter two repeated for every query head, and its result. The
+    gated MLP keeps gate, its SiLU, the other factor and the product.
+    """
+    norms = 2 * (copy + 2) * text.width
+    attention = (copy + 5) * text.query_width + (copy + 1) * text.key_width
+    return norms + attention + 4 * text.inner_width
+
+
+def _pair_values(text: TextShape, copy: int, attention: str) -> int:
+    """Values that one decoder layer keeps per pair of tokens.
+
+    sdpa: the mask that parts the segments, as numbers, made anew in each layer. eager: the softmax of every head in
+    fp32 and, in bf16, its copy (the 5 a s / h of Korthikanti et al. 2022, without dropout).
+    """
+    return 1 if attention == "sdpa" else text.heads * (1 if copy == 1 else copy + 1)
+
+
+def _image_token_values(shape: ModelShape, parts: list[str], copy: int, checkpointing: bool, magnitudes: bool) -> int:
+    """Values kept per token of an image, by the parts of the vision tower that train.
+
+    A patch in a block: two norms with input and result (4 w), queries and keys turned (2 w), the joint projection that
+    the values are a part of (3 w), the result of attention by image and joined (2 w), and the MLP before and behind
+    its GELU: 11 w + 2 u. A merged token: the norm's input and result and the MLP before and behind its GELU, m^2 w
+    each, and the result. The scores of eager attention, one image at a time, are left out.
+    """
+    vision = shape.vision
+    patches, values = vision.merge**2, 0
+    if "vision" in parts:
+        block = patches * (11 * vision.width + 2 * vision.inner_width)
+        if magnitudes:
+            block += patches * _scaled_outputs(shape, "vision") // vision.depth
+        values += _kept(block, patches * vision.width, vision.depth, checkpointing)
+        values += patches * vision.patch_values
+    if "vision" in parts or "aligner" in parts:
+        values += (1 + vision.num_deepstack) * (4 * patches * vision.width + vision.output_width)
+    if magnitudes and "aligner" in parts:
+        values += _scaled_outputs(shape, "aligner")
+    return values
+
+
+def _scaled_outputs(shape: ModelShape, part: str) -> int:
+    """DoRA scales the layer's own result and the adapter's, and keeps both: two values per output."""
+    return 2 * sum(x.count * x.outputs for x in linears(shape)[part])
+
+
+def _kept(inside: int, at_entry: int, layers: int, checkpointing: bool) -> int:
+    return layers * at_entry + inside if checkpointing else layers * inside
+
+
+def _kept_passes(config: Config) -> int:
+    """Passes of the language model whose activations are alive together; Channel B makes one."""
+    section = config.stage2_ab
+    if section.schedule.b_ratio == 1:
+        return 1
+    return section.n_softctx_iter if section.softctx_grad_mode == "unroll" else min(2, section.n_softctx_iter)
