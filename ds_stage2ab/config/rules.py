@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ds_stage2ab.config.batch import ACCUMULATION, EFFECTIVE, PER_DEVICE, implied_learners, shape_batch
+from ds_stage2ab.config.batch import ACCUMULATION, EFFECTIVE, PER_DEVICE, counted, implied_learners, shape_batch
 from ds_stage2ab.config.problems import KeyPath
 from ds_stage2ab.config.servers import BACKEND, DECODE_BATCH, SERVERS, replicas_of, request_window
 from ds_stage2ab.errors import ConfigError
@@ -120,7 +120,7 @@ def evaluation_has_data(every_steps: int | None, validation: str | None) -> None
     """An evaluation interval would be ignored without validation data."""
     if every_steps is not None and validation is None:
         raise ConfigError(
-            f"every {every_steps} steps there is nothing to evaluate: {VALIDATION} is not set",
+            f"there is nothing to evaluate every {counted(every_steps, 'step')}: {VALIDATION} is not set",
             where=EVALUATE_EVERY,
             fix=f"set {VALIDATION} to a JSONL file, or delete {EVALUATE_EVERY}",
         )
