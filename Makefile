@@ -41,7 +41,7 @@ help:
 	@echo "make bench     every assertion about time, speed or memory"
 	@echo "make lint      ruff"
 	@echo "make stage1    train the shipped start checkpoint again, from nothing (up to two hours)"
-	@echo "make docs      check that the documents match the tree"
+	@echo "make docs      write docs/config.md from the schemas; check that the documents match the tree"
 
 install: $(INSTALLED)
 	@echo "installed: $(VENV)"
@@ -93,4 +93,5 @@ stage1: $(INSTALLED)
 	@echo "stage1 finished: $(SHIPPED) holds the new start checkpoint"
 
 docs: $(INSTALLED)
+	$(PY) -m ds_stage2ab.config.reference docs/config.md
 	$(PY) -m pytest -q tests/architecture/test_documents.py

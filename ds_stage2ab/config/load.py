@@ -12,10 +12,11 @@ from pathlib import Path
 
 from ds_stage2ab.config.document import Document, read_document
 from ds_stage2ab.config.nodes import Node
-from ds_stage2ab.config.problems import ArgumentPlace, Problem, in_reading_order
+from ds_stage2ab.config.problems import ArgumentPlace, KeyPath, Problem, in_reading_order
+from ds_stage2ab.config.removed import without_removed_keys
 from ds_stage2ab.config.report import as_error
 from ds_stage2ab.config.rules import B_RATIO, RULES, Rule, broken_rules, topology_rules
-from ds_stage2ab.config.schema import check_values, config_schema, keys_in_doubt, with_defaults, without_removed_keys
+from ds_stage2ab.config.schema import check_values, config_schema, keys_in_doubt, with_defaults
 from ds_stage2ab.config.sections import Config, build_config
 
 
@@ -59,12 +60,13 @@ def check_config(path: Path, rules: tuple[Rule, ...] = RULES, overrides: Node | 
     problems = list(document.problems)
     resolved: dict = {}
     if document.complete:
-        values, removed = without_removed_keys(document)
+        values, removed, asked_for = without_removed_keys(document)
         problems += removed
-        problems += check_values(values, document)
+        problems += check_values(values, document, asked_for)
         resolved = with_defaults(values, config_schema())
         problems += _inexact_ratio(document, problems)
-        problems += _rule_problems(resolved, document, problems, rules)
+        faulty = {problem.path for problem in problems} | asked_for | keys_in_doubt(problems)
+        problems += _rule_problems(resolved, document, faulty, rules)
     return CheckedConfig(path=path, problems=tuple(in_reading_order(problems)), resolved=resolved, document=document)
 
 
@@ -100,10 +102,7 @@ def load_config(path: Path, overrides: Node | None = None) -> LoadedConfig:
     return LoadedConfig(path=path, name=config.logging.name or path.stem, config=config, resolved=checked.resolved)
 
 
-def _rule_problems(
-    resolved: dict, document: Document, problems: list[Problem], rules: tuple[Rule, ...]
-) -> list[Problem]:
-    faulty = {problem.path for problem in problems} | keys_in_doubt(problems)
+def _rule_problems(resolved: dict, document: Document, faulty: set[KeyPath], rules: tuple[Rule, ...]) -> list[Problem]:
     found = []
     for rule, error in broken_rules(resolved, rules, faulty):
         path = tuple(error.where.split("."))

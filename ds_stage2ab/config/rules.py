@@ -162,6 +162,7 @@ def batch_rule(learners: int | None) -> Rule:
     """Rules 1 and 2 for a number of learner ranks; None: the number that the config speaks of by itself."""
 
     def batch_divides(effective: int, per_device: int, accumulation: int | None) -> None:
+        """Rules 1 and 2: a step's samples make whole micro-steps on every rank, as many as are given, if any are."""
         numbers = {"effective_batch_size": effective, "per_device": per_device, "accumulation": accumulation}
         shape_batch(**numbers, learners=learners or implied_learners(**numbers))
 
@@ -179,6 +180,7 @@ def server_rule(learners: int | None, rollout_devices: int | None) -> Rule:
     def servers_feed_every_rank(
         backend: str, servers: list[dict], decode_batch: int, effective: int, per_device: int, accumulation: int | None
     ) -> None:
+        """Rule 3: the sequences that all server replicas decode at once are as many as the learner ranks, or more."""
         if backend == "vllm" and servers:
             numbers = {"effective_batch_size": effective, "per_device": per_device, "accumulation": accumulation}
             replicas = replicas_of([server["tensor_parallel_size"] for server in servers], rollout_devices)

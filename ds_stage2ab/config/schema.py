@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.validators import extend
 
 from ds_stage2ab.config.document import EXTENDS, Document
+from ds_stage2ab.config.nodes import plain_value
 from ds_stage2ab.config.problems import KeyPath, Problem, dotted
 from ds_stage2ab.errors import EnvironmentFault
 
@@ -67,19 +68,13 @@ def config_schema() -> dict:
         if not isinstance(node, dict):
             return node
         if "$ref" in node:
-            return resolved(_read_json(folder / node["$ref"]))
+            return resolved(read_json(folder / node["$ref"]))
         return {key: resolved(value) for key, value in node.items() if key != "$schema"}
 
-    return resolved(_read_json(folder / ROOT_FILE))
+    return resolved(read_json(folder / ROOT_FILE))
 
 
-@cache
-def removed_keys() -> tuple[dict, ...]:
-    """The rows of the removed-keys table, in the order of the file."""
-    return tuple(_read_json(schema_folder() / "removed_keys.json")["removed"])
-
-
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -90,6 +85,25 @@ def leaves(schema: dict, path: KeyPath = ()) -> Iterator[tuple[KeyPath, dict]]:
             yield from leaves(child, (*path, key))
         elif (*path, key) != (EXTENDS,):
             yield (*path, key), child
+
+
+def schema_at(schema: dict, path: KeyPath) -> dict:
+    """The schema of a key, or of an entry of a list by its index."""
+    for key in path:
+        schema = schema["items"] if "items" in schema else schema["properties"][key]
+    return schema
+
+
+def holds(values: object, path: KeyPath) -> bool:
+    """Whether a key was written, or an entry of a list by its index."""
+    for key in path:
+        if isinstance(values, list) and key.isdecimal() and int(key) < len(values):
+            values = values[int(key)]
+        elif isinstance(values, dict) and key in values:
+            values = values[key]
+        else:
+            return False
+    return True
 
 
 # -- filling ---------------------------------------------------------------------------------------------------------
@@ -129,63 +143,29 @@ def with_defaults(values: dict, schema: dict) -> dict:
     return filled
 
 
-# -- removed keys ----------------------------------------------------------------------------------------------------
-
-
-def without_removed_keys(document: Document) -> tuple[dict, list[Problem]]:
-    """The values without keys of earlier configs, and one problem for each of them that was there."""
-    values = document.values
-    problems = []
-    for row in removed_keys():
-        path = tuple(row["key"].split("."))
-        if not _holds(values, path) or ("value" in row and _at(values, path) != row["value"]):
-            continue
-        fix = row["fix"].replace("{value}", _as_written(_at(values, path)))
-        problems.append(Problem(path, row["why"], fix, document.place_of_key(path)))
-        values = _without(values, path)
-    return values, problems
-
-
-def _holds(values: object, path: KeyPath) -> bool:
-    for key in path:
-        if isinstance(values, list) and key.isdecimal() and int(key) < len(values):
-            values = values[int(key)]
-        elif isinstance(values, dict) and key in values:
-            values = values[key]
-        else:
-            return False
-    return True
-
-
-def _at(values: object, path: KeyPath) -> object:
-    for key in path:
-        values = values[key]
-    return values
-
-
-def _as_written(value: object) -> str:
-    is_scalar = isinstance(value, int | float | str) and not isinstance(value, bool)
-    return str(value) if is_scalar else "..."
-
-
-def _without(values: dict, path: KeyPath) -> dict:
-    """A copy without a key, and without the mappings above it that held nothing else."""
-    rest = {key: value for key, value in values.items() if key != path[0]}
-    if len(path) == 1:
-        return rest
-    inner = _without(values[path[0]], path[1:])
-    return {key: inner if key == path[0] else value for key, value in values.items()} if inner else rest
-
-
 # -- checking --------------------------------------------------------------------------------------------------------
 
 
-def check_values(values: dict, document: Document) -> list[Problem]:
+def accepts(schema: dict, value: object) -> bool:
+    """Whether a key with this schema may have this value."""
+    return _Validator(schema).is_valid(value)
+
+
+def accepted(schema: dict) -> str:
+    """What a key with this schema takes, in words: "a whole number, at least 1"."""
+    if "enum" in schema:
+        return _one_of(schema["enum"])
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    return ", ".join(filter(None, (" or ".join(_KINDS[kind] for kind in kinds), _range(schema))))
+
+
+def check_values(values: dict, document: Document, doubtful: Set[KeyPath] = frozenset()) -> list[Problem]:
     """Everything in which the values differ from the schema, at most one problem per key.
 
     Args:
         values: the merged config without removed keys.
         document: where they were written.
+        doubtful: keys whose values another problem asks for, so that it is no second mistake if they are missing.
     """
     schema = config_schema()
     problems: dict[KeyPath, Problem] = {}
@@ -198,14 +178,18 @@ def check_values(values: dict, document: Document) -> list[Problem]:
         for problem in _translate(error, document, schema):
             problems.setdefault(problem.path, problem)
     found = list(problems.values())
-    return [p for p in found if p.why != MISSING or not _stands_elsewhere(p.path, found, values, schema)]
+    return [
+        p
+        for p in found
+        if p.why != MISSING or not (p.path in doubtful or _stands_elsewhere(p.path, found, values, schema))
+    ]
 
 
 def _stands_elsewhere(path: KeyPath, problems: list[Problem], values: dict, schema: dict) -> bool:
     """Whether a missing key is there under a wrong name or in a wrong place, which is one mistake and not two."""
     unknown = (problem.path for problem in problems if problem.why == UNKNOWN)
     meant = ((wrong, right) for wrong in unknown for right in similar_keys(wrong, schema))
-    return any(path[: len(right)] == right and _holds(values, (*wrong, *path[len(right) :])) for wrong, right in meant)
+    return any(path[: len(right)] == right and holds(values, (*wrong, *path[len(right) :])) for wrong, right in meant)
 
 
 def keys_in_doubt(problems: list[Problem]) -> set[KeyPath]:
@@ -239,7 +223,7 @@ def _translate(error: ValidationError, document: Document, schema: dict) -> Iter
 
 
 def _missing_key(path: KeyPath, document: Document, schema: dict) -> Problem:
-    meaning = _schema_at(schema, path)["description"].split(". ")[0].rstrip(".")
+    meaning = schema_at(schema, path)["description"].split(". ")[0].rstrip(".")
     return Problem(path, MISSING, f"add it: {meaning}", document.place_of_key(path[:-1]))
 
 
@@ -252,7 +236,7 @@ def _unknown_key(path: KeyPath, document: Document, schema: dict) -> Problem:
     elif found:
         fix = "did you mean " + " or ".join(f"`{dotted(key)}`" for key in found) + "?"
     else:
-        siblings = ", ".join(_schema_at(schema, path[:-1])["properties"])
+        siblings = ", ".join(schema_at(schema, path[:-1])["properties"])
         parent = f"`{dotted(path[:-1])}`" if path[:-1] else "the top level"
         fix = f"delete it; the keys of {parent} are {siblings}"
     return Problem(path, UNKNOWN, fix, document.place_of_key(path))
@@ -260,7 +244,7 @@ def _unknown_key(path: KeyPath, document: Document, schema: dict) -> Problem:
 
 def similar_keys(path: KeyPath, schema: dict) -> list[KeyPath]:
     """Keys that a user may have meant, best first: this very name elsewhere, else a near one here, else anywhere."""
-    siblings = list(_schema_at(schema, path[:-1])["properties"])
+    siblings = list(schema_at(schema, path[:-1])["properties"])
     everywhere: dict[str, list[KeyPath]] = {}
     for known in _all_keys(schema):
         everywhere.setdefault(known[-1], []).append(known)
@@ -286,13 +270,6 @@ def _all_keys(schema: dict, path: KeyPath = ()) -> Iterator[KeyPath]:
         yield from _all_keys(schema["items"], path)
 
 
-def _schema_at(schema: dict, path: KeyPath) -> dict:
-    """The schema of a key, or of an entry of a list by its index."""
-    for key in path:
-        schema = schema["items"] if "items" in schema else schema["properties"][key]
-    return schema
-
-
 def _wrong_value(error: ValidationError, text: str) -> tuple[str, str]:
     """(what is wrong, what to do) for a value that breaks one keyword of its schema."""
     limit = error.validator_value
@@ -306,7 +283,7 @@ def _wrong_value(error: ValidationError, text: str) -> tuple[str, str]:
         case "minLength":
             return "must not be empty", "write the text, or delete the key if it has a default"
         case "pattern":
-            return f"{error.schema['patternErrorMessage']}, got {text}", "write it with those characters"
+            return f"{error.schema['patternErrorMessage']}, got {text}", "write it in that form"
         case "uniqueItems":
             return f"names an entry twice: {', '.join(map(str, error.instance))}", "name each entry once"
     raise AssertionError(f"the schemas use `{error.validator}`, which has no message here")
@@ -318,29 +295,37 @@ def _wrong_type(error: ValidationError, text: str) -> tuple[str, str]:
     seen = _seen(error.instance, text)
     fix = f"write {wanted}"
     if error.instance is None:
-        fix = f"write {wanted}, or delete the line"
+        fix = f"write {wanted}, or leave the key out"
     elif isinstance(error.instance, float) and "integer" in allowed and error.instance.is_integer():
         fix = f"write {int(error.instance)}"
     elif isinstance(error.instance, str) and _is_quoted_number(error.instance, allowed):
         fix = f"write {error.instance} without quotes"
     elif "array" in allowed and isinstance(error.instance, str):
         fix = f"write a list: [{text}]"
+    elif "array" in allowed and isinstance(error.instance, dict):
+        fix = "write a list: begin each entry with `- `"
+    elif "object" in allowed and isinstance(error.instance, str) and ":" in error.instance:
+        fix = f"put a blank behind the colon: `{error.instance.replace(':', ': ', 1)}`"
     elif "object" in allowed:
-        fix = "write its keys in the lines below it, indented"
+        fix = "write its keys below it, indented: `key: value`"
     return f"must be {wanted}, got {seen}", fix
 
 
 def _is_quoted_number(text: str, allowed: list[str]) -> bool:
-    if "integer" in allowed:
-        return text.lstrip("+-").isdecimal()
-    return "number" in allowed and text.lstrip("+-").replace(".", "", 1).isdecimal()
+    value = plain_value(text)
+    kinds = [kind for name, kind in (("integer", int), ("number", int | float)) if name in allowed]
+    return not isinstance(value, bool) and any(isinstance(value, kind) for kind in kinds)
 
 
 def _wrong_choice(error: ValidationError, text: str) -> tuple[str, str]:
     choices = [str(choice) for choice in error.validator_value]
-    allowed = choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
+    allowed = _one_of(choices)
     near = difflib.get_close_matches(str(error.instance), choices, n=1)
     return f"must be {allowed}, got {text}", f"did you mean {near[0]}?" if near else f"write {allowed}"
+
+
+def _one_of(choices: list) -> str:
+    return str(choices[0]) if len(choices) == 1 else f"one of {', '.join(map(str, choices))}"
 
 
 def _range(schema: dict) -> str:

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
+from ds_stage2ab.config import removed
 from ds_stage2ab.config.load import check_config
 from ds_stage2ab.config.nodes import Node
 from ds_stage2ab.config.overrides import read_overrides
+from ds_stage2ab.config.removed import removed_keys
 from ds_stage2ab.config.rules import RULES, Rule, topology_rules
 from ds_stage2ab.config.schema import config_schema
 
@@ -192,3 +194,10 @@ def test_every_constraint_counts(capsys):
 def test_every_rule_counts(number):
     others = EVERY_RULE[:number] + EVERY_RULE[number + 1 :]
     assert any(not case.is_met(others) for case in (*wrong_values()[::-1], *bad_files()))
+
+
+@pytest.mark.parametrize("row", removed_keys(), ids=lambda row: row["key"])
+def test_every_removed_key_counts(row, monkeypatch):
+    others = tuple(other for other in removed_keys() if other is not row)
+    monkeypatch.setattr(removed, "removed_keys", lambda: others)
+    assert any(not case.is_met() for case in (*wrong_values()[::-1], *bad_files()))

@@ -10,7 +10,7 @@ from ds_stage2ab.config.document import EXTENDS, merge
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.nodes import Node, parse_yaml
 from ds_stage2ab.config.problems import Place
-from ds_stage2ab.config.schema import removed_keys
+from ds_stage2ab.config.removed import removed_keys
 from ds_stage2ab.config.servers import request_window, server_slots
 from ds_stage2ab.plan import make_plan
 from ds_stage2ab.validate import main as validate
