@@ -6,6 +6,7 @@ Which keys these are, and what replaces them, is data: `schemas/removed_keys.jso
 from __future__ import annotations
 
 import json
+import math
 from fractions import Fraction
 from functools import cache
 
@@ -49,7 +50,7 @@ def _remedy(row: dict, old: object, document: Document) -> str:
     path = tuple(name.split("."))
     schema = schema_at(config_schema(), path)
     new, note = _share_of_b(old) if "is_pattern" in row else (_unquoted(old, schema), "")
-    usable = accepts(schema, new)
+    usable = accepts(schema, new) and not (isinstance(new, float) and not math.isfinite(new))
     if holds(document.values, path):
         return _beside(name, _at(document.values, path), new if usable else None, document.place_of_key(path).spot)
     if not usable:

@@ -114,6 +114,7 @@ def test_advice_that_names_a_value_names_the_key_that_takes_it(row):
         ("custom.extra.rollout_matching.rollout_infer_batch_size", "null", "(a whole number, at least 1)"),
         ("custom.extra.rollout_matching.maskiou_gate", "1.5", "(a number, above 0 and at most 1)"),
         ("stage2_ab.bbox_l1_weight", "[1]", "(a number, at least 0)"),
+        ("stage2_ab.bbox_l1_weight", ".inf", "(a number, at least 0)"),
     ],
 )
 def test_advice_names_the_value_that_goes_with_the_new_key(key, old, advice, problems_of):
