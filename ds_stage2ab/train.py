@@ -107,5 +107,8 @@ def _leave(kind: type[BaseException], error: BaseException, trace: TracebackType
 if __name__ == "__main__":
     sys.excepthook = _leave
     code = main()
+    # At once after a good end too: everything is closed, and on the interpreter's own way down a thread of the
+    # process group that still runs aborts the process now and then ("terminate called without an active exception").
     sys.stdout.flush()
-    os._exit(code) if code else sys.exit(code)
+    sys.stderr.flush()
+    os._exit(code)
