@@ -56,6 +56,7 @@ def add_adapters(model: nn.Module, tuner: TunerSection, frozen: tuple[str, ...],
         seed: of the adapters' first weights: equal on every rank.
         source: the checkpoint folder, named in the adapter's own config.
     """
+    precision = model.dtype
     config = LoraConfig(
         r=tuner.lora_rank,
         lora_alpha=tuner.lora_alpha,
@@ -67,8 +68,10 @@ def add_adapters(model: nn.Module, tuner: TunerSection, frozen: tuple[str, ...],
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
-    # As the rest of the model: the engine holds fp32 copies of what trains in bf16.
-    model.to(model.dtype)
+    # As the rest of the model: the engine holds fp32 copies of what trains in bf16. Parameters alone: a cast of the
+    # whole model would round its rotary frequencies too.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(precision)
 
 
 def adapters_of(model: nn.Module) -> dict[str, LoraLayer]:

@@ -94,6 +94,16 @@ def test_a_new_adapter_changes_no_output(bench, quickstart, kind):
     torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
 
 
+def test_adapters_take_the_precision_of_the_model_and_no_buffer_is_rounded(bench, quickstart):
+    model = Qwen3VLForConditionalGeneration.from_pretrained(quickstart.model, dtype=torch.bfloat16)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert any(buffer.dtype == torch.float32 for buffer in before.values())  # the rotary frequencies
+    add_adapters(model, tuner("dora"), (), seed=0, source=quickstart.model)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    for name, buffer in model.named_buffers():
+        torch.testing.assert_close(buffer, before[name], atol=0, rtol=0)
+
+
 def test_the_first_weights_follow_from_the_seed_alone(bench, quickstart):
     first = {
         name: p.clone() for name, p in adapt(bench, quickstart, "lora", seed=3).named_parameters() if "lora_A" in name
