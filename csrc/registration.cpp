@@ -6,9 +6,12 @@
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <sstream>
 #include <tuple>
 
 #include "cpu/kernels.h"
+#include "cpu/scan.h"
 #include "inputs.h"
 
 namespace ds_stage2ab {
@@ -57,6 +60,46 @@ std::tuple<Tensor, Tensor, Tensor> trim_responses(const Tensor& generated, int64
   return {tokens, lengths, stopped};
 }
 
+std::vector<std::string> lexemes_of(const std::string& words) {
+  std::istringstream stream(words);
+  std::vector<std::string> lexemes;
+  for (std::string lexeme; stream >> lexeme;) {
+    lexemes.push_back(lexeme);
+  }
+  return lexemes;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> scan_rollout(const Tensor& token_ids, const Tensor& table,
+                                                        const Tensor& offsets, const Tensor& kinds, std::string opening,
+                                                        std::string closing, std::string key_head, bool quoted) {
+  check_tensor("token_ids", token_ids, 1, token_ids.device());
+  check_tensor("offsets", offsets, 1, token_ids.device());
+  check_tensor("kinds", kinds, 1, token_ids.device());
+  TORCH_CHECK_VALUE(table.scalar_type() == at::kByte && table.dim() == 1 && offsets.size(0) == kinds.size(0) + 1,
+                    "table must be uint8 with 1 axis, and offsets one longer than kinds");
+  const Tensor ids = token_ids.contiguous(), bytes = table.contiguous(), bounds = offsets.contiguous(),
+               kind = kinds.contiguous();
+  const cpu::Response response{ids.const_data_ptr<int64_t>(),    ids.size(0),
+                               bytes.const_data_ptr<uint8_t>(),  bytes.size(0),
+                               bounds.const_data_ptr<int64_t>(), kind.const_data_ptr<int64_t>(), kind.size(0)};
+  const cpu::Grammar grammar{lexemes_of(opening), lexemes_of(closing), key_head, quoted};
+  TORCH_CHECK_VALUE(!grammar.opening.empty() && !grammar.closing.empty(), "opening and closing must hold a lexeme each");
+  cpu::Found found;
+  const bool fits = cpu::scan_rollout(grammar, response, found);
+  TORCH_CHECK_VALUE(fits, "offsets must ascend from 0 to ", bytes.size(0), ", the number of bytes");
+  Tensor nodes = ids.new_empty({static_cast<int64_t>(found.nodes.size()), 6});
+  Tensor text = bytes.new_empty({static_cast<int64_t>(found.text.size())});
+  Tensor starts = ids.new_empty({static_cast<int64_t>(found.starts.size())}), summary = ids.new_empty({3});
+  std::copy_n(reinterpret_cast<const int64_t*>(found.nodes.data()), nodes.numel(), nodes.mutable_data_ptr<int64_t>());
+  std::copy(found.text.begin(), found.text.end(), text.mutable_data_ptr<uint8_t>());
+  std::copy(found.starts.begin(), found.starts.end(), starts.mutable_data_ptr<int64_t>());
+  int64_t* told = summary.mutable_data_ptr<int64_t>();
+  told[0] = found.opening_end;
+  told[1] = static_cast<int64_t>(found.ended);
+  told[2] = found.behind;
+  return {nodes, text, starts, summary};
+}
+
 }  // namespace
 }  // namespace ds_stage2ab
 
@@ -64,10 +107,14 @@ TORCH_LIBRARY(ds_stage2ab, library) {
   library.def("pack_left(Tensor tokens, Tensor offsets, Tensor order, SymInt pad_id, SymInt width) -> (Tensor, Tensor)");
   library.def("pack_left_positions(Tensor positions, Tensor offsets, Tensor order, SymInt width) -> Tensor");
   library.def("trim_responses(Tensor generated, SymInt stop_id) -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "scan_rollout(Tensor token_ids, Tensor table, Tensor offsets, Tensor kinds, str opening, str closing, "
+      "str key_head, bool quoted) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(ds_stage2ab, CPU, library) {
   library.impl("pack_left", ds_stage2ab::pack_left);
   library.impl("pack_left_positions", ds_stage2ab::pack_left_positions);
   library.impl("trim_responses", ds_stage2ab::trim_responses);
+  library.impl("scan_rollout", ds_stage2ab::scan_rollout);
 }

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 Box = tuple[int, int, int, int]
@@ -104,10 +106,10 @@ class ParsedObject:
     box: Box
     span: tuple[int, int]
     # [first, last) bytes of the value in the text of the response
+    desc_span: tuple[int, int]
+    # the same of the description's value, between its quotes
     tokens: tuple[int, int]
     # [first, last) indices into response_ids of the tokens whose first byte lies in `span`
-    desc_tokens: tuple[int, int]
-    # the same for the description's value, between its quotes
     slots: tuple[int, int, int, int]
     # indices into response_ids of its four coordinate tokens
 
@@ -124,6 +126,8 @@ class ParsedRollout:
     # one of matching.parse.STATES
     prefix_ids: tuple[int, ...]
     # generated ids up to the end of the last complete value (contract of the codec's opening)
+    next_number: int
+    # of an object that is appended, where the form numbers objects: the highest in the prefix plus one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +145,7 @@ class Match:
     # predicted objects without a partner
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Target:
     """What a rollout teaches: its prefix, the objects that it missed, the close; positions count from its first id.
 
@@ -149,15 +153,15 @@ class Target:
     answer that would be taught by teacher forcing, with weight 0 on its opening.
     """
 
-    ids: tuple[int, ...]
+    ids: NDArray[np.int64]
     # [T] the last is the end of turn
-    weights: tuple[float, ...]
+    weights: NDArray[np.float32]
     # [T] cross-entropy weight of each token; 0 = not supervised
-    is_desc: tuple[bool, ...]
+    is_desc: NDArray[np.bool_]
     # [T] tokens of an appended description's value; those of the prefix are never supervised and not marked
-    slots: tuple[int, ...]
+    slots: NDArray[np.int64]
     # [4N] positions of supervised coordinate tokens: matched objects as generated, then appended ones
-    bins: tuple[int, ...]
+    bins: NDArray[np.int64]
     # [4N] the bin that the model should give at each slot
 
 

@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,12 @@ def write_config(path: Path, values: dict[str, Any]) -> Path:
     """JSON is YAML."""
     path.write_text(json.dumps(values, indent=1))
     return path
+
+
+def as_tuples(carrier: Any) -> Any:
+    """The same object with tuples in the place of arrays: it can be compared, and read in a failure."""
+    arrays = {field.name: getattr(carrier, field.name) for field in fields(carrier)}
+    return replace(carrier, **{name: tuple(array.tolist()) for name, array in arrays.items()})
 
 
 def free_port() -> int:

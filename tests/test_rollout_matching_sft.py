@@ -25,7 +25,7 @@ from ds_stage2ab.matching.assign import match_boxes
 from ds_stage2ab.matching.parse import REASONS, STATES, parse_rollout
 from ds_stage2ab.matching.score import score_image, set_score
 from ds_stage2ab.matching.targets import build_target
-from tests.parts import Quickstart, config_values, merged, write_config
+from tests.parts import Quickstart, as_tuples, config_values, merged, write_config
 
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -126,7 +126,7 @@ def follow(vocabulary: Vocabulary, form: Form, ids: list[int], truth: list[Truth
     codec = get_codec(form.name)
     parsed = parse_rollout(ids, vocabulary, codec)
     match = match_boxes(parsed.objects, truth, **COSTS)
-    target = build_target(parsed, match, truth, vocabulary, codec, **WEIGHTS)
+    target = as_tuples(build_target(parsed, match, truth, vocabulary, codec, **WEIGHTS))
     found = [place for _, place in match.pairs]
     assert sorted([*found, *match.missed]) == list(range(len(truth)))
     assert target.bins == tuple(k for place in [*found, *match.missed] for k in truth[place].box)

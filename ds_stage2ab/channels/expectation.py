@@ -4,6 +4,8 @@ What is learned is the answer that the codec writes for the ground truth. The lo
 read expected embeddings at the coordinate slots) belongs to the objective; the channel only says how many.
 """
 
+import numpy as np
+
 from ds_stage2ab.carriers import Sample, Segment, Target
 from ds_stage2ab.channels.segment import PositionIndex, make_segment
 from ds_stage2ab.clock import Clock
@@ -61,10 +63,11 @@ class Expectation:
     def _target(self, sample: Sample) -> Target:
         """The answer with every token supervised: coordinates by their bins, all others by cross-entropy."""
         answer = encode_answer(sample.objects, self.vocabulary, self.codec, where=sample.id)
-        weights = [
-            0.0 if is_coord else self.desc_ce_weight if is_desc else 1.0
-            for is_desc, is_coord in zip(answer.is_desc, answer.is_coord, strict=True)
-        ]
+        weights = np.where(answer.is_desc, self.desc_ce_weight, 1.0) * ~answer.is_coord
         return Target(
-            ids=answer.ids, weights=tuple(weights), is_desc=answer.is_desc, slots=answer.slots, bins=answer.bins
+            ids=answer.ids,
+            weights=weights.astype(np.float32),
+            is_desc=answer.is_desc,
+            slots=answer.slots,
+            bins=answer.bins,
         )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ds_stage2ab.carriers import Sample, Segment, Target
 from ds_stage2ab.errors import DataError
@@ -34,7 +35,7 @@ def make_segment(
         DataError: the two are longer than `max_length`.
     """
     prompt_length = len(sample.prompt_ids)
-    ids = torch.tensor(sample.prompt_ids + target.ids)
+    ids = torch.cat([torch.tensor(sample.prompt_ids, dtype=torch.long), torch.from_numpy(target.ids)])
     if len(ids) > max_length:
         raise DataError(
             f"prompt and answer are {len(ids)} tokens long, training.global_max_length is {max_length}",
@@ -45,10 +46,10 @@ def make_segment(
         input_ids=ids,
         position_ids=positions(ids, sample.vision.image_grid_thw),
         vision=sample.vision,
-        weights=torch.tensor([0.0] * prompt_length + list(target.weights)),
-        is_desc=torch.tensor([False] * prompt_length + list(target.is_desc)),
-        slots=torch.tensor(target.slots, dtype=torch.long) + prompt_length,
-        bins=torch.tensor(target.bins, dtype=torch.long),
+        weights=pad(torch.from_numpy(target.weights), (prompt_length, 0)),
+        is_desc=pad(torch.from_numpy(target.is_desc), (prompt_length, 0)),
+        slots=torch.from_numpy(target.slots) + prompt_length,
+        bins=torch.from_numpy(target.bins),
         sample_id=sample.id,
         draw=sample.draw,
         channel=channel,

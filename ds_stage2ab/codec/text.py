@@ -16,9 +16,13 @@ Invariants:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ds_stage2ab.carriers import Truth
 from ds_stage2ab.codec.bins import coordinate_token
@@ -26,6 +30,7 @@ from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.errors import ConfigError, DataError
 
 Region = Literal["structure", "desc", "coordinate"]
+REGIONS: tuple[Region, ...] = ("structure", "desc", "coordinate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,66 +43,92 @@ class Piece:
     # of a coordinate; -1 elsewhere
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AnswerTokens:
     """A text as ids; T tokens, N objects.
 
     Example: `{"objects": []}` and the end of turn have T tokens, all structure, and N = 0.
     """
 
-    ids: tuple[int, ...]
+    ids: NDArray[np.int64]
     # [T]
-    is_desc: tuple[bool, ...]
+    is_desc: NDArray[np.bool_]
     # [T] the token's first byte lies in a description's value (quotes are structure)
-    is_coord: tuple[bool, ...]
+    is_coord: NDArray[np.bool_]
     # [T] the token is a coordinate token
-    slots: tuple[int, ...]
+    slots: NDArray[np.int64]
     # [4N] positions of the coordinate tokens, x1 y1 x2 y2 of each object in turn
-    bins: tuple[int, ...]
+    bins: NDArray[np.int64]
     # [4N] the bin at each slot
 
 
-class Codec(Protocol):
-    """One text form. The texts are what we write; the lexemes are what the parser reads, whitespace between them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Codec:
+    """One text form, as data: what is written around objects, and what the parser reads there.
+
+    Example: `array` writes `{"objects": [{"desc": "cat", "bbox_2d": [<|coord_110|>, ...]}, ...]}`, `keyed`
+    `{"object_1": {"desc": "cat", "bbox_2d": ["<|coord_110|>", ...]}, ...}`.
+    """
 
     name: str
+    # of `data.codec`
     opening: str
-    separator: str
     closing: str
-    opening_lexemes: tuple[bytes, ...]
-    closing_lexemes: tuple[bytes, ...]
+    separator: str
+    # between objects
+    key: tuple[str, str]
+    # what stands before and behind the number of an object; two empty texts: objects have no key
+    quote: str
+    # around a coordinate token: it is characters of a string; empty: it is a value
+    grammar: Mapping[str, Any]
+    # the same for the parser, as `ops.scan_rollout` takes it: lexemes with blanks between them
 
     def object_pieces(self, truth: Truth, number: int, vocabulary: Vocabulary) -> list[Piece]:
-        """One object as pieces; `number` is its place in the answer, counted from 1."""
+        """One object as pieces.
 
-
-@dataclass(frozen=True, slots=True)
-class ArrayCodec:
-    """`{"objects": [{"desc": "cat", "bbox_2d": [<|coord_110|>, ...]}, ...]}`: coordinates are bare JSON values."""
-
-    name: str = "array"
-    opening: str = '{"objects": ['
-    separator: str = ", "
-    closing: str = "]}"
-    opening_lexemes: tuple[bytes, ...] = (b"{", b'"objects"', b":", b"[")
-    closing_lexemes: tuple[bytes, ...] = (b"]", b"}")
-
-    def object_pieces(self, truth: Truth, number: int, vocabulary: Vocabulary) -> list[Piece]:
-        """One object as pieces; the form does not number its objects."""
+        Args:
+            number: of its key, if the form has keys.
+        """
+        head, tail = self.key
+        key = f"{head}{number}{tail}" if head else ""
         pieces = [
-            Piece('{"desc": "', "structure"),
+            Piece(key + '{"desc": "', "structure"),
             Piece(_escaped(truth.desc, vocabulary), "desc"),
-            Piece('", "bbox_2d": [', "structure"),
+            Piece(f'", "bbox_2d": [{self.quote}', "structure"),
         ]
         for place, k in enumerate(truth.box):
             if place:
-                pieces.append(Piece(", ", "structure"))
+                pieces.append(Piece(f"{self.quote}, {self.quote}", "structure"))
             pieces.append(Piece(coordinate_token(k), "coordinate", k))
-        pieces.append(Piece("]}", "structure"))
+        pieces.append(Piece(f"{self.quote}]}}", "structure"))
         return pieces
 
 
-CODECS: dict[str, Codec] = {"array": ArrayCodec()}
+CODECS: Mapping[str, Codec] = MappingProxyType(
+    {
+        codec.name: codec
+        for codec in (
+            Codec(
+                name="array",
+                opening='{"objects": [',
+                closing="]}",
+                separator=", ",
+                key=("", ""),
+                quote="",
+                grammar={"opening": '{ "objects" : [', "closing": "] }", "key_head": "", "quoted": False},
+            ),
+            Codec(
+                name="keyed",
+                opening="{",
+                closing="}",
+                separator=", ",
+                key=('"object_', '": '),
+                quote='"',
+                grammar={"opening": "{", "closing": "}", "key_head": '"object_', "quoted": True},
+            ),
+        )
+    }
+)
 
 
 def get_codec(name: str) -> Codec:
@@ -113,11 +144,26 @@ def get_codec(name: str) -> Codec:
 
 def answer_pieces(objects: Sequence[Truth], vocabulary: Vocabulary, codec: Codec) -> list[Piece]:
     """The whole text of an answer, from the opening to the closing."""
-    pieces = [Piece(codec.opening, "structure")]
+    return [
+        Piece(codec.opening, "structure"),
+        *appended_pieces(objects, 1, vocabulary, codec, after_a_value=False),
+    ]
+
+
+def appended_pieces(
+    objects: Sequence[Truth], number: int, vocabulary: Vocabulary, codec: Codec, *, after_a_value: bool
+) -> list[Piece]:
+    """What completes an answer that was begun: further objects, and the closing.
+
+    Args:
+        number: of the first of them, if the form numbers objects.
+        after_a_value: whether a value stands before them.
+    """
+    pieces: list[Piece] = []
     for place, truth in enumerate(objects):
-        if place:
+        if place or after_a_value:
             pieces.append(Piece(codec.separator, "structure"))
-        pieces.extend(codec.object_pieces(truth, place + 1, vocabulary))
+        pieces.extend(codec.object_pieces(truth, number + place, vocabulary))
     pieces.append(Piece(codec.closing, "structure"))
     return pieces
 
@@ -133,9 +179,9 @@ def encode_answer(objects: Sequence[Truth], vocabulary: Vocabulary, codec: Codec
     """
     answer = encode_pieces(answer_pieces(objects, vocabulary, codec), vocabulary, where=where)
     return AnswerTokens(
-        ids=(*answer.ids, vocabulary.stop_id),
-        is_desc=(*answer.is_desc, False),
-        is_coord=(*answer.is_coord, False),
+        ids=np.append(answer.ids, vocabulary.stop_id),
+        is_desc=np.append(answer.is_desc, False),
+        is_coord=np.append(answer.is_coord, False),
         slots=answer.slots,
         bins=answer.bins,
     )
@@ -151,25 +197,26 @@ def encode_pieces(pieces: Sequence[Piece], vocabulary: Vocabulary, *, where: str
             coordinate pieces (a description holds a text that this tokenizer turns into a token).
     """
     text = "".join(piece.text for piece in pieces)
-    ids = vocabulary.encode(text)
-    regions = _region_of_bytes(pieces)
-    starts, total = _byte_starts(ids, vocabulary)
-    slots = tuple(place for place, token in enumerate(ids) if token in vocabulary.coordinate_bins)
-    bins = tuple(vocabulary.coordinate_bins[ids[place]] for place in slots)
-    wanted = tuple(piece.bin for piece in pieces if piece.region == "coordinate")
-    written = vocabulary.written_all(ids)
-    if total != len(regions) or written != text.encode() or bins != wanted:
+    ids = np.array(vocabulary.encode(text), dtype=np.int64)
+    kinds = vocabulary.kinds_of(ids)
+    slots = np.flatnonzero(kinds >= 0)
+    wanted = [piece.bin for piece in pieces if piece.region == "coordinate"]
+    written = vocabulary.written_all(ids.tolist())
+    if written != text.encode() or kinds[slots].tolist() != wanted:
         raise DataError(
             f"the tokenizer cannot write this answer exactly: {text!r} came back as {written!r}",
             where=where,
             fix="look for the text of a special token or an unusual character in the descriptions",
         )
+    # A token of no bytes at the very end has no first byte: it takes the region of the last one.
+    first = np.minimum(vocabulary.starts_of(ids)[:-1], len(written) - 1)
+    region = _region_of_bytes(pieces)[first]
     return AnswerTokens(
-        ids=tuple(ids),
-        is_desc=tuple(regions[start] == "desc" for start in starts),
-        is_coord=tuple(token in vocabulary.coordinate_bins for token in ids),
+        ids=ids,
+        is_desc=region == REGIONS.index("desc"),
+        is_coord=kinds >= 0,
         slots=slots,
-        bins=bins,
+        bins=kinds[slots],
     )
 
 
@@ -185,17 +232,7 @@ def _escaped(desc: str, vocabulary: Vocabulary) -> str:
     return inside
 
 
-def _region_of_bytes(pieces: Iterable[Piece]) -> list[Region]:
-    regions: list[Region] = []
-    for piece in pieces:
-        regions.extend([piece.region] * len(piece.text.encode()))
-    return regions
-
-
-def _byte_starts(ids: Iterable[int], vocabulary: Vocabulary) -> tuple[list[int], int]:
-    starts: list[int] = []
-    total = 0
-    for token in ids:
-        starts.append(total)
-        total += len(vocabulary.written(token))
-    return starts, total
+def _region_of_bytes(pieces: Sequence[Piece]) -> NDArray[np.int64]:
+    """[bytes] place in `REGIONS` of each byte of the joined text."""
+    codes = [REGIONS.index(piece.region) for piece in pieces]
+    return np.repeat(codes, [len(piece.text.encode()) for piece in pieces])

@@ -1,15 +1,19 @@
 """What the rest of the system knows of a tokenizer: the bytes of every token, and a few ids.
 
-Made once from a Hugging Face tokenizer. A byte-level BPE token can hold half a character, so text is
-only ever compared and cut as bytes. Added tokens (control, vision, coordinate) are ids, never text.
+Made once from a Hugging Face tokenizer: a byte-level BPE (Qwen, GPT-2), or one of SentencePiece's kind with a token for
+each byte (Gemma, Llama). Either can have tokens that hold half a character, so text is only ever compared and cut as
+bytes. Added tokens (control, vision, coordinate) are ids, never text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ds_stage2ab.codec.bins import NUM_BINS, coordinate_token
 from ds_stage2ab.errors import EnvironmentFault
@@ -27,7 +31,27 @@ VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE_T
 _PROBE = f'{{"objects": [{{"desc": "\u00e9 \u4e2d", "bbox_2d": [{coordinate_token(0)}, {coordinate_token(999)}]}}]}}'
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+TEXT, SPECIAL = -1, -2
+"""Kinds of ids that are no coordinates: they write bytes, or they do not (an id without a token does not)."""
+BLANK = "\u2581"
+"""SentencePiece's sign for a blank."""
+BYTE_TOKENS = {f"<0x{byte:02X}>": byte for byte in range(256)}
+"""SentencePiece's tokens for single bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Tables:
+    """What the ids of a vocabulary are counted by, as arrays; V ids."""
+
+    content: NDArray[np.uint8]
+    # what each id writes, back to back; a coordinate token `<|coord_k|>`
+    offsets: NDArray[np.int64]
+    # [V + 1] of each id's first byte in `content`
+    kinds: NDArray[np.int64]
+    # [V] the bin of a coordinate token, TEXT or SPECIAL
+
+
+@dataclass(frozen=True, kw_only=True)
 class Vocabulary:
     """A tokenizer as plain data.
 
@@ -58,17 +82,21 @@ class Vocabulary:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
-        """Read a byte-level BPE tokenizer that has the 1,000 coordinate tokens.
+        """Read a tokenizer that has the 1,000 coordinate tokens.
 
         Raises:
             EnvironmentFault: coordinate tokens missing or not distinct single ids, no stop or image
-                token, or a tokenizer that is not a lossless byte-level BPE.
+                token, or a tokenizer that does not write text byte for byte.
         """
         place = str(tokenizer.name_or_path)
         encode = partial(_encode, tokenizer)
         added = tokenizer.get_added_vocab()
         coordinate_ids = _coordinate_ids(added, encode, place)
-        token_bytes = _token_bytes(tokenizer.get_vocab(), set(added.values()), place)
+        vocab = tokenizer.get_vocab()
+        no_text = {*added.values(), *tokenizer.all_special_ids}
+        is_sentencepiece = BYTE_TOKENS.keys() <= vocab.keys()
+        bytes_of = _sentencepiece_bytes if is_sentencepiece else _byte_level_bytes
+        token_bytes = _token_bytes(vocab, no_text, bytes_of, place)
         vocabulary = cls(
             token_bytes=token_bytes,
             byte_ids=_byte_ids(token_bytes, place),
@@ -79,7 +107,7 @@ class Vocabulary:
             vision_ids=tuple(added[text] for text in VISION_TOKENS if text in added),
             added_texts=tuple(sorted(added)),
             encode=encode,
-            normalise=partial(_normalise, tokenizer),
+            normalise=partial(_normalise, tokenizer, is_sentencepiece),
         )
         _check_lossless(vocabulary, place)
         return vocabulary
@@ -89,24 +117,55 @@ class Vocabulary:
         assert token >= 0, f"token id {token}"
         return self.token_bytes[token] if token < len(self.token_bytes) else None
 
+    @cached_property
+    def _written(self) -> list[bytes]:
+        """By token id: the bytes by which it is counted."""
+        written = [piece or b"" for piece in self.token_bytes]
+        written += [b""] * (max(self.coordinate_ids) + 1 - len(written))
+        for token, k in self.coordinate_bins.items():
+            written[token] = coordinate_token(k).encode()
+        return written
+
+    @cached_property
+    def tables(self) -> Tables:
+        """The same as arrays; made once."""
+        kinds = np.full(len(self._written), SPECIAL, dtype=np.int64)
+        kinds[[token for token, piece in enumerate(self.token_bytes) if piece is not None]] = TEXT
+        kinds[list(self.coordinate_ids)] = np.arange(NUM_BINS)
+        return Tables(
+            content=np.frombuffer(bytearray(b"".join(self._written)), dtype=np.uint8),
+            offsets=np.cumsum([0, *map(len, self._written)], dtype=np.int64),
+            kinds=kinds,
+        )
+
     def written(self, token: int) -> bytes:
         """The bytes by which a token is counted: its text, for a coordinate token `<|coord_k|>`, else nothing."""
-        if token in self.coordinate_bins:
-            return coordinate_token(self.coordinate_bins[token]).encode()
-        return self.bytes_of(token) or b""
+        return self._written[token] if token < len(self._written) else b""
 
     def written_all(self, tokens: Iterable[int]) -> bytes:
         """`written` of several tokens, joined; their text for a reader, other added tokens left out."""
-        return b"".join(self.written(token) for token in tokens)
+        return b"".join(map(self.written, tokens))
+
+    def kinds_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[T] of ids [T]: the bin of a coordinate token, TEXT or SPECIAL."""
+        known = ids < len(self.tables.kinds)
+        return np.where(known, self.tables.kinds[np.where(known, ids, 0)], SPECIAL)
+
+    def starts_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[T + 1] of ids [T]: offset of each token's first byte in `written_all`; at the end, their number."""
+        known = ids < len(self.tables.kinds)
+        lengths = np.where(known, np.diff(self.tables.offsets)[np.where(known, ids, 0)], 0)
+        return np.concatenate([[0], np.cumsum(lengths)])
 
 
 def _encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-def _normalise(tokenizer: PreTrainedTokenizerFast, text: str) -> str:
+def _normalise(tokenizer: PreTrainedTokenizerFast, is_sentencepiece: bool, text: str) -> str:
     normaliser = tokenizer.backend_tokenizer.normalizer
-    return text if normaliser is None else normaliser.normalize_str(text)
+    normal = text if normaliser is None else normaliser.normalize_str(text)
+    return normal.replace(BLANK, " ") if is_sentencepiece else normal
 
 
 def _byte_of_character() -> dict[str, int]:
@@ -122,30 +181,47 @@ def _byte_of_character() -> dict[str, int]:
     return table
 
 
-def _token_bytes(vocab: dict[str, int], added_ids: set[int], place: str) -> tuple[bytes | None, ...]:
-    byte_of = _byte_of_character()
+_BYTE_OF = _byte_of_character()
+
+
+def _byte_level_bytes(text: str) -> bytes | None:
+    """The bytes of a byte-level BPE's token; None if it is no such token."""
+    return bytes(map(_BYTE_OF.__getitem__, text)) if _BYTE_OF.keys() >= set(text) else None
+
+
+def _sentencepiece_bytes(text: str) -> bytes:
+    return bytes([BYTE_TOKENS[text]]) if text in BYTE_TOKENS else text.replace(BLANK, " ").encode()
+
+
+def _token_bytes(
+    vocab: dict[str, int], no_text: set[int], bytes_of: Callable[[str], bytes | None], place: str
+) -> tuple[bytes | None, ...]:
     table: list[bytes | None] = [None] * (max(vocab.values()) + 1)
     for text, token in vocab.items():
-        if token in added_ids:
+        if token in no_text:
             continue
-        if not all(character in byte_of for character in text):
+        table[token] = bytes_of(text)
+        if table[token] is None:
             raise EnvironmentFault(
-                f"the tokenizer is not a byte-level BPE (token {token} is {text!r})",
+                "the tokenizer is neither a byte-level BPE nor of SentencePiece's kind with a token for each byte"
+                f" (token {token} is {text!r})",
                 where=place,
-                fix="use a checkpoint of the Qwen family (GPT-2 style byte-level BPE)",
+                fix="use a checkpoint whose tokenizer writes any bytes, as those of the Qwen family do",
             )
-        table[token] = bytes(byte_of[character] for character in text)
     return tuple(table)
 
 
 def _byte_ids(token_bytes: tuple[bytes | None, ...], place: str) -> tuple[int, ...]:
-    single = {piece: token for token, piece in enumerate(token_bytes) if piece is not None and len(piece) == 1}
+    # Of several tokens of one byte (SentencePiece has `a` and `<0x61>`) the first.
+    single = {
+        piece: token for token, piece in reversed([*enumerate(token_bytes)]) if piece is not None and len(piece) == 1
+    }
     missing = [byte for byte in range(256) if bytes([byte]) not in single]
     if missing:
         raise EnvironmentFault(
             f"the tokenizer has no token for {len(missing)} of the 256 bytes (first: 0x{missing[0]:02x})",
             where=place,
-            fix="use a byte-level BPE trained with the full byte alphabet",
+            fix="use a tokenizer that was trained with the full byte alphabet",
         )
     return tuple(single[bytes([byte])] for byte in range(256))
 

@@ -20,8 +20,7 @@ from collections.abc import Sequence
 from ds_stage2ab.carriers import ParsedObject, ParsedRollout
 from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
-from ds_stage2ab.matching.json_value import Node
-from ds_stage2ab.matching.scan import Scan, scan
+from ds_stage2ab.matching.scan import Node, Scan, scan
 
 STATES = (
     "no_json",  # the opening was not read
@@ -35,7 +34,7 @@ STATES = (
 """One per rollout: the first that applies."""
 
 REASONS = (
-    "key_invalid",  # no object, a key twice, or a key that is neither `desc` nor a geometry
+    "key_invalid",  # no object, a key twice (its own included), or a key that is neither `desc` nor a geometry
     "missing_desc",  # no `desc`, or it is no string or blank
     "missing_geom",  # no geometry at all
     "unknown_geom",  # a geometry of another kind, beside `bbox_2d` or in its place
@@ -66,13 +65,17 @@ def parse_rollout(token_ids: Sequence[int], vocabulary: Vocabulary, codec: Codec
     Returns: kept objects, one of `REASONS` for each dropped value, one of `STATES`, the prefix.
     """
     found = scan(token_ids, vocabulary, codec)
-    text = vocabulary.written_all(token_ids)
-    judged = [_judge(value, text, found.starts) for value in found.values]
+    numbers = [value.number for value in found.values] if codec.key[0] else []
+    judged = [
+        "key_invalid" if value.number in numbers[:place] else _judge(value, found)
+        for place, value in enumerate(found.values)
+    ]
     return ParsedRollout(
         objects=tuple(verdict for verdict in judged if isinstance(verdict, ParsedObject)),
         dropped=tuple(verdict for verdict in judged if isinstance(verdict, str)),
         state=_state(found),
         prefix_ids=_prefix(token_ids, found, vocabulary, codec),
+        next_number=max(numbers, default=0) + 1,
     )
 
 
@@ -88,18 +91,18 @@ def _state(found: Scan) -> str:
     return "truncated" if found.values else "truncated_first_object"
 
 
-def _judge(value: Node, text: bytes, starts: tuple[int, ...]) -> ParsedObject | str:
+def _judge(value: Node, found: Scan) -> ParsedObject | str:
     """The object, or the first of `REASONS` that applies."""
     if value.kind != "object":
         return "key_invalid"
-    names = [_string(key, text) for key in value.keys]
-    members = dict(zip(names, value.children, strict=True))
+    names = [_string(key, found.text) for key in value.inside[::2]]
+    members = dict(zip(names, value.inside[1::2], strict=True))
     others = members.keys() - {DESC_KEY, BOX_KEY}
     if len(members) < len(names) or not others <= POLYGON_KEYS | OTHER_GEOMETRY_KEYS:
         return "key_invalid"
     if DESC_KEY not in members or members[DESC_KEY].kind != "string":
         return "missing_desc"
-    desc = _string(members[DESC_KEY], text)
+    desc = _string(members[DESC_KEY], found.text)
     if not desc.strip():
         return "missing_desc"
     if not others and BOX_KEY not in members:
@@ -108,35 +111,38 @@ def _judge(value: Node, text: bytes, starts: tuple[int, ...]) -> ParsedObject | 
         return "unknown_geom"
     if others:
         return "poly_unsupported"
-    return _judge_box(value, members[DESC_KEY], desc, members[BOX_KEY], starts)
+    return _judge_box(value, members[DESC_KEY], desc, members[BOX_KEY], found.starts)
 
 
-def _judge_box(value: Node, desc_node: Node, desc: str, box: Node, starts: tuple[int, ...]) -> ParsedObject | str:
-    if box.kind != "array" or len(box.children) != 4:
+def _judge_box(value: Node, desc_node: Node, desc: str, box: Node, starts: list[int]) -> ParsedObject | str:
+    if box.kind != "array" or len(box.inside) != 4:
         return "wrong_arity"
-    if any(corner.kind != "coordinate" for corner in box.children):
+    if any(corner.slot < 0 for corner in box.inside):
         return "non_coord_token"
-    x1, y1, x2, y2 = (corner.bin for corner in box.children)
+    x1, y1, x2, y2 = (corner.number for corner in box.inside)
     if x2 <= x1 or y2 <= y1:
         return "bbox_invalid"
-    first, second, third, fourth = (corner.slot for corner in box.children)
+    first, second, third, fourth = (corner.slot for corner in box.inside)
     return ParsedObject(
         desc=desc,
         box=(x1, y1, x2, y2),
         span=(value.first, value.last),
+        desc_span=(desc_node.first + 1, desc_node.last - 1),
         tokens=_tokens(starts, value.first, value.last),
-        desc_tokens=_tokens(starts, desc_node.first + 1, desc_node.last - 1),
         slots=(first, second, third, fourth),
     )
 
 
 def _string(node: Node, text: bytes) -> str:
     """The value of a string that the scan has accepted; half a surrogate pair becomes U+FFFD."""
+    inside = text[node.first + 1 : node.last - 1]
+    if b"\\" not in inside:
+        return inside.decode()
     value = json.loads(text[node.first : node.last])
     return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _tokens(starts: tuple[int, ...], first: int, last: int) -> tuple[int, int]:
+def _tokens(starts: list[int], first: int, last: int) -> tuple[int, int]:
     """[from, to) of the tokens whose first byte lies in the bytes [first, last)."""
     return bisect_left(starts, first), bisect_left(starts, last)
 

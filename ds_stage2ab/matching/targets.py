@@ -2,8 +2,8 @@
 
 The target is the rollout's prefix, then every true object that it missed, then the close and the end of turn.
 Weights belong to bytes. In the prefix only the structure of matched objects counts: it has weight 1, all else 0
-(descriptions that the model chose itself, spurious and dropped values, separators, the opening, coordinates, which
-the box and coordinate terms see), and a token counts only if every byte of it does. Behind the prefix a token
+(descriptions that the model chose itself, spurious and dropped values, keys, separators, the opening, coordinates,
+which the box and coordinate terms see), and a token counts only if every byte of it does. Behind the prefix a token
 takes the region of its first byte. A target costs time in proportion to its length.
 
 Invariants:
@@ -17,16 +17,14 @@ Invariants:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ds_stage2ab.carriers import Match, ParsedRollout, Target, Truth
-from ds_stage2ab.codec.text import AnswerTokens, Codec, Piece, encode_pieces
+from ds_stage2ab.codec.text import AnswerTokens, Codec, appended_pieces, encode_pieces
 from ds_stage2ab.codec.vocabulary import Vocabulary
-
-# A JSON string; its second group is there if the string is the key of a member.
-_STRING = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"([ \t\n\r]*:)?')
 
 
 def build_target(
@@ -56,90 +54,54 @@ def build_target(
     """
     assert len(match.pairs) + len(match.missed) == len(truth), "the match is of other true objects"
     assert len(match.pairs) + len(match.spurious) == len(parsed.objects), "the match is of other predictions"
-    num_prefix = len(parsed.prefix_ids)
-    tail = encode_pieces(_tail_pieces(parsed, match, truth, vocabulary, codec), vocabulary, where=where)
+    prefix = np.array(parsed.prefix_ids, dtype=np.int64)
+    missed = [truth[place] for place in match.missed]
+    after_a_value = bool(parsed.objects or parsed.dropped)
+    pieces = appended_pieces(missed, parsed.next_number, vocabulary, codec, after_a_value=after_a_value)
+    tail = encode_pieces(pieces, vocabulary, where=where)
     structure = float(drop_invalid_struct_ce_multiplier if parsed.dropped else 1)
-    prefix_weights = _prefix_weights(parsed, match, vocabulary)
+    prefix_weights = _prefix_weights(prefix, parsed, match, vocabulary)
     tail_weights = _tail_weights(tail, vocabulary, codec, structure=structure, desc=float(desc_ce_weight))
+    matched_bins = np.array([truth[place].box for _, place in match.pairs], dtype=np.int64).reshape(-1)
     return Target(
-        ids=(*parsed.prefix_ids, *tail.ids, vocabulary.stop_id),
-        weights=(*prefix_weights, *tail_weights, 1.0),
-        is_desc=(*[False] * num_prefix, *tail.is_desc, False),
-        slots=(*_matched_slots(parsed, match), *(num_prefix + slot for slot in tail.slots)),
-        bins=(*(k for _, place in match.pairs for k in truth[place].box), *tail.bins),
+        ids=np.concatenate([prefix, tail.ids, [vocabulary.stop_id]]),
+        weights=np.concatenate([prefix_weights, tail_weights, [1.0]]).astype(np.float32),
+        is_desc=np.concatenate([np.zeros(len(prefix), dtype=bool), tail.is_desc, [False]]),
+        slots=np.concatenate([_matched_slots(parsed, match), len(prefix) + tail.slots]),
+        bins=np.concatenate([matched_bins, tail.bins]),
     )
 
 
-def _tail_pieces(
-    parsed: ParsedRollout, match: Match, truth: Sequence[Truth], vocabulary: Vocabulary, codec: Codec
-) -> list[Piece]:
-    """What stands behind the prefix: the missed objects, with a separator before all but the first value; the close."""
-    num_values = len(parsed.objects) + len(parsed.dropped)
-    pieces: list[Piece] = []
-    for number, place in enumerate(match.missed, start=num_values + 1):
-        if number > 1:
-            pieces.append(Piece(codec.separator, "structure"))
-        pieces.extend(codec.object_pieces(truth[place], number, vocabulary))
-    pieces.append(Piece(codec.closing, "structure"))
-    return pieces
-
-
-def _matched_slots(parsed: ParsedRollout, match: Match) -> list[int]:
-    """Positions of the coordinates of the matched objects.
+def _matched_slots(parsed: ParsedRollout, match: Match) -> NDArray[np.int64]:
+    """[4 pairs] positions of the coordinates of the matched objects.
 
     Slots count among the response's ids. The prefix has the same ids up to the token in which it was cut, and that
     token is none of them: a coordinate token holds nothing behind its value.
     """
-    return [slot for place, _ in match.pairs for slot in parsed.objects[place].slots]
+    return np.array([parsed.objects[place].slots for place, _ in match.pairs], dtype=np.int64).reshape(-1)
 
 
-def _prefix_weights(parsed: ParsedRollout, match: Match, vocabulary: Vocabulary) -> list[float]:
+def _prefix_weights(
+    prefix: NDArray[np.int64], parsed: ParsedRollout, match: Match, vocabulary: Vocabulary
+) -> NDArray[np.float64]:
     """[tokens of the prefix] 1 for a token whose every byte is structure of a matched object, else 0."""
-    ids = parsed.prefix_ids
-    text = vocabulary.written_all(ids)
-    starts = _starts(ids, vocabulary)
-    counts = bytearray(len(text))  # of each byte: whether it has weight 1
+    starts = vocabulary.starts_of(prefix)
+    counts = np.zeros(starts[-1], dtype=np.int64)  # of each byte: whether it has weight 1
     for place, _ in match.pairs:
         found = parsed.objects[place]
-        _fill(counts, found.span, 1)
-        _fill(counts, _desc_span(text, found.span), 0)
+        counts[slice(*found.span)] = 1
+        counts[slice(*found.desc_span)] = 0
         for slot in found.slots:
-            _fill(counts, (starts[slot], starts[slot + 1]), 0)
-    return [float(first < last and counts.find(0, first, last) < 0) for first, last in pairwise(starts)]
-
-
-def _fill(counts: bytearray, span: tuple[int, int], value: int) -> None:
-    first, last = span
-    counts[first:last] = bytes([value]) * (last - first)
-
-
-def _desc_span(text: bytes, span: tuple[int, int]) -> tuple[int, int]:
-    """[first, last) bytes of the description's value in a kept object, between its quotes.
-
-    A kept object has two members and four coordinate tokens, so it holds one string that is no key.
-    """
-    values = [found.span(1) for found in _STRING.finditer(text, *span) if found.group(2) is None]
-    assert len(values) == 1, f"{len(values)} strings in a kept object: {text[slice(*span)]!r}"
-    return values[0]
+            counts[starts[slot] : starts[slot + 1]] = 0
+    before = np.concatenate([[0], np.cumsum(counts)])  # counted bytes before each byte
+    lengths = np.diff(starts)
+    return ((lengths > 0) & (np.diff(before[starts]) == lengths)).astype(np.float64)
 
 
 def _tail_weights(
     tail: AnswerTokens, vocabulary: Vocabulary, codec: Codec, *, structure: float, desc: float
-) -> list[float]:
+) -> NDArray[np.float64]:
     """[tokens of the tail] by the region of the first byte; coordinates have 0, the close has 1."""
-    *starts, end = _starts(tail.ids, vocabulary)
-    closing = end - len(codec.closing.encode())
-    weights = []
-    for start, is_desc, is_coord in zip(starts, tail.is_desc, tail.is_coord, strict=True):
-        if is_coord:
-            weights.append(0.0)
-        elif is_desc:
-            weights.append(desc)
-        else:
-            weights.append(1.0 if start >= closing else structure)
-    return weights
-
-
-def _starts(ids: Sequence[int], vocabulary: Vocabulary) -> list[int]:
-    """[T+1] offset of each token's first byte; the last entry is the number of bytes."""
-    return list(accumulate((len(vocabulary.written(token)) for token in ids), initial=0))
+    starts = vocabulary.starts_of(tail.ids)
+    is_close = starts[:-1] >= starts[-1] - len(codec.closing.encode())
+    return np.select([tail.is_coord, tail.is_desc, is_close], [0.0, desc, 1.0], default=structure)

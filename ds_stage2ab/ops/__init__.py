@@ -1,6 +1,7 @@
-"""Ragged token ids -> rectangles for `generate`, and its rectangles -> ragged ids.
+"""Ragged token ids -> rectangles for `generate`, and its rectangles -> ragged ids; a response -> its JSON values.
 
-Legend: N tokens of all prompts, S prompts, B rows of a chunk, L generated tokens per row, M kept ones, A position axes.
+Legend: N tokens of all prompts, S prompts, B rows of a chunk, L generated tokens per row, M kept ones, A position axes;
+T tokens of a response, V ids of the vocabulary.
 Ids, offsets, indices and lengths are int64, all tensors of a call on one device. The functions stand under
 `torch.ops.ds_stage2ab` too, compiled from `csrc/` or from `ds_stage2ab/ops/reference.py`, with identical results.
 """
@@ -70,3 +71,40 @@ def trim_responses(generated: Tensor, stop_id: int) -> tuple[Tensor, Tensor, Ten
         ValueError: `generated` has another dtype or number of axes.
     """
     return _BOUND.ops.trim_responses(generated, stop_id)
+
+
+def scan_rollout(
+    token_ids: Tensor,
+    table: Tensor,
+    offsets: Tensor,
+    kinds: Tensor,
+    *,
+    opening: str,
+    closing: str,
+    key_head: str,
+    quoted: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Which JSON values of an answer are complete, and where: `ds_stage2ab/ops/scan.py` has the grammar. CPU only.
+
+    Args:
+        token_ids: [T], the stop token removed; any ids are legal.
+        table: uint8, the bytes that each id of the vocabulary counts for, back to back.
+        offsets: [V + 1], id v counts for `table[offsets[v]:offsets[v + 1]]`.
+        kinds: [V], the bin of a coordinate token, -1 of a token that is text, -2 of any other.
+        opening: lexemes before the values, separated by blanks.
+        closing: lexemes behind them.
+        key_head: what the key of each value begins with, its quote included; empty: values have no keys.
+        quoted: a coordinate token stands for characters of a string, not for a value.
+
+    Returns:
+        nodes [M, 6] of the complete values, each before what is in it and a key right before its value: kind (place in
+        `reference.KINDS`), first byte, byte behind the last, row of the node around it or -1, of a coordinate (also as
+        the only content of a string) its place among the ids and its bin, else -1 and -1; the bin's column of a value
+        with a numbered key holds that number; text, uint8 [bytes]; starts [T + 1], offset of each token's first byte;
+        summary [3]: offset behind the opening or -1, how the scan ended (place in `reference.ENDED`), whether anything
+        stands behind the close.
+
+    Raises:
+        ValueError: a tensor has another dtype or number of axes, or the table does not fit the offsets.
+    """
+    return _BOUND.ops.scan_rollout(token_ids, table, offsets, kinds, opening, closing, key_head, quoted)

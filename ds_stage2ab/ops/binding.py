@@ -17,7 +17,9 @@ from ds_stage2ab.ops import fake, reference
 
 NAMESPACE = "ds_stage2ab"
 LIBRARY = "ds_stage2ab._C"
-NAMES = ("pack_left", "pack_left_positions", "trim_responses")
+HOST_NAMES = ("scan_rollout",)
+"""Ops of bytes and ids that never leave the host: compiled for the CPU alone."""
+NAMES = ("pack_left", "pack_left_positions", "trim_responses", *HOST_NAMES)
 OFF = "DS_STAGE2AB_NO_EXT"
 # What is registered from Python stands as long as this object.
 _REGISTRATIONS = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -51,12 +53,13 @@ def bind() -> Bound:
 
 
 def self_test(ops: Any) -> str:
-    """What is wrong with `ops`, tried on three prompts of 2, 0 and 3 tokens; empty if they answer as the reference."""
+    """What is wrong with `ops`, tried on a small example of each; empty if they answer as the reference."""
     tokens, offsets, order = torch.tensor([5, 6, 7, 8, 9]), torch.tensor([0, 2, 2, 5]), torch.tensor([2, 0, 1])
     arguments = {
         "pack_left": (tokens, offsets, order, 1, 4),
         "pack_left_positions": (torch.stack([tokens, -tokens, tokens * 2]), offsets, order, 4),
         "trim_responses": (torch.tensor([[5, 1, 6], [1, 5, 6], [5, 6, 7]]), 1),
+        "scan_rollout": _scan_example(),
     }
     for name in NAMES:
         expected = _flat(getattr(reference, name)(*arguments[name]))
@@ -67,6 +70,15 @@ def self_test(ops: Any) -> str:
         if len(answer) != len(expected) or not all(map(torch.equal, answer, expected)):
             return f"{name} does not answer as the reference does"
     return ""
+
+
+def _scan_example() -> tuple[Any, ...]:
+    """`[{"a": <coordinate 7>},1` and a token that is none, in tokens of one byte and of several."""
+    pieces = [b"[", b'{"a": ', b"<|coord_7|>", b"}", b",1", b""]
+    offsets = torch.tensor([0, *map(len, pieces)]).cumsum(0)
+    table = torch.tensor(list(b"".join(pieces)), dtype=torch.uint8)
+    kinds = torch.tensor([-1, -1, 7, -1, -1, -2])
+    return torch.arange(6), table, offsets, kinds, "[", "]", "", False
 
 
 def _load(path: str) -> str:
@@ -105,4 +117,6 @@ def _register_from_python() -> None:
 def _covers_cuda() -> bool:
     """Whether this torch has no CUDA, or the library has kernels for it."""
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    return torch.version.cuda is None or all(has_kernel(f"{NAMESPACE}::{name}", "CUDA") for name in NAMES)
+    return torch.version.cuda is None or all(
+        has_kernel(f"{NAMESPACE}::{name}", "CUDA") for name in NAMES if name not in HOST_NAMES
+    )

@@ -1,17 +1,28 @@
 """The meaning of each op in plain PyTorch: what the compiled ones are compared with, and the fallback.
 
-Shapes as in `ds_stage2ab/ops/__init__.py`. No loop over tokens or rows.
+Shapes as in `ds_stage2ab/ops/__init__.py`. No loop over tokens or rows but in `scan_rollout`, which is the plain Python
+of `ds_stage2ab/ops/scan.py`.
 
 Invariants:
 - a row of a packed rectangle is padding, then its prompt: nothing is lost, and the mask says which is which
 - positions are packed exactly as ids are, axis by axis
 - a trimmed response is everything before the first stop token, and says whether there was one
+- a scanned response gives every complete value with all that is in it, a key right before its value
 - offsets, indices and widths that do not fit together are refused before anything is read
 """
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from ds_stage2ab.ops.json_value import Node
+from ds_stage2ab.ops.scan import SPECIAL, Grammar, scan
+
+KINDS = ("object", "array", "string", "number", "literal", "coordinate")
+ENDED = ("closed", "refused", "end")
+NODE_FIELDS = 6  # kind, first, last, parent, slot, number
 
 
 def pack_left(tokens: Tensor, offsets: Tensor, order: Tensor, pad_id: int, width: int) -> tuple[Tensor, Tensor]:
@@ -34,6 +45,62 @@ def trim_responses(generated: Tensor, stop_id: int) -> tuple[Tensor, Tensor, Ten
     kept_BL = (generated == stop_id).cumsum(1) == 0
     lengths = kept_BL.sum(1)
     return generated[kept_BL], lengths, lengths < generated.shape[1]
+
+
+def scan_rollout(
+    token_ids: Tensor, table: Tensor, offsets: Tensor, kinds: Tensor, opening: str, closing: str, key_head: str,
+    quoted: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """(nodes, text, starts, summary) of one response."""
+    for name, tensor in {"token_ids": token_ids, "offsets": offsets, "kinds": kinds}.items():
+        _check_tensor(name, tensor, 1)
+    _require(
+        table.dtype == torch.uint8 and table.dim() == 1 and len(offsets) == len(kinds) + 1,
+        "table must be uint8 with 1 axis, and offsets one longer than kinds",
+    )
+    _require(bool(opening.split() and closing.split()), "opening and closing must hold a lexeme each")
+    bounds, kind_of, content = offsets.tolist(), kinds.tolist(), bytes(table.tolist())
+    written, kind = [], []
+    for token in token_ids.tolist():
+        known = 0 <= token < len(kind_of)
+        first, last = bounds[token : token + 2] if known else (0, 0)
+        _require(
+            0 <= first <= last <= len(content), f"offsets must ascend from 0 to {len(content)}, the number of bytes"
+        )
+        written.append(content[first:last])
+        kind.append(kind_of[token] if known else SPECIAL)
+    grammar = Grammar(
+        opening=tuple(opening.encode().split()),
+        closing=tuple(closing.encode().split()),
+        key_head=key_head.encode(),
+        quoted=quoted,
+    )
+    found = scan(written, kind, grammar)
+    rows: list[tuple[int, ...]] = []
+    for value in found.values:
+        _append_rows(value, -1, rows)
+    return (
+        torch.tensor(rows, dtype=torch.int64).reshape(-1, NODE_FIELDS),
+        torch.tensor(list(b"".join(written)), dtype=torch.uint8),
+        torch.tensor(found.starts, dtype=torch.int64),
+        torch.tensor([found.opening_end, ENDED.index(found.ended), int(found.behind)]),
+    )
+
+
+def _append_rows(node: Node, parent: int, rows: list[tuple[int, ...]]) -> None:
+    """The node and all below it in the order in which they begin."""
+    place = len(rows)
+    rows.append((KINDS.index(node.kind), node.first, node.last, parent, node.slot, node.number))
+    for below in _below(node):
+        _append_rows(below, place, rows)
+
+
+def _below(node: Node) -> Iterator[Node]:
+    if not node.keys:
+        yield from node.children
+    for key, child in zip(node.keys, node.children, strict=False):
+        yield key
+        yield child
 
 
 def _sources(num_tokens: int, offsets: Tensor, order: Tensor, width: int) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from ds_stage2ab.matching.score import ImageScore
 from ds_stage2ab.metrics.registry import METRICS, check_channel
 from ds_stage2ab.rollout.base import GREEDY, Sampling
 from ds_stage2ab.rollout.hf import HfBackend
+from tests.parts import as_tuples
 from tests.unit.parts import load_bench
 
 SAMPLING = Sampling(**GREEDY, max_new_tokens=6)
@@ -85,7 +86,7 @@ def evaluator(bench, records, world, tmp_path):
 
 def truth_of(record, bench):
     """The answer that teaches a record's objects, as a rollout would give it: without the stop."""
-    return encode_answer(record.objects, bench.vocabulary, get_codec("array")).ids[:-1]
+    return as_tuples(encode_answer(record.objects, bench.vocabulary, get_codec("array"))).ids[:-1]
 
 
 def outcome(index, *, well_formed, truncated, num_tokens, **counts):

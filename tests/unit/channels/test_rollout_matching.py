@@ -17,6 +17,7 @@ from ds_stage2ab.engine.build import position_index
 from ds_stage2ab.errors import EXIT_DATA, EXIT_ENVIRONMENT, DataError, EnvironmentFault
 from ds_stage2ab.matching.health import TERM_NAMES
 from ds_stage2ab.rollout.base import Sampling
+from tests.parts import as_tuples
 from tests.unit.parts import MATCHING, WrittenBackend, load_bench
 
 CAT = Truth(desc="cat", box=(10, 20, 110, 120))
@@ -35,7 +36,7 @@ def bench(quickstart):
 
 def answered(bench, *objects):
     """The ids of an answer without its stop token."""
-    return encode_answer(objects, bench.vocabulary, get_codec("array")).ids[:-1]
+    return as_tuples(encode_answer(objects, bench.vocabulary, get_codec("array"))).ids[:-1]
 
 
 def segment_of(bench, ids, *, truncated=(), **changes):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,13 +13,14 @@ from ds_stage2ab.errors import EXIT_DATA, DataError
 from tests.unit.parts import load_bench
 
 TARGET = Target(
-    ids=(900, 901, 902, 903, 904, 2),
-    weights=(0.0, 0.25, 0.0, 3.0, 1.0, 1.0),
-    is_desc=(False, True, False, False, False, False),
-    slots=(2, 3, 4, 0),
-    bins=(7, 0, 999, 500),
+    ids=np.array([900, 901, 902, 903, 904, 2]),
+    weights=np.array([0.0, 0.25, 0.0, 3.0, 1.0, 1.0], dtype=np.float32),
+    is_desc=np.array([False, True, False, False, False, False]),
+    slots=np.array([2, 3, 4, 0]),
+    bins=np.array([7, 0, 999, 500]),
 )
-SILENT = replace(TARGET, weights=(0.0,) * 6, slots=(), bins=())
+NO_PLACES = np.array([], dtype=np.int64)
+SILENT = replace(TARGET, weights=np.zeros(6, dtype=np.float32), slots=NO_PLACES, bins=NO_PLACES)
 
 
 @pytest.fixture(scope="module")

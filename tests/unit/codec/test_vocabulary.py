@@ -82,7 +82,7 @@ def test_another_kind_of_tokenizer_is_refused():
     words = {"[UNK]": 0, "\u2581cat": 1}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="[UNK]")))
     tokenizer.add_tokens(ALL)
-    with pytest.raises(EnvironmentFault, match="not a byte-level BPE"):
+    with pytest.raises(EnvironmentFault, match="neither a byte-level BPE nor"):
         Vocabulary.from_tokenizer(tokenizer)
 
 

@@ -17,7 +17,7 @@ from ds_stage2ab.errors import EXIT_TRAINING, DataError, TrainingFault
 from ds_stage2ab.losses.objective import TERM_NAMES, Objective
 from ds_stage2ab.packs.collate import collate
 from ds_stage2ab.plan import RunPlan, make_plan
-from tests.parts import config_values, merged, write_config
+from tests.parts import as_tuples, config_values, merged, write_config
 from tests.unit.parts import Bench, WrittenBackend, load_bench
 
 NUM_SAMPLES = 16
@@ -193,7 +193,7 @@ class Mixed:
 
     def __init__(self, bench):
         def written(*objects):
-            return encode_answer(objects, bench.vocabulary, get_codec("array")).ids[:-1]
+            return as_tuples(encode_answer(objects, bench.vocabulary, get_codec("array"))).ids[:-1]
 
         ghost = written(Truth(desc="ghost", box=(0, 0, 3, 3)))
         kinds = (lambda ids: ids, lambda ids: ids[: len(ids) // 2], lambda ids: ghost, lambda ids: ids[:0])

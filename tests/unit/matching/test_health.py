@@ -24,11 +24,11 @@ def rollout(num_tokens, finish="stop"):
 
 def found(desc, *box):
     """A parsed object; where it stands in the answer plays no part here."""
-    return ParsedObject(desc=desc, box=box, span=(0, 1), tokens=(0, 1), desc_tokens=(0, 1), slots=(0, 1, 2, 3))
+    return ParsedObject(desc=desc, box=box, span=(0, 1), desc_span=(0, 1), tokens=(0, 1), slots=(0, 1, 2, 3))
 
 
 def parsed(*objects, dropped=(), state="ok"):
-    return ParsedRollout(objects=objects, dropped=dropped, state=state, prefix_ids=())
+    return ParsedRollout(objects=objects, dropped=dropped, state=state, prefix_ids=(), next_number=1)
 
 
 MIXED = rollout_terms(

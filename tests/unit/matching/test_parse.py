@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ds_stage2ab.carriers import Truth
 from ds_stage2ab.codec.text import encode_answer, get_codec
 from ds_stage2ab.matching.parse import REASONS, STATES, parse_rollout
+from tests.parts import as_tuples
 
 ARRAY = get_codec("array")
 OPENING = '{"objects": ['
@@ -63,7 +64,7 @@ def test_spans_slots_and_token_ranges(vocabulary):
     assert found.span == (13, 13 + len(CAT))
     assert found.slots == (41, 44, 47, 50)
     assert found.tokens == (13, 53)  # 51 is "]" and 52 is "}"
-    assert found.desc_tokens == (23, 26)
+    assert found.desc_span == (23, 26)
 
 
 def test_a_token_belongs_to_the_region_of_its_first_byte(vocabulary):
@@ -72,7 +73,7 @@ def test_a_token_belongs_to_the_region_of_its_first_byte(vocabulary):
     pieces = [vocabulary.written(token) for token in ids]
     # ` [{"` starts with a blank of the opening, so the object's first token is `desc`.
     assert pieces[found.tokens[0]] == b"desc"
-    assert b"".join(pieces[slice(*found.desc_tokens)]) == b"cat"
+    assert b"".join(pieces)[slice(*found.desc_span)] == b"cat"
     assert pieces[found.tokens[1] - 1] == b"]}"
     assert [pieces[slot] for slot in found.slots] == [f"<|coord_{k}|>".encode() for k in (1, 2, 3, 4)]
 
@@ -234,20 +235,22 @@ def test_a_cut_inside_a_token_that_is_no_text_is_spelled_byte_by_byte(vocabulary
 
 @given(TRUTHS)
 def test_what_was_encoded_is_read_back(vocabulary, truths):
-    answer = encode_answer(truths, vocabulary, ARRAY)
+    answer = as_tuples(encode_answer(truths, vocabulary, ARRAY))
     parsed = parse_rollout(answer.ids[:-1], vocabulary, ARRAY)
     expected = [(vocabulary.normalise(truth.desc), truth.box) for truth in truths]
     assert [(found.desc, found.box) for found in parsed.objects] == expected
     assert parsed.dropped == ()
     assert parsed.state == ("ok" if truths else "empty_answer")
     assert [slot for found in parsed.objects for slot in found.slots] == list(answer.slots)
-    in_descs = [t for found in parsed.objects for t in range(*found.desc_tokens)]
+    starts = accumulate(map(len, map(vocabulary.written, answer.ids[:-1])), initial=0)
+    spans = [found.desc_span for found in parsed.objects]
+    in_descs = [t for t, start in enumerate(starts) if any(first <= start < last for first, last in spans)]
     assert in_descs == [t for t, inside in enumerate(answer.is_desc) if inside]
 
 
 @given(TRUTHS, st.data())
 def test_a_cut_at_any_token_keeps_what_was_complete(vocabulary, truths, data):
-    ids = encode_answer(truths, vocabulary, ARRAY).ids[:-1]
+    ids = as_tuples(encode_answer(truths, vocabulary, ARRAY)).ids[:-1]
     whole = parse_rollout(ids, vocabulary, ARRAY)
     num_kept = data.draw(st.integers(0, len(ids)))
     ends = list(accumulate(len(vocabulary.written(token)) for token in ids[:num_kept]))

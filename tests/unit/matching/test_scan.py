@@ -15,12 +15,12 @@ def test_offsets_of_tokens_and_values(vocabulary):
     ids = [*vocabulary.encode("{"), *spelled(vocabulary, b'"objects":['), vocabulary.coordinate_ids[7]]
     found = scan([*ids, *vocabulary.encode(", 12 ]}")], vocabulary, ARRAY)
     assert found.opening_end == 12
-    assert found.starts[11:14] == (11, 12, 23)  # "[", `<|coord_7|>` of 11 bytes, ","
+    assert found.starts[11:14] == [11, 12, 23]  # "[", `<|coord_7|>` of 11 bytes, ","
     assert [(value.kind, value.first, value.last) for value in found.values] == [
         ("coordinate", 12, 23),
         ("number", 25, 27),
     ]
-    assert (found.values[0].slot, found.values[0].bin) == (12, 7)
+    assert (found.values[0].slot, found.values[0].number) == (12, 7)
 
 
 def test_behind_the_close_counts_inside_the_last_token_too(vocabulary):
@@ -35,10 +35,10 @@ def test_behind_the_close_counts_inside_the_last_token_too(vocabulary):
 
 def test_keys_and_values_are_paired(vocabulary):
     (value,) = scan(spelled(vocabulary, OPENING + b'{"a": {"b": 1}, "c": [2, 3]}]}'), vocabulary, ARRAY).values
-    assert [key.first for key in value.keys] == [14, 29]
-    assert [child.kind for child in value.children] == ["object", "array"]
-    assert [child.kind for child in value.children[0].children] == ["number"]
-    assert len(value.children[1].children) == 2
+    assert [key.first for key in value.inside[::2]] == [14, 29]
+    assert [child.kind for child in value.inside[1::2]] == ["object", "array"]
+    assert [child.kind for child in value.inside[1].inside] == ["string", "number"]
+    assert len(value.inside[3].inside) == 2
 
 
 def test_a_coordinate_counts_by_its_text(vocabulary):

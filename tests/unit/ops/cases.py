@@ -1,5 +1,6 @@
 """Random inputs of the ops, as hypothesis strategies."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +51,13 @@ def _generated(draw: st.DrawFn) -> tuple[Tensor, int]:
     num_rows, num_columns = draw(st.integers(0, 5)), draw(st.integers(0, 6))
     ids = draw(st.lists(IDS, min_size=num_rows * num_columns, max_size=num_rows * num_columns))
     return torch.tensor(ids, dtype=torch.int64).reshape(num_rows, num_columns), draw(IDS)
+
+
+def table_of(*pieces: bytes, kinds: Sequence[int] = ()) -> tuple[Tensor, Tensor, Tensor]:
+    """Table, offsets and kinds of a vocabulary whose id v writes `pieces[v]`; all text unless `kinds` say otherwise."""
+    offsets = torch.tensor([0, *map(len, pieces)]).cumsum(0)
+    content = torch.tensor(list(b"".join(pieces)), dtype=torch.uint8)
+    return content, offsets, torch.tensor(kinds or [-1] * len(pieces), dtype=torch.int64)
 
 
 RAGGED = _ragged()

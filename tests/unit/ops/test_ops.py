@@ -9,7 +9,7 @@ from hypothesis import given
 from ds_stage2ab import ops
 from ds_stage2ab.ops import reference
 from ds_stage2ab.ops.binding import NAMES
-from tests.unit.ops.cases import GENERATED, RAGGED, Ragged
+from tests.unit.ops.cases import GENERATED, RAGGED, Ragged, table_of
 
 # Prompts [5, 6], [] and [7, 8, 9] back to back.
 TOKENS, OFFSETS, ORDER = torch.tensor([5, 6, 7, 8, 9]), torch.tensor([0, 2, 2, 5]), torch.tensor([2, 0, 1])
@@ -18,6 +18,7 @@ EXAMPLES = {
     "pack_left": (TOKENS, OFFSETS, ORDER, 1, 4),
     "pack_left_positions": (POSITIONS, OFFSETS, ORDER, 4),
     "trim_responses": (torch.tensor([[5, 1, 6], [1, 5, 6], [5, 6, 7]]), 1),
+    "scan_rollout": (torch.tensor([0, 1, 2]), *table_of(b"[1", b"2,", b"3]"), "[", "]", "", False),
 }
 
 

@@ -5,7 +5,9 @@ Invariants:
 - A complete value has depth <= 8 (a scalar has 0, `[]` has 1) and <= 4,096 bytes; a byte that would exceed a
   limit is refused.
 - A number at the top is complete only when a byte comes that cannot belong to it.
-- A string holds valid UTF-8 alone, no control characters, and a coordinate token never stands inside one.
+- A string holds valid UTF-8 alone and no control characters.
+- A coordinate token stands for a value, or (`quoted`) for characters of a string, never for both; a string of one
+  coordinate token and nothing else knows its place and its bin.
 """
 
 from __future__ import annotations
@@ -50,17 +52,22 @@ class Node:
     last: int = -1
     # offset behind its last byte; -1 while it is incomplete
     slot: int = -1
-    # of a coordinate: its place among the ids
-    bin: int = -1
-    # of a coordinate
+    # of a coordinate, and of a string that is one: its place among the ids
+    number: int = -1
+    # of a coordinate, and of a string that is one: its bin; of a value whose key has a number: that number
     keys: list[Node] = field(default_factory=list)
     children: list[Node] = field(default_factory=list)
 
 
 class ValueScan:
-    """Reads one value; `root` is its node from the first byte on."""
+    """Reads one value; `root` is its node from the first byte on.
 
-    def __init__(self) -> None:
+    Args:
+        quoted: a coordinate token stands for characters of a string, not for a value.
+    """
+
+    def __init__(self, quoted: bool) -> None:
+        self._quoted = quoted
         self._step: Callable[[int, int], Fed] = self._begin
         self._open: list[Node] = []  # the containers around the current place
         self._scalar = Node("literal", -1)  # the string, number or literal being read
@@ -68,6 +75,7 @@ class ValueScan:
         self._number = ""  # state of NUMBER_STEPS
         self._num_hex = 0  # hexadecimal digits still to come in an escape
         self._utf8: list[range] = []  # what the next bytes of a character must be
+        self._coordinate_end = -1  # offset behind the coordinate that a string began with
         self.root: Node | None = None
 
     def feed(self, byte: int, at: int) -> Fed:
@@ -76,11 +84,21 @@ class ValueScan:
         return "refused" if fed in ("taken", "done") and self._too_long(at + 1) else fed
 
     def coordinate(self, k: int, slot: int, first: int, last: int) -> Fed:
-        """Take a coordinate token, which stands for a value."""
-        if self._step not in (self._begin, self._first_element):
+        """Take a coordinate token: a value, or characters of a string."""
+        if self._quoted:
+            fed = self._coordinate_in_string(k, slot, first, last)
+        elif self._step in (self._begin, self._first_element):
+            fed = self._complete(self._attach(Node("coordinate", first, slot=slot, number=k)), last)
+        else:
             return "refused"
-        fed = self._complete(self._attach(Node("coordinate", first, slot=slot, bin=k)), last)
-        return "refused" if self._too_long(last) else fed
+        return "refused" if fed == "refused" or self._too_long(last) else fed
+
+    def _coordinate_in_string(self, k: int, slot: int, first: int, last: int) -> Fed:
+        if self._step != self._in_string or self._utf8:
+            return "refused"
+        if first == self._scalar.first + 1:
+            self._scalar.slot, self._scalar.number, self._coordinate_end = slot, k, last
+        return "taken"
 
     def _too_long(self, last: int) -> bool:
         assert self.root is not None
@@ -175,13 +193,18 @@ class ValueScan:
         if self._utf8:
             return "taken" if byte in self._utf8.pop(0) else "refused"
         if byte == ord('"'):
-            return self._complete(self._scalar, at + 1)
+            return self._end_string(at)
         if byte == ord("\\"):
             self._step = self._in_escape
         elif byte >= 0x80:
             self._utf8 = _continuation(byte)
             return "taken" if self._utf8 else "refused"
         return "taken" if byte >= 0x20 else "refused"
+
+    def _end_string(self, at: int) -> Fed:
+        if at != self._coordinate_end:
+            self._scalar.slot = self._scalar.number = -1
+        return self._complete(self._scalar, at + 1)
 
     def _in_escape(self, byte: int, at: int) -> Fed:
         if byte == ord("u"):

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ds_stage2ab.codec.text import get_codec
-from ds_stage2ab.matching.json_value import MAX_DEPTH, MAX_VALUE_BYTES
 from ds_stage2ab.matching.scan import scan
+from ds_stage2ab.ops.json_value import MAX_DEPTH, MAX_VALUE_BYTES
 
 ARRAY = get_codec("array")
 OPENING = b'{"objects": ['
