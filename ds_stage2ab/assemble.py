@@ -36,10 +36,11 @@ from ds_stage2ab.engine.window import Channel, Window
 from ds_stage2ab.errors import ConfigError
 from ds_stage2ab.evaluation import Evaluator
 from ds_stage2ab.losses.objective import Objective
+from ds_stage2ab.metrics.health_watch import HealthWatch
 from ds_stage2ab.metrics.recorder import Metrics
 from ds_stage2ab.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink
 from ds_stage2ab.plan import RunPlan, batch_shape, make_plan
-from ds_stage2ab.rollout.base import GREEDY, RolloutBackend, Sampling
+from ds_stage2ab.rollout.base import RolloutBackend, evaluation_sampling
 from ds_stage2ab.rollout.hf import HfBackend
 from ds_stage2ab.rollout.record import RolloutLog
 from ds_stage2ab.world import World
@@ -55,20 +56,29 @@ class Run:
     window: Window
     channels: dict[str, Channel]
     metrics: Metrics
+    health: HealthWatch
     evaluator: Evaluator | None
     checkpoints: Checkpoints
     facts: tuple[tuple[str, str], ...]
     # what the opening words say: (what, value)
 
     def record(self, step: int, channel: str, result: StepResult) -> None:
-        """Report a step; a disk that is full on rank 0 is every rank's failure."""
+        """Report a step; a disk that is full on rank 0 is every rank's failure.
+
+        Raises:
+            TrainingFault: the rollouts of Channel B have become what the config says to stop for.
+        """
         with self.world.agree_on_failure():
             self.metrics.record(step, channel, result)
+        for warning in self.health.after_step(step, channel, result.terms):
+            self.metrics.warn(warning)
 
     def record_evaluation(self, finished_steps: int, values: dict[str, float]) -> None:
         """Report an evaluation, as `record` does."""
         with self.world.agree_on_failure():
             self.metrics.record_evaluation(finished_steps, values)
+        for warning in self.health.after_evaluation(values):
+            self.metrics.warn(warning)
 
     def close(self) -> None:
         """Close what is open, whatever happened in the loop."""
@@ -137,6 +147,7 @@ def assemble(loaded: LoadedConfig, world: World) -> Run:
         window=Window(engine, parts.plan, world, _draw(parts)),
         channels={"A": _expectation(parts), "B": _rollout_matching(parts, backend, start_id)},
         metrics=metrics,
+        health=HealthWatch(parts.config.stage2_ab.channel_b.health),
         evaluator=_evaluator(parts, backend) if parts.datasets.validation else None,
         checkpoints=Checkpoints(
             parts.folder.checkpoints,
@@ -301,7 +312,7 @@ def _evaluator(parts: Parts, backend: RolloutBackend) -> Evaluator:
         parts.datasets.validation,
         parts.encoder.encode,
         backend,
-        Sampling(**GREEDY, max_new_tokens=parts.config.rollout_matching.max_new_tokens),
+        evaluation_sampling(parts.config.rollout_matching, parts.config.evaluation.decoding),
         codec=get_codec(parts.config.data.codec),
         vocabulary=parts.vocabulary,
         world=parts.world,

@@ -80,6 +80,16 @@ class Sample:
     vision: Vision
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Probabilities:
+    """How probable the model found each token of a response; T tokens."""
+
+    log_probs: NDArray[np.float32]
+    # [T] natural logarithms, before temperature and nucleus
+    coordinate_mass: NDArray[np.float32]
+    # [T] probability of all coordinate tokens together where the token was drawn
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """What the model answered to one prompt."""
@@ -96,6 +106,8 @@ class Rollout:
     source: str
     # backend, and the server's address if there is one
     seconds: float
+    probabilities: Probabilities | None
+    # of its tokens, where they were asked for and the backend gives them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from ds_stage2ab import __version__, validate
+from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.overrides import add_set_option, read_overrides
 from ds_stage2ab.errors import EXIT_OK, Stage2Error, exit_code
 
@@ -44,6 +45,29 @@ def _plan(options: argparse.Namespace) -> None:
     print(json.dumps(as_data(outlook), indent=2) if options.format == "json" else as_text(outlook))
 
 
+def _evaluate(options: argparse.Namespace) -> None:
+    loaded = load_config(options.config, read_overrides(options.overrides))
+
+    from rich.console import Console
+
+    from ds_stage2ab.engine.build import quieten, start_process_group
+    from ds_stage2ab.evaluate_checkpoint import as_data, as_tables, evaluate_checkpoint
+    from ds_stage2ab.world import World, fill_launcher_variables
+
+    quieten()
+    fill_launcher_variables()
+    world = World(start_process_group())
+    try:
+        evaluation = evaluate_checkpoint(loaded, options.checkpoint, world, options.pictures)
+    finally:
+        world.close()
+    if world.rank == 0 and options.format == "json":
+        print(json.dumps(as_data(evaluation), indent=2))
+    elif world.rank == 0:
+        for table in as_tables(evaluation):
+            Console().print(table)
+
+
 def _add_coord_tokens(options: argparse.Namespace) -> None:
     from ds_stage2ab.engine.coord_tokens import add_coord_tokens
 
@@ -72,6 +96,8 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_plan(commands.add_parser("plan", help="say what a run would do and take: no torch, no GPU, from anywhere"))
 
+    _add_evaluate(commands.add_parser("evaluate", help="judge a checkpoint on data.validation, by description too"))
+
     tokens = commands.add_parser("add-coord-tokens", help="give a Qwen3-VL checkpoint the 1,000 coordinate tokens")
     tokens.add_argument("source", type=Path, metavar="SRC", help="checkpoint folder (Hugging Face layout)")
     tokens.add_argument("destination", type=Path, metavar="DST", help="folder to make")
@@ -92,6 +118,17 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
     plan.add_argument("--format", choices=("text", "json"), default="text", help="of the answer (default: text)")
     add_set_option(plan)
     plan.set_defaults(run=_plan)
+
+
+def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
+    evaluate.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML file")
+    evaluate.add_argument(
+        "--checkpoint", required=True, type=Path, metavar="DIR", help="Hugging Face folder, or a run's checkpoint"
+    )
+    evaluate.add_argument("--pictures", type=Path, metavar="DIR", help="draw predictions over truth here")
+    evaluate.add_argument("--format", choices=("text", "json"), default="text", help="of the answer (default: text)")
+    add_set_option(evaluate)
+    evaluate.set_defaults(run=_evaluate)
 
 
 def _whole(text: str) -> int:

@@ -1,17 +1,22 @@
 """Held-out rollouts -> figures and pictures; every sample exactly once on any number of ranks."""
 
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ds_stage2ab.carriers import Record, Rollout, Sample, Truth
+import numpy as np
+
+from ds_stage2ab.carriers import ParsedRollout, Probabilities, Record, Rollout, Sample, Truth
 from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.data.images import load_image
 from ds_stage2ab.data.stream import evaluation_draw
-from ds_stage2ab.matching.parse import parse_rollout
-from ds_stage2ab.matching.score import ImageScore, score_image, set_score
+from ds_stage2ab.matching.average_precision import Detections, average_precision
+from ds_stage2ab.matching.parse import REASONS, parse_rollout
+from ds_stage2ab.matching.score import DescriptionCounts, ImageScore, count_by_description, score_image, set_score
 from ds_stage2ab.metrics.pictures import Picture, save_pictures
 from ds_stage2ab.rollout.base import RolloutBackend, Sampling
 from ds_stage2ab.world import World
@@ -29,10 +34,41 @@ class Outcome:
 
     index: int
     score: ImageScore
-    well_formed: bool
-    truncated: bool
-    num_tokens: int
     predicted: tuple[Truth, ...]
+    scores: tuple[float, ...] | None
+    # of each predicted object: product of the probabilities of its tokens; None where the backend gives none
+    dropped: tuple[str, ...]
+    # a reason for each complete value that was no object
+    well_formed: bool
+    finish: str
+    num_tokens: int
+    coordinate_mass: tuple[float, int]
+    # (sum, count) over the generated coordinate tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DescriptionRow:
+    """Figures of one description; a quotient with nothing below it is None."""
+
+    description: str
+    true: int
+    predicted: int
+    matched: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    matched_iou: float | None
+    ap: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What an evaluation found."""
+
+    figures: dict[str, float]
+    # `eval/...` name -> value over the whole set
+    rows: tuple[DescriptionRow, ...]
+    # by description, in alphabetical order
 
 
 class Evaluator:
@@ -73,8 +109,8 @@ class Evaluator:
         self.pictures = pictures
         self.num_pictures = num_pictures
 
-    def run(self, finished_steps: int) -> dict[str, float]:
-        """Figures of the weights after `finished_steps` steps, the same on every rank; rank 0 draws pictures."""
+    def run(self, finished_steps: int) -> Evaluation:
+        """Judge the weights after `finished_steps` steps, the same on every rank; rank 0 draws pictures."""
         start = time.monotonic()
         with self.world.agree_on_failure():
             mine = self._outcomes(range(self.world.rank, len(self.records), self.world.size), finished_steps)
@@ -84,7 +120,7 @@ class Evaluator:
         with self.world.agree_on_failure():
             if self.world.rank == 0:
                 self._draw(outcomes, finished_steps)
-        return figures(outcomes, seconds)
+        return evaluated(outcomes, self.records, seconds)
 
     def _outcomes(self, indices: range, finished_steps: int) -> list[Outcome]:
         outcomes = []
@@ -101,22 +137,71 @@ class Evaluator:
         return Outcome(
             index=index,
             score=score_image(predicted, self.records[index].objects),
-            well_formed=parsed.state in WELL_FORMED and rollout.finish == "stop",
-            truncated=rollout.finish == "length",
-            num_tokens=len(rollout.response_ids),
             predicted=predicted,
+            scores=_scores(parsed, rollout.probabilities),
+            dropped=parsed.dropped,
+            well_formed=parsed.state in WELL_FORMED and rollout.finish == "stop",
+            finish=rollout.finish,
+            num_tokens=len(rollout.response_ids),
+            coordinate_mass=self._coordinate_mass(rollout),
         )
+
+    def _coordinate_mass(self, rollout: Rollout) -> tuple[float, int]:
+        if rollout.probabilities is None:
+            return 0.0, 0
+        is_coordinate = self.vocabulary.kinds_of(np.array(rollout.response_ids, dtype=np.int64)) >= 0
+        return float(rollout.probabilities.coordinate_mass[is_coordinate].sum()), int(is_coordinate.sum())
 
     def _draw(self, outcomes: list[Outcome], finished_steps: int) -> None:
         shown = zip(self.records[: self.num_pictures], outcomes, strict=False)
         save_pictures(self.pictures, finished_steps, [_picture(record, outcome) for record, outcome in shown])
 
 
-def figures(outcomes: list[Outcome], seconds: float) -> dict[str, float]:
-    """`eval/...` name -> value over the whole set."""
+def _scores(parsed: ParsedRollout, probabilities: Probabilities | None) -> tuple[float, ...] | None:
+    """Of each object the product of the probabilities of its tokens."""
+    if probabilities is None:
+        return None
+    return tuple(math.exp(probabilities.log_probs[slice(*found.tokens)].sum()) for found in parsed.objects)
+
+
+def evaluated(outcomes: Sequence[Outcome], records: Sequence[Record], seconds: float) -> Evaluation:
+    """The figures and rows of a set.
+
+    Args:
+        outcomes: one for each record, in their order.
+        seconds: wall time of the evaluation.
+    """
+    precision = average_precision(
+        [
+            Detections(
+                width=record.width,
+                height=record.height,
+                truth=record.objects,
+                predicted=outcome.predicted,
+                scores=outcome.scores or [1.0] * len(outcome.predicted),
+            )
+            for outcome, record in zip(outcomes, records, strict=True)
+        ]
+    )
+    counts = count_by_description(
+        (outcome.predicted, record.objects, outcome.score.pairs)
+        for outcome, record in zip(outcomes, records, strict=True)
+    )
+    rows = tuple(_row(name, count, precision.by_description.get(name)) for name, count in counts.items())
+    ranked = "by_probability" if all(outcome.scores is not None for outcome in outcomes) else "unranked"
+    found = {f"eval/{name}_{ranked}": getattr(precision, name) for name in ("ap", "ap50", "ap75")}
+    known = {name: value for name, value in found.items() if value is not None}
+    return Evaluation(figures={**_figures(outcomes, seconds), **known}, rows=rows)
+
+
+def _figures(outcomes: Sequence[Outcome], seconds: float) -> dict[str, float]:
+    """`eval/...` name -> value over the whole set; a mean over nothing is left out."""
     total = set_score([outcome.score for outcome in outcomes])
     count = len(outcomes)
-    return {
+    dropped = Counter(reason for outcome in outcomes for reason in outcome.dropped)
+    values = sum(len(outcome.predicted) for outcome in outcomes) + dropped.total()
+    mass = [sum(parts) for parts in zip(*(outcome.coordinate_mass for outcome in outcomes), strict=True)]
+    figures = {
         "eval/f1": total.f1,
         "eval/precision": total.precision,
         "eval/recall": total.recall,
@@ -126,11 +211,36 @@ def figures(outcomes: list[Outcome], seconds: float) -> dict[str, float]:
         "eval/matched_iou": total.matched_iou,
         "eval/parse_ok_rate": sum(outcome.well_formed for outcome in outcomes) / count,
         "eval/predicted_per_true": total.predicted_per_true,
-        "eval/truncation_rate": sum(outcome.truncated for outcome in outcomes) / count,
+        "eval/truncation_rate": sum(outcome.finish == "length" for outcome in outcomes) / count,
+        "eval/repeat_rate": sum(outcome.finish == "repeat" for outcome in outcomes) / count,
         "eval/samples": count,
         "eval/seconds": seconds,
         "eval/generated_tokens_per_second": sum(outcome.num_tokens for outcome in outcomes) / seconds,
     }
+    if values:
+        figures["eval/values_dropped_rate"] = dropped.total() / values
+        figures |= {f"eval/drop_{reason}": dropped[reason] / values for reason in REASONS}
+    if mass[1]:
+        figures["eval/coord_mass"] = mass[0] / mass[1]
+    return figures
+
+
+def _row(name: str, count: DescriptionCounts, ap: float | None) -> DescriptionRow:
+    return DescriptionRow(
+        description=name,
+        true=count.true,
+        predicted=count.predicted,
+        matched=count.matched,
+        precision=_quotient(count.matched, count.predicted),
+        recall=_quotient(count.matched, count.true),
+        f1=_quotient(2 * count.matched, count.predicted + count.true),
+        matched_iou=_quotient(count.iou_sum, count.matched),
+        ap=ap,
+    )
+
+
+def _quotient(part: float, whole: int) -> float | None:
+    return part / whole if whole else None
 
 
 def _picture(record: Record, outcome: Outcome) -> Picture:

@@ -33,7 +33,7 @@ def train(run: "Run") -> None:
     """The loop: one optimizer step per turn."""
     plan = run.plan
     if run.evaluator and plan.evaluate.at_start:
-        run.record_evaluation(0, run.evaluator.run(0))
+        run.record_evaluation(0, run.evaluator.run(0).figures)
     for step in range(plan.total_steps):
         channel = run.channels[plan.channel_for_step(step)]
         result = run.window.run(step, channel)
@@ -41,7 +41,7 @@ def train(run: "Run") -> None:
         if plan.save.due(step):
             run.checkpoints.save(step + 1)
         if run.evaluator and plan.evaluate.due(step):
-            run.record_evaluation(step + 1, run.evaluator.run(step + 1))
+            run.record_evaluation(step + 1, run.evaluator.run(step + 1).figures)
 
 
 def main() -> int:

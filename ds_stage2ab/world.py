@@ -64,6 +64,10 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def close(self) -> None:
+        """Leave the process group: on the interpreter's own way down its threads may abort the process."""
+        dist.destroy_process_group()
+
     def agree_on_failure(self) -> "Agreement":
         """`with world.agree_on_failure():` around a block without collectives that may fail on some ranks."""
         return Agreement(self)

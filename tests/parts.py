@@ -95,9 +95,16 @@ def free_port() -> int:
 def launch(
     config: Path, *arguments: str, ranks: int, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """`deepspeed --num_gpus N ds_stage2ab/train.py --config X ...`, one thread per rank, output captured."""
-    topology = ["--num_gpus", str(ranks), "--master_port", str(free_port())]
-    command = [str(LAUNCHER), *topology, "ds_stage2ab/train.py", "--config", str(config), *arguments]
+    """`deepspeed --num_gpus N ds_stage2ab/train.py --config X ...`."""
+    words = ("ds_stage2ab/train.py", "--config", str(config), *arguments)
+    return launch_script(*words, ranks=ranks, environment=environment)
+
+
+def launch_script(
+    *words: str, ranks: int, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`deepspeed --num_gpus N words...`, one thread per rank, output captured."""
+    command = [str(LAUNCHER), "--num_gpus", str(ranks), "--master_port", str(free_port()), *words]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **(environment or {})}
     variables["PATH"] = f"{LAUNCHER.parent}{os.pathsep}{variables['PATH']}"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

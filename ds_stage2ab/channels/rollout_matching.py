@@ -17,7 +17,7 @@ from ds_stage2ab.matching.assign import match_boxes
 from ds_stage2ab.matching.health import TERM_NAMES, rollout_terms
 from ds_stage2ab.matching.parse import parse_rollout
 from ds_stage2ab.matching.targets import build_target
-from ds_stage2ab.rollout.base import RolloutBackend, Sampling, weight_version
+from ds_stage2ab.rollout.base import RolloutBackend, training_sampling, weight_version
 
 
 class RolloutMatching:
@@ -121,14 +121,3 @@ class RolloutMatching:
                 where=stale.source,
                 fix="start the run again, and with it whatever serves its rollouts",
             )
-
-
-def training_sampling(section: RolloutMatchingSection) -> Sampling:
-    """How Channel B draws."""
-    return Sampling(
-        temperature=section.decoding.temperature,
-        top_p=section.decoding.top_p,
-        top_k=section.decoding.top_k,
-        repetition_penalty=section.repetition_penalty,
-        max_new_tokens=section.max_new_tokens,
-    )

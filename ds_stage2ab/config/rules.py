@@ -16,9 +16,10 @@ from ds_stage2ab.errors import ConfigError
 B_RATIO = "stage2_ab.schedule.b_ratio"
 LENGTH_CAP = "training.global_max_length"
 MAX_NEW_TOKENS = "custom.extra.rollout_matching.max_new_tokens"
-TEMPERATURE = "custom.extra.rollout_matching.decoding.temperature"
-TOP_P = "custom.extra.rollout_matching.decoding.top_p"
-TOP_K = "custom.extra.rollout_matching.decoding.top_k"
+DECODING = "custom.extra.rollout_matching.decoding"
+EVALUATION_DECODING = "evaluation.decoding"
+NGRAM_SIZE = "custom.extra.rollout_matching.repeat_terminate.ngram_size"
+NGRAM_REPEATS = "custom.extra.rollout_matching.repeat_terminate.max_ngram_repeats"
 SCHEDULER = "training.lr_scheduler"
 FINAL_RATE = "training.min_learning_rate_ratio"
 FREEZE = "model.freeze"
@@ -45,23 +46,50 @@ class Rule:
 
 def greedy_decoding_draws_nothing(temperature: float, top_p: float, top_k: int) -> None:
     """At temperature 0 the most probable token is taken, and what limits a draw would be ignored."""
-    limits = [f"{key} {value}" for key, value, off in ((TOP_P, top_p, 1), (TOP_K, top_k, 0)) if value != off]
+    _greedy_draws_nothing(DECODING, temperature, top_p, top_k)
+
+
+def greedy_evaluation_draws_nothing(temperature: float, top_p: float, top_k: int) -> None:
+    """The same of held-out answers."""
+    _greedy_draws_nothing(EVALUATION_DECODING, temperature, top_p, top_k)
+
+
+def _greedy_draws_nothing(section: str, temperature: float, top_p: float, top_k: int) -> None:
+    off = {"top_p": (top_p, 1), "top_k": (top_k, 0)}
+    limits = [f"{section}.{key} {value}" for key, (value, no_limit) in off.items() if value != no_limit]
     if temperature == 0 and limits:
         raise ConfigError(
             f"{temperature} is greedy, which makes {' and '.join(limits)} meaningless",
-            where=TEMPERATURE,
+            where=f"{section}.temperature",
             fix="set a temperature above 0, or delete the other",
         )
 
 
 def temperature_can_be_felt(temperature: float) -> None:
     """Logits divided by less would overflow."""
+    _can_be_felt(DECODING, temperature)
+
+
+def evaluation_temperature_can_be_felt(temperature: float) -> None:
+    """The same of held-out answers."""
+    _can_be_felt(EVALUATION_DECODING, temperature)
+
+
+def _can_be_felt(section: str, temperature: float) -> None:
     if 0 < temperature < LOWEST_TEMPERATURE:
+        key = f"{section}.temperature"
         raise ConfigError(
             f"{temperature} is too close to 0 to compute with",
-            where=TEMPERATURE,
-            fix=f"set {TEMPERATURE} to 0 (greedy), or to {LOWEST_TEMPERATURE} or more",
+            where=key,
+            fix=f"set {key} to 0 (greedy), or to {LOWEST_TEMPERATURE} or more",
         )
+
+
+def repeated_sequences_have_length_and_number(ngram_size: int | None, max_ngram_repeats: int | None) -> None:
+    """One of the two alone would be ignored."""
+    if (ngram_size is None) != (max_ngram_repeats is None):
+        given, missing = (NGRAM_SIZE, NGRAM_REPEATS) if max_ngram_repeats is None else (NGRAM_REPEATS, NGRAM_SIZE)
+        raise ConfigError(f"it has no effect without {missing}", where=given, fix=f"set both, or delete {given}")
 
 
 def answer_fits_length(max_new_tokens: int, global_max_length: int) -> None:
@@ -145,9 +173,16 @@ def servers_differ(servers: list[dict]) -> None:
             raise ConfigError(f"two entries have the {key} {twice}", where=SERVERS, fix=f"give each its own {key}")
 
 
+def _decoding_keys(section: str) -> tuple[str, ...]:
+    return tuple(f"{section}.{name}" for name in ("temperature", "top_p", "top_k"))
+
+
 RULES = (
-    Rule(greedy_decoding_draws_nothing, (TEMPERATURE, TOP_P, TOP_K)),
-    Rule(temperature_can_be_felt, (TEMPERATURE,)),
+    Rule(greedy_decoding_draws_nothing, _decoding_keys(DECODING)),
+    Rule(greedy_evaluation_draws_nothing, _decoding_keys(EVALUATION_DECODING)),
+    Rule(temperature_can_be_felt, (f"{DECODING}.temperature",)),
+    Rule(evaluation_temperature_can_be_felt, (f"{EVALUATION_DECODING}.temperature",)),
+    Rule(repeated_sequences_have_length_and_number, (NGRAM_SIZE, NGRAM_REPEATS)),
     Rule(answer_fits_length, (MAX_NEW_TOKENS, LENGTH_CAP)),
     Rule(constant_rate_does_not_fall, (SCHEDULER, FINAL_RATE)),
     Rule(some_part_trains, (FREEZE,)),

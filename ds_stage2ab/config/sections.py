@@ -40,8 +40,25 @@ class ScheduleSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ThresholdSection:
+    warn: float | None
+    stop: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthSection:
+    patience: int
+    predicted_per_true: ThresholdSection
+    truncation_rate: ThresholdSection
+    drop_rate: ThresholdSection
+    valid_rate: ThresholdSection
+    coord_mass: ThresholdSection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelBSection:
     drop_invalid_struct_ce_multiplier: float
+    health: HealthSection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +88,14 @@ class DecodingSection:
     temperature: float
     top_p: float
     top_k: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepeatTerminateSection:
+    max_token_run: int | None
+    ngram_size: int | None
+    max_ngram_repeats: int | None
+    max_objects: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +141,7 @@ class RolloutMatchingSection:
     max_new_tokens: int
     decoding: DecodingSection
     repetition_penalty: float
+    repeat_terminate: RepeatTerminateSection
     candidate_top_k: int
     iou_gate: float
     fp_cost: float
@@ -189,6 +215,7 @@ class EvaluationSection:
     at_start: bool
     max_samples: int | None
     num_pictures: int
+    decoding: DecodingSection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 Invariants:
 - Every rollout has the same names, `TERM_NAMES`, whatever became of it.
-- The rates of the parse states add up to 1.
+- The rates of the parse states add up to 1, those of the drop reasons to `rollout/values_dropped_rate`.
 - A quotient with nothing below it has count 0: it is left out of the mean, never counted as 0 or 1.
 """
 
@@ -21,12 +21,14 @@ Term = tuple[float, float]
 def rollout_terms(rollout: Rollout, parsed: ParsedRollout, match: Match, truth: Sequence[Truth]) -> dict[str, Term]:
     """Metric name -> (sum, count) of one rollout; the matched are those of training, whatever their description."""
     matched, predicted, true = len(match.pairs), len(parsed.objects), len(truth)
+    values = predicted + len(parsed.dropped)
     same = sum(parsed.objects[p].desc.strip().lower() == truth[g].desc.strip().lower() for p, g in match.pairs)
     terms: dict[str, Term] = {
         "rollout/count": (1, 1),
         "rollout/tokens": (len(rollout.response_ids), 1),
         "rollout/truncation_rate": (rollout.finish == "length", 1),
-        "rollout/values_dropped_rate": (len(parsed.dropped), predicted + len(parsed.dropped)),
+        "rollout/repeat_rate": (rollout.finish == "repeat", 1),
+        "rollout/values_dropped_rate": (len(parsed.dropped), values),
         "match/precision": (matched, predicted),
         "match/recall": (matched, true),
         "match/f1": (2 * matched, predicted + true),
@@ -35,7 +37,7 @@ def rollout_terms(rollout: Rollout, parsed: ParsedRollout, match: Match, truth: 
         "match/predicted_per_true": (predicted, true),
     }
     terms |= {f"parse/{state}": (parsed.state == state, 1) for state in STATES}
-    terms |= {f"drop/{reason}": (parsed.dropped.count(reason), 1) for reason in REASONS}
+    terms |= {f"drop/{reason}": (parsed.dropped.count(reason), values) for reason in REASONS}
     return {name: (float(total), float(count)) for name, (total, count) in terms.items()}
 
 
@@ -48,6 +50,7 @@ TERM_NAMES = (
     "rollout/count",
     "rollout/tokens",
     "rollout/truncation_rate",
+    "rollout/repeat_rate",
     "rollout/values_dropped_rate",
     "match/precision",
     "match/recall",

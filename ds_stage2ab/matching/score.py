@@ -10,6 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -65,7 +66,7 @@ def score_image(predicted: Sequence[Truth], truth: Sequence[Truth]) -> ImageScor
     """Compare the objects predicted for an image, in any order, with the true ones."""
     iou_PG = pairwise_iou([one.box for one in predicted], [one.box for one in truth])
     near_PG = iou_PG >= MIN_IOU
-    same_PG = np.array([[_name(one) == _name(other) for other in truth] for one in predicted], dtype=bool).reshape(
+    same_PG = np.array([[name_of(one) == name_of(other) for other in truth] for one in predicted], dtype=bool).reshape(
         iou_PG.shape
     )
     pairs = _best_pairs(iou_PG, near_PG & same_PG)
@@ -78,6 +79,45 @@ def score_image(predicted: Sequence[Truth], truth: Sequence[Truth]) -> ImageScor
         matched_boxes=len(pairs_boxes),
         iou_sum_boxes=math.fsum(float(iou_PG[pair]) for pair in pairs_boxes),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DescriptionCounts:
+    """What became of the objects of one description over a set."""
+
+    predicted: int
+    true: int
+    matched: int
+    iou_sum: float
+    # over the matched
+
+
+def count_by_description(
+    images: Iterable[tuple[Sequence[Truth], Sequence[Truth], Sequence[tuple[int, int]]]],
+) -> dict[str, DescriptionCounts]:
+    """Description (stripped, lower case) -> its counts, in alphabetical order.
+
+    Args:
+        images: the predicted, the true, and the pairs of `score_image` of each.
+    """
+    predicted: Counter[str] = Counter()
+    true: Counter[str] = Counter()
+    ious: dict[str, list[float]] = {}
+    for found, truth, pairs in images:
+        predicted.update(map(name_of, found))
+        true.update(map(name_of, truth))
+        for p, g in pairs:
+            iou = float(pairwise_iou([found[p].box], [truth[g].box])[0, 0])
+            ious.setdefault(name_of(truth[g]), []).append(iou)
+    return {
+        name: DescriptionCounts(
+            predicted=predicted[name],
+            true=true[name],
+            matched=len(ious.get(name, ())),
+            iou_sum=math.fsum(ious.get(name, ())),
+        )
+        for name in sorted(predicted.keys() | true.keys())
+    }
 
 
 def set_score(images: Iterable[ImageScore]) -> SetScore:
@@ -101,7 +141,8 @@ def set_score(images: Iterable[ImageScore]) -> SetScore:
     )
 
 
-def _name(truth: Truth) -> str:
+def name_of(truth: Truth) -> str:
+    """What descriptions are compared by."""
     return truth.desc.strip().lower()
 
 

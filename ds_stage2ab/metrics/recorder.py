@@ -79,6 +79,11 @@ class Metrics:
         for sink in self._sinks:
             sink.evaluation(record)
 
+    def warn(self, text: str) -> None:
+        """Tell whoever watches."""
+        for sink in self._sinks:
+            sink.warning(text)
+
     def close(self) -> None:
         """Close every sink."""
         for sink in self._sinks:

@@ -28,6 +28,9 @@ class Sink(Protocol):
     def evaluation(self, record: EvaluationRecord) -> None:
         """Take the record of an evaluation."""
 
+    def warning(self, text: str) -> None:
+        """Take what a person should see now."""
+
     def close(self) -> None:
         """Release files and the terminal; nothing follows."""
 
@@ -52,6 +55,9 @@ class JsonlSink:
 
     def evaluation(self, record: EvaluationRecord) -> None:
         self._write(record)
+
+    def warning(self, text: str) -> None:
+        """Nothing: the figures that it speaks of are in the records."""
 
     def close(self) -> None:
         os.close(self._file)
@@ -97,6 +103,9 @@ class TensorBoardSink:
         self._write(record)
         self._writer.flush()
 
+    def warning(self, text: str) -> None:
+        """Nothing: the figures that it speaks of are in the records."""
+
     def close(self) -> None:
         self._writer.close()
 
@@ -133,6 +142,9 @@ class ConsoleSink:
 
     def evaluation(self, record: EvaluationRecord) -> None:
         self._say(evaluation_line(record, self._total_steps))
+
+    def warning(self, text: str) -> None:
+        self._say(f"warning: {text}")
 
     def close(self) -> None:
         if self._bar is not None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ds_stage2ab.carriers import Rollout, Sample
+from ds_stage2ab.config.sections import DecodingSection, RepeatTerminateSection, RolloutMatchingSection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,10 @@ class Sampling:
     repetition_penalty: float
     # 1 is off
     max_new_tokens: int
+    repeat_terminate: RepeatTerminateSection
+    # the guard's limits
+    with_probabilities: bool
+    # whether a rollout says how probable its tokens were
 
 
 SEED_BYTES = 8
@@ -40,7 +45,30 @@ def weight_version(start_id: str, finished_steps: int) -> str:
     return f"{start_id}/{finished_steps}"
 
 
-GREEDY = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
+def training_sampling(section: RolloutMatchingSection) -> Sampling:
+    """How Channel B draws."""
+    return Sampling(
+        temperature=section.decoding.temperature,
+        top_p=section.decoding.top_p,
+        top_k=section.decoding.top_k,
+        repetition_penalty=section.repetition_penalty,
+        max_new_tokens=section.max_new_tokens,
+        repeat_terminate=section.repeat_terminate,
+        with_probabilities=False,
+    )
+
+
+def evaluation_sampling(section: RolloutMatchingSection, decoding: DecodingSection) -> Sampling:
+    """How held-out answers are drawn: by `evaluation.decoding`, without a repetition penalty."""
+    return Sampling(
+        temperature=decoding.temperature,
+        top_p=decoding.top_p,
+        top_k=decoding.top_k,
+        repetition_penalty=1.0,
+        max_new_tokens=section.max_new_tokens,
+        repeat_terminate=section.repeat_terminate,
+        with_probabilities=True,
+    )
 
 
 class RolloutBackend(Protocol):

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList
 
 from ds_stage2ab import ops
-from ds_stage2ab.carriers import Rollout, Sample
+from ds_stage2ab.carriers import Probabilities, Rollout, Sample
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.rollout.base import Sampling, request_seed, weight_version
 from ds_stage2ab.rollout.draws import draw_processors
+from ds_stage2ab.rollout.probabilities import ProbabilityRecorder
+from ds_stage2ab.rollout.repeat_guard import RepeatGuard
 
 Positions = Callable[[Tensor, Tensor], Tensor]
 """(input_ids [T], image_grid_thw [images, 3]) -> position_ids [4, T]."""
@@ -78,11 +80,24 @@ class HfBackend:
     ) -> list[Rollout]:
         start = time.monotonic()
         seeds = [request_seed(self.seed, sample.draw, sample.id) for sample in chunk]
-        processors = LogitsProcessorList(draw_processors(sampling, seeds))
+        prompt_width = inputs["input_ids"].shape[1]
+        coordinate_ids = torch.tensor(self.vocabulary.coordinate_ids, device=self.model.device)
+        recorder = ProbabilityRecorder(coordinate_ids)
+        guard = RepeatGuard(
+            sampling.repeat_terminate,
+            prompt_width=prompt_width,
+            stop_id=self.vocabulary.stop_id,
+            coordinate_ids=coordinate_ids,
+        )
+        watching = [recorder] if sampling.with_probabilities else []
+        guarding = [guard] if guard.is_on else []
+        processors = LogitsProcessorList([*watching, *draw_processors(sampling, seeds), *guarding])
         output_BL = self.model.generate(**inputs, generation_config=config, logits_processor=processors)
-        generated_BL = output_BL[:, inputs["input_ids"].shape[1] :].cpu()
+        generated_BL = output_BL[:, prompt_width:].cpu()
         tokens, lengths, stopped = ops.trim_responses(generated_BL, self.vocabulary.stop_id)
         responses = [tuple(part.tolist()) for part in tokens.split(lengths.tolist())]
+        probabilities = _probabilities(recorder, output_BL, lengths) if watching else [None] * len(chunk)
+        repeated = guard.ended(len(chunk))
         seconds = time.monotonic() - start
         return [
             Rollout(
@@ -90,13 +105,16 @@ class HfBackend:
                 draw=sample.draw,
                 prompt_ids=sample.prompt_ids,
                 response_ids=response,
-                finish="stop" if ended else "length",
+                finish="repeat" if repeated[row] else "stop" if ended else "length",
                 weight_version=weight_version(self.start_id, finished_steps),
                 seed=seed,
                 source="hf",
                 seconds=seconds,
+                probabilities=probabilities[row],
             )
-            for sample, response, ended, seed in zip(chunk, responses, stopped.tolist(), seeds, strict=True)
+            for row, (sample, response, ended, seed) in enumerate(
+                zip(chunk, responses, stopped.tolist(), seeds, strict=True)
+            )
         ]
 
     def _to_model(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -137,6 +155,15 @@ class _Prompts:
             "pixel_values": torch.cat([vision.pixel_values for vision in visions]),
             "image_grid_thw": torch.cat([vision.image_grid_thw for vision in visions]),
         }
+
+
+def _probabilities(recorder: ProbabilityRecorder, output_ids: Tensor, lengths: Tensor) -> list[Probabilities]:
+    """Those of each row's response, which has no stop and nothing behind."""
+    log_probs_BL, masses_BL = (part.numpy() for part in recorder.result(output_ids))
+    return [
+        Probabilities(log_probs=log_probs_BL[row, :length], coordinate_mass=masses_BL[row, :length])
+        for row, length in enumerate(lengths.tolist())
+    ]
 
 
 def _pad_id(vocabulary: Vocabulary) -> int:

@@ -18,7 +18,7 @@ LAYERS = (
     ("rollout", "engine", "data"),
     ("channels",),
     ("evaluation",),
-    ("assemble",),
+    ("assemble", "evaluate_checkpoint"),
     ("train",),
     ("validate", "launch"),
     ("cli",),

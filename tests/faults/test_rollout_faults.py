@@ -2,7 +2,7 @@
 
 import pytest
 
-from ds_stage2ab.errors import EXIT_DATA, EXIT_ENVIRONMENT
+from ds_stage2ab.errors import EXIT_DATA, EXIT_ENVIRONMENT, EXIT_OK, EXIT_TRAINING
 from ds_stage2ab.metrics.journal import read_history
 from tests.parts import config_values, launch, merged, write_config
 
@@ -28,6 +28,24 @@ def test_rollouts_that_one_rank_cannot_write_end_both(run, tmp_path):
     assert "rank 1: the rollouts of step 1 cannot be written" in done.stderr and str(taken) in done.stderr
     assert "Traceback" not in done.stderr
     assert not read_history(tmp_path / "runs" / "small" / "metrics.jsonl").steps
+
+
+def test_unhealthy_rollouts_warn(run):
+    """Six tokens are no answer; at the default threshold."""
+    cut = {"custom.extra.rollout_matching.max_new_tokens": 6, "stage2_ab.channel_b.health.patience": 2}
+    done = run(cut)
+    assert done.returncode == EXIT_OK, done.stdout[-2000:] + done.stderr[-2000:]
+    warning = "warning: parse/ok + parse/empty_answer was below 0.5 in the last 2 B steps (now 0); the largest parse/"
+    assert done.stdout.count(warning) == 1, done.stdout[-3000:]
+
+
+def test_unhealthy_rollouts_stop_both_ranks(run):
+    cut = {"custom.extra.rollout_matching.max_new_tokens": 6, "stage2_ab.channel_b.health.patience": 2}
+    done = run({**cut, "stage2_ab.channel_b.health.valid_rate.stop": 0.5})
+    assert done.returncode == EXIT_TRAINING, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.stderr.count("error: ") == 1
+    assert "step 2, stage2_ab.channel_b.health.valid_rate.stop: parse/ok + parse/empty_answer was below" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_target_above_the_cap_is_named_on_both(run):

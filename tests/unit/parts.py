@@ -20,10 +20,13 @@ from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.sections import (
     ChannelBSection,
     DecodingSection,
+    HealthSection,
     ModelSection,
+    RepeatTerminateSection,
     RolloutMatchingSection,
     ScheduleSection,
     Stage2ABSection,
+    ThresholdSection,
     VllmProbeSection,
     VllmSection,
     VllmServerSection,
@@ -33,12 +36,18 @@ from ds_stage2ab.data.encode import Encoder
 from ds_stage2ab.data.records import read_records
 from ds_stage2ab.engine.build import load_checkpoint, position_index
 from ds_stage2ab.losses.objective import Objective
-from ds_stage2ab.rollout.base import weight_version
+from ds_stage2ab.rollout.base import Sampling, weight_version
 from tests.parts import Quickstart
 
+HEALTH_KEYS = ("predicted_per_true", "truncation_rate", "drop_rate", "valid_rate", "coord_mass")
 PLAIN_LOSS = Stage2ABSection(
     schedule=ScheduleSection(b_ratio=Fraction(0)),
-    channel_b=ChannelBSection(drop_invalid_struct_ce_multiplier=1.0),
+    channel_b=ChannelBSection(
+        drop_invalid_struct_ce_multiplier=1.0,
+        health=HealthSection(
+            patience=2, **dict.fromkeys(HEALTH_KEYS, ThresholdSection(warn=None, stop=None))
+        ),
+    ),
     n_softctx_iter=1,
     softctx_grad_mode="unroll",
     softctx_temperature=1.0,
@@ -58,6 +67,7 @@ PLAIN_LOSS = Stage2ABSection(
 )
 """Every term switched on."""
 
+NO_GUARD = RepeatTerminateSection(max_token_run=None, ngram_size=None, max_ngram_repeats=None, max_objects=None)
 MATCHING = RolloutMatchingSection(
     rollout_backend="hf",
     vllm=VllmSection(
@@ -70,12 +80,19 @@ MATCHING = RolloutMatchingSection(
     max_new_tokens=64,
     decoding=DecodingSection(temperature=0.7, top_p=0.9, top_k=50),
     repetition_penalty=1.1,
+    repeat_terminate=NO_GUARD,
     candidate_top_k=10,
     iou_gate=0.3,
     fp_cost=1.0,
     fn_cost=1.0,
 )
 START_ID = "start"
+
+
+def greedy_sampling(**changes: Any) -> Sampling:
+    """The most probable tokens, unless `changes` say otherwise; no guard, no probabilities."""
+    values = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "max_new_tokens": 64}
+    return Sampling(**{**values, "repeat_terminate": NO_GUARD, "with_probabilities": False, **changes})
 
 
 class WrittenBackend:
@@ -108,6 +125,7 @@ class WrittenBackend:
                 seed=7,
                 source="written",
                 seconds=0.5,
+                probabilities=None,
             )
             for sample in samples
         ]

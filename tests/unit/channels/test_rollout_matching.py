@@ -10,15 +10,14 @@ import pytest
 import torch
 
 from ds_stage2ab.carriers import Truth
-from ds_stage2ab.channels.rollout_matching import training_sampling
 from ds_stage2ab.clock import Clock
 from ds_stage2ab.codec.text import encode_answer, get_codec
 from ds_stage2ab.engine.build import position_index
 from ds_stage2ab.errors import EXIT_DATA, EXIT_ENVIRONMENT, DataError, EnvironmentFault
 from ds_stage2ab.matching.health import TERM_NAMES
-from ds_stage2ab.rollout.base import Sampling
+from ds_stage2ab.rollout.base import training_sampling
 from tests.parts import as_tuples
-from tests.unit.parts import MATCHING, WrittenBackend, load_bench
+from tests.unit.parts import MATCHING, WrittenBackend, greedy_sampling, load_bench
 
 CAT = Truth(desc="cat", box=(10, 20, 110, 120))
 DOG = Truth(desc="big dog", box=(500, 501, 600, 700))
@@ -308,7 +307,7 @@ def test_segments_are_in_the_order_of_the_samples(bench):
 def test_all_samples_are_asked_at_once_with_the_sampling_of_the_section(bench):
     backend = WrittenBackend(dict.fromkeys(range(4), answered(bench)))
     bench.rollout_matching(backend).segments(bench.samples, STEP, Clock())
-    wanted = Sampling(temperature=0.7, top_p=0.9, top_k=50, repetition_penalty=1.1, max_new_tokens=64)
+    wanted = greedy_sampling(temperature=0.7, top_p=0.9, top_k=50, repetition_penalty=1.1)
     assert backend.asked == [([0, 1, 2, 3], wanted, STEP)]
     assert training_sampling(MATCHING) == wanted
 

@@ -19,6 +19,7 @@ def rollout(num_tokens, finish="stop"):
         seed=0,
         source="hf",
         seconds=1.0,
+        probabilities=None,
     )
 
 
@@ -67,10 +68,11 @@ def without_zeros(terms, prefixes):
 
 
 def test_a_rollout_with_everything():
-    assert {name: MIXED[name] for name in TERM_NAMES[:10]} == {
+    assert {name: MIXED[name] for name in TERM_NAMES[:11]} == {
         "rollout/count": (1, 1),
         "rollout/tokens": (70, 1),
         "rollout/truncation_rate": (0, 1),
+        "rollout/repeat_rate": (0, 1),
         "rollout/values_dropped_rate": (3, 6),  # 3 of 3 kept and 3 dropped values
         "match/precision": (2, 3),
         "match/recall": (2, 4),
@@ -81,16 +83,17 @@ def test_a_rollout_with_everything():
     }
     assert without_zeros(MIXED, ("parse/", "drop/")) == {
         "parse/ok": (1, 1),
-        "drop/missing_desc": (2, 1),
-        "drop/bbox_invalid": (1, 1),
+        "drop/missing_desc": (2, 6),
+        "drop/bbox_invalid": (1, 6),
     }
 
 
 def test_a_quotient_with_nothing_below_has_count_0():
-    assert {name: EMPTY[name] for name in TERM_NAMES[:10]} == {
+    assert {name: EMPTY[name] for name in TERM_NAMES[:11]} == {
         "rollout/count": (1, 1),
         "rollout/tokens": (0, 1),
         "rollout/truncation_rate": (0, 1),
+        "rollout/repeat_rate": (0, 1),
         "rollout/values_dropped_rate": (0, 0),
         "match/precision": (0, 0),
         "match/recall": (0, 0),
@@ -119,11 +122,11 @@ def test_a_rollout_that_found_nothing_and_was_cut():
 
 def test_only_the_token_limit_is_a_truncation():
     nothing = (parsed(state="no_json"), Match(pairs=(), missed=(), spurious=()), [])
-    rates = {
-        finish: rollout_terms(rollout(3, finish), *nothing)["rollout/truncation_rate"]
-        for finish in ("stop", "length", "repeat")
-    }
-    assert rates == {"stop": (0, 1), "length": (1, 1), "repeat": (0, 1)}
+    terms = {finish: rollout_terms(rollout(3, finish), *nothing) for finish in ("stop", "length", "repeat")}
+    cut = {finish: one["rollout/truncation_rate"] for finish, one in terms.items()}
+    assert cut == {"stop": (0, 1), "length": (1, 1), "repeat": (0, 1)}
+    repeated = {finish: one["rollout/repeat_rate"] for finish, one in terms.items()}
+    assert repeated == {"stop": (0, 1), "length": (0, 1), "repeat": (1, 1)}
 
 
 def test_sums_over_rollouts_give_the_quotients_of_the_step():
@@ -134,6 +137,7 @@ def test_sums_over_rollouts_give_the_quotients_of_the_step():
         "rollout/count": 3,
         "rollout/tokens": 134,  # 70 + 0 + 64
         "rollout/truncation_rate": 1 / 3,
+        "rollout/repeat_rate": 0,
         "rollout/values_dropped_rate": 3 / 7,  # of 6 + 0 + 1 values
         "match/precision": 2 / 4,
         "match/recall": 2 / 5,
@@ -145,7 +149,7 @@ def test_sums_over_rollouts_give_the_quotients_of_the_step():
     shares = {name: value for name, value in values.items() if name.startswith("parse/") and value}
     assert shares == {"parse/ok": 1 / 3, "parse/empty_answer": 1 / 3, "parse/truncated": 1 / 3}
     dropped = {name: value for name, value in values.items() if name.startswith("drop/") and value}
-    assert dropped == {"drop/missing_desc": 2, "drop/bbox_invalid": 1}  # sums, not means
+    assert dropped == {"drop/missing_desc": 2 / 7, "drop/bbox_invalid": 1 / 7}  # which add up to the 3 / 7 above
 
 
 @pytest.mark.parametrize("terms", [MIXED, EMPTY, CUT], ids=["mixed", "empty", "cut"])

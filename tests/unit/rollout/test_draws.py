@@ -5,10 +5,9 @@ import math
 import pytest
 import torch
 
-from ds_stage2ab.rollout.base import GREEDY, Sampling
 from ds_stage2ab.rollout.draws import draw_processors
+from tests.unit.parts import greedy_sampling
 
-PLAIN = GREEDY | {"temperature": 1.0}
 P = torch.tensor([0.4, 0.3, 0.2, 0.1])
 NUM_DRAWS = 20_000
 BOUND = 27.9
@@ -16,7 +15,7 @@ BOUND = 27.9
 
 
 def sampling(**changes):
-    return Sampling(**PLAIN | changes, max_new_tokens=1)
+    return greedy_sampling(**{"temperature": 1.0} | changes)
 
 
 def draw(processors, scores_BV):
@@ -41,8 +40,8 @@ def chi_square(seen, p):
 
 
 def test_greedy_needs_no_processor():
-    assert draw_processors(Sampling(**GREEDY, max_new_tokens=1), [1, 2]) == []
-    assert draw_processors(Sampling(**GREEDY | {"top_p": 0.5, "top_k": 3}, max_new_tokens=1), [1]) == []
+    assert draw_processors(greedy_sampling(), [1, 2]) == []
+    assert draw_processors(greedy_sampling(top_p=0.5, top_k=3), [1]) == []
 
 
 @pytest.mark.parametrize("p", [P, torch.tensor([0.5, 0.25, 0.15, 0.06, 0.03, 0.01])])

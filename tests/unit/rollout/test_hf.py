@@ -9,12 +9,11 @@ from torch import nn
 from transformers import GenerationConfig
 
 from ds_stage2ab.engine.build import position_index
-from ds_stage2ab.rollout.base import GREEDY, Sampling
 from ds_stage2ab.rollout.hf import HfBackend, generation_config
-from tests.unit.parts import load_bench
+from tests.unit.parts import greedy_sampling, load_bench
 
 MAX_NEW_TOKENS = 12
-SAMPLING = Sampling(**GREEDY, max_new_tokens=MAX_NEW_TOKENS)
+SAMPLING = greedy_sampling(max_new_tokens=MAX_NEW_TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +217,7 @@ def test_nothing_is_inherited_from_the_checkpoint(bench, greedy, name):
 
 
 def test_every_field_of_sampling_reaches_the_configuration(bench):
-    asked = Sampling(temperature=0.7, top_p=0.9, top_k=12, repetition_penalty=1.1, max_new_tokens=34)
+    asked = greedy_sampling(temperature=0.7, top_p=0.9, top_k=12, repetition_penalty=1.1, max_new_tokens=34)
     config = generation_config(asked, bench.vocabulary)
     # temperature, nucleus and top k act through the processors of rollout.draws, one random stream per row
     assert (config.do_sample, config.temperature, config.top_p, config.top_k) == (False, 1.0, 1.0, 0)
@@ -234,7 +233,7 @@ def test_the_repetition_penalty_is_applied_whatever_stands_in_the_padding(bench,
     assert responses(bench, sampling=sampling, decode_batch_size=8) == alone
 
 
-SAMPLED = Sampling(temperature=1.0, top_p=1.0, top_k=0, repetition_penalty=1.0, max_new_tokens=MAX_NEW_TOKENS)
+SAMPLED = replace(SAMPLING, temperature=1.0)
 
 
 def test_a_draw_does_not_depend_on_the_decode_batch(bench, greedy):

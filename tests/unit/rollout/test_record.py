@@ -18,6 +18,7 @@ CAT = Rollout(
     seed=2**63 - 1,
     source="hf",
     seconds=0.12345678,
+    probabilities=None,
 )
 NOTHING = Rollout(
     sample_id="empty",
@@ -29,6 +30,7 @@ NOTHING = Rollout(
     seed=0,
     source="http://127.0.0.1:8000",
     seconds=2.0,
+    probabilities=None,
 )
 
 

@@ -6,9 +6,8 @@ import torch
 from ds_stage2ab.data.digits import Layout, generate
 from ds_stage2ab.data.records import read_records
 from ds_stage2ab.engine.build import position_index
-from ds_stage2ab.rollout.base import GREEDY, Sampling
 from ds_stage2ab.rollout.hf import HfBackend
-from tests.unit.parts import load_bench
+from tests.unit.parts import greedy_sampling, load_bench
 
 NUM_SCENES = 32
 MAX_NEW_TOKENS = 160  # the longest answer, of five digits, needs about 130
@@ -59,7 +58,7 @@ def test_rollouts_are_those_of_one_prompt_at_a_time(bench, samples, alone, decod
     settings = {"decode_batch_size": decode_batch_size, "start_id": "start", "seed": 0}
     backend = HfBackend(bench.model, bench.vocabulary, position_index(bench.model), **settings)
     try:
-        rollouts = backend.generate(samples, Sampling(**GREEDY, max_new_tokens=MAX_NEW_TOKENS), finished_steps=0)
+        rollouts = backend.generate(samples, greedy_sampling(max_new_tokens=MAX_NEW_TOKENS), finished_steps=0)
     finally:
         hook.remove()
     assert [(rollout.response_ids, rollout.finish) for rollout in rollouts] == alone

@@ -1,0 +1,61 @@
+"""`ds-stage2ab evaluate` in processes of its own: the same figures on one rank and on two, and what it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ds_stage2ab.errors import EXIT_CONFIG, EXIT_ENVIRONMENT, EXIT_OK
+from tests.parts import ROOT, config_values, launch_script, merged, write_config
+
+TIMES = ("eval/seconds", "eval/generated_tokens_per_second")
+
+
+@pytest.fixture
+def config(shipped, tmp_path):
+    """Eleven samples, so that two ranks hold different numbers."""
+    changes = {"data.validation": str(shipped.data / "validation.jsonl"), "evaluation.max_samples": 11}
+    return write_config(tmp_path / "c.yaml", merged(config_values(shipped, tmp_path, "run"), changes))
+
+
+def evaluate(*words):
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
+    command = [sys.executable, "-m", "ds_stage2ab", "evaluate", *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_any_number_of_ranks_gives_the_same_figures(config, shipped, tmp_path):
+    words = ["--config", str(config), "--checkpoint", str(shipped.model), "--format", "json"]
+    alone = evaluate(*words, "--pictures", tmp_path / "pictures", "--set", "evaluation.num_pictures=2")
+    assert alone.returncode == EXIT_OK, alone.stderr
+    both = launch_script("--no_local_rank", "--module", "ds_stage2ab", "evaluate", *words, ranks=2)
+    assert both.returncode == EXIT_OK, both.stderr
+    one = json.loads(alone.stdout)
+    two, _ = json.JSONDecoder().raw_decode(both.stdout, both.stdout.index("{\n"))  # the launcher talks too
+    for found in (one, two):
+        for name in TIMES:
+            assert found["figures"].pop(name) > 0
+    assert one["figures"] == pytest.approx(two["figures"], rel=1e-5)
+    assert [row["description"] for row in one["descriptions"]] == [row["description"] for row in two["descriptions"]]
+    assert one["figures"]["eval/samples"] == 11
+    assert 0 < one["figures"]["eval/ap_by_probability"] < one["figures"]["eval/ap50_by_probability"] < 1
+    assert sum(row["matched"] for row in one["descriptions"]) > 0
+    assert len([*(tmp_path / "pictures").rglob("*validation*.png")]) == 2
+
+
+def test_a_table_for_people(config, shipped):
+    done = evaluate("--config", config, "--checkpoint", shipped.model, "--set", "evaluation.max_samples=2")
+    assert done.returncode == EXIT_OK, done.stderr
+    assert "by description" in done.stdout and "eval/ap_by_probability" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_what_cannot_be_evaluated_is_one_message(config, shipped, tmp_path):
+    empty = evaluate("--config", config, "--checkpoint", tmp_path)
+    assert (empty.returncode, "hf/config.json" in empty.stderr) == (EXIT_ENVIRONMENT, True)
+    nothing = evaluate("--config", config, "--checkpoint", shipped.model, "--set", "data.validation=null")
+    assert (nothing.returncode, "there is nothing to evaluate on" in nothing.stderr) == (EXIT_CONFIG, True)
+    for done in (empty, nothing):
+        assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr

@@ -1,0 +1,122 @@
+"""The three rules by hand, and the guard inside a real `generate`."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from ds_stage2ab.engine.build import position_index
+from ds_stage2ab.rollout.hf import HfBackend
+from ds_stage2ab.rollout.repeat_guard import RepeatGuard, repeats
+from tests.unit.parts import NO_GUARD, greedy_sampling, load_bench
+
+STOP, COORDINATES = 9, torch.tensor([100, 101, 102])
+
+
+def broken(rows, **limits):
+    generated = torch.tensor(rows)
+    return repeats(generated, torch.isin(generated, COORDINATES), replace(NO_GUARD, **limits)).tolist()
+
+
+def test_a_token_in_a_row():
+    rows = [[1, 7, 7, 7], [7, 7, 7, 1], [7, 7, 1, 7], [7, 7, 7, 7]]
+    assert broken(rows, max_token_run=3) == [True, False, False, True]
+    assert broken(rows, max_token_run=4) == [False, False, False, True]
+    assert broken(rows, max_token_run=5) == [False] * 4  # longer than the answers
+
+
+def test_a_repeated_sequence():
+    # the last two tokens: 1 2 stand three times, 2 1 twice, 5 6 once
+    rows = [[1, 2, 1, 2, 1, 2], [0, 2, 1, 0, 2, 1], [1, 2, 3, 4, 5, 6]]
+    assert broken(rows, ngram_size=2, max_ngram_repeats=2) == [True, True, False]
+    assert broken(rows, ngram_size=2, max_ngram_repeats=3) == [True, False, False]
+    assert broken(rows, ngram_size=6, max_ngram_repeats=2) == [False] * 3
+    assert broken([[7, 7, 7]], ngram_size=2, max_ngram_repeats=2) == [True]  # overlapping ones count
+
+
+def test_too_many_objects():
+    # five coordinates are more than one object's four
+    rows = [[100, 101, 102, 100, 1, 2], [100, 101, 102, 100, 1, 101], [1, 2, 3, 4, 5, 6]]
+    assert broken(rows, max_objects=1) == [False, True, False]
+    assert broken(rows, max_objects=2) == [False] * 3
+
+
+def test_without_limits_nothing_is_broken():
+    assert broken([[7] * 50]) == [False]
+    assert broken([[], []], max_token_run=2, ngram_size=2, max_ngram_repeats=2, max_objects=1) == [False, False]
+
+
+def guarded(rows, width, **limits):
+    guard = RepeatGuard(
+        replace(NO_GUARD, **limits), prompt_width=width, stop_id=STOP, coordinate_ids=COORDINATES
+    )  # fmt: skip
+    scores = torch.arange(10.0).repeat(len(rows), 1)
+    return guard, guard(torch.tensor(rows), scores), scores
+
+
+def test_a_broken_row_can_only_stop_and_the_others_are_untouched():
+    guard, after, before = guarded([[7, 7, 7, 7], [7, 7, 7, 8]], width=1, max_token_run=3)
+    assert after[0].tolist() == [-torch.inf] * 9 + [0.0]
+    assert torch.equal(after[1], before[1])
+    assert guard.ended(2) == [True, False]
+
+
+def test_the_prompt_is_not_seen():
+    assert guarded([[7, 7, 7, 7]], width=2, max_token_run=3)[0].ended(1) == [False]
+
+
+def test_a_row_that_stopped_by_itself_was_not_ended():
+    """`generate` fills a finished row with the stop token, which repeats."""
+    assert guarded([[1, STOP, STOP, STOP]], width=0, max_token_run=2)[0].ended(1) == [False]
+
+
+@pytest.fixture(scope="module")
+def bench(quickstart):
+    loaded = load_bench(quickstart, num_samples=5)
+    loaded.model.lm_head.weight = nn.Parameter(loaded.model.lm_head.weight.detach().clone())
+    return loaded
+
+
+def rollouts(bench, limits, decode_batch_size=4, **changes):
+    backend = HfBackend(
+        bench.model,
+        bench.vocabulary,
+        position_index(bench.model),
+        decode_batch_size=decode_batch_size,
+        start_id="start",
+        seed=0,
+    )
+    sampling = greedy_sampling(max_new_tokens=12, repeat_terminate=replace(NO_GUARD, **limits), **changes)
+    return backend.generate(bench.samples, sampling, finished_steps=0)
+
+
+def test_a_rollout_is_ended_where_it_repeats(bench):
+    """A model of random weights repeats itself: each answer is cut exactly where the rule is first broken."""
+    free = rollouts(bench, {})
+    assert {rollout.finish for rollout in free} == {"length"}
+    limits = {"max_token_run": 3}
+    ended = rollouts(bench, limits)
+    assert "repeat" in {rollout.finish for rollout in ended}
+    for whole, cut in zip(free, ended, strict=True):
+        rows = [list(whole.response_ids[: end + 1]) for end in range(len(whole.response_ids))]
+        first = next((len(row) for row in rows if broken([row], **limits) == [True]), None)
+        if first is None or first == len(whole.response_ids):  # at the limit there is no further token to force
+            assert (cut.response_ids, cut.finish) == (whole.response_ids, "length")
+        else:
+            assert (cut.response_ids, cut.finish) == (whole.response_ids[:first], "repeat")
+
+
+def test_the_guard_does_not_depend_on_the_decode_batch(bench):
+    limits = {"ngram_size": 2, "max_ngram_repeats": 2}
+    together, alone = rollouts(bench, limits, decode_batch_size=5), rollouts(bench, limits, decode_batch_size=1)
+    assert [(one.response_ids, one.finish) for one in together] == [(one.response_ids, one.finish) for one in alone]
+
+
+def test_the_guard_acts_on_draws_too(bench):
+    """Behind the noise, which would otherwise lift another token over the stop."""
+    ended = rollouts(bench, {"max_objects": 1}, temperature=1.0)
+    for rollout in ended:
+        numbers = [token in bench.vocabulary.coordinate_bins for token in rollout.response_ids]
+        assert sum(numbers) <= 5
+        assert rollout.finish != "repeat" or sum(numbers) == 5
