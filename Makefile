@@ -52,6 +52,8 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt $(CSRC)
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch setuptools wheel
 	$(PIP) --no-build-isolation -e ".[test]"
+	@# For the tests: it carries the vocabulary of Qwen's tokenizer. Nothing of its code runs.
+	$(PIP) --no-deps dashscope
 	@$(PY) -c 'from ds_stage2ab import ops; print("ops:", ops.implementation())'
 	@touch $@
 
@@ -66,6 +68,8 @@ test: $(INSTALLED)
 	$(PY) -m pytest -q
 
 soak: $(INSTALLED)
+	@# The fuzzer
+	$(PIP) atheris
 	$(PY) -m pytest -q -m soak
 
 bench: $(INSTALLED)

@@ -1,7 +1,7 @@
 """Loss terms on the distribution over the 1,000 coordinate tokens at one coordinate slot.
 
-Everything is fp32 and at temperature 1. With p the softmax of the logits restricted to the coordinate
-ids, b the target bin, c_k = k / 999 the coordinate of bin k, and q a discretised Gaussian around b:
+Everything is at temperature 1, and fp32 (float64 if the logits are). With p the softmax of the logits restricted to
+the coordinate ids, b the target bin, c_k = k / 999 the coordinate of bin k, and q a discretised Gaussian around b:
 
     coord_soft_ce   -sum_k q_k log p_k                  cross entropy with a soft label
     coord_w1        sum_{k<999} |P_k - Q_k| / 999       1-Wasserstein distance in one dimension, P and Q the
@@ -29,14 +29,14 @@ class SlotDistribution:
     """What the model believes at each coordinate slot."""
 
     log_p_MK: Tensor
-    # fp32, log softmax over the coordinate ids alone
+    # log softmax over the coordinate ids alone
     log_mass_M: Tensor
-    # fp32, log of the probability that the full vocabulary gives to coordinate ids; <= 0
+    # log of the probability that the full vocabulary gives to coordinate ids; <= 0
 
 
 def slot_distribution(logits_MV: Tensor, coordinate_ids_K: Tensor) -> SlotDistribution:
     """Split the logits at coordinate slots into where-in-the-bins and whether-a-coordinate-at-all."""
-    logits_MV = logits_MV.float()
+    logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
     inside_MK = logits_MV.index_select(-1, coordinate_ids_K)
     log_mass_M = torch.logsumexp(inside_MK, dim=-1) - torch.logsumexp(logits_MV, dim=-1)
     return SlotDistribution(log_p_MK=F.log_softmax(inside_MK, dim=-1), log_mass_M=log_mass_M)
@@ -49,7 +49,7 @@ def coordinate_of(bins: Tensor) -> Tensor:
 
 def expected_coordinate(log_p_MK: Tensor) -> Tensor:
     """c_hat = sum_k p_k k / 999, shape [M], in [0, 1]."""
-    return log_p_MK.exp() @ coordinate_of(torch.arange(NUM_BINS, device=log_p_MK.device))
+    return log_p_MK.exp() @ coordinate_of(torch.arange(NUM_BINS, device=log_p_MK.device)).to(log_p_MK.dtype)
 
 
 def soft_target(bins_M: Tensor, sigma: float) -> Tensor:
@@ -67,9 +67,11 @@ def coordinate_terms(slots: SlotDistribution, bins_M: Tensor, *, sigma: float, h
         sigma: standard deviation of the soft label, in bins.
         huber_delta: where Huber turns linear, as a fraction of the image side.
     """
-    log_p_MK, target_MK = slots.log_p_MK, soft_target(bins_M, sigma)
+    log_p_MK = slots.log_p_MK
+    target_MK = soft_target(bins_M, sigma).to(log_p_MK.dtype)
     p_MK = log_p_MK.exp()
     gap_MK = coordinate_of(torch.arange(NUM_BINS, device=bins_M.device)) - coordinate_of(bins_M)[:, None]
+    gap_MK = gap_MK.to(log_p_MK.dtype)
     cdf_gap_MK = (p_MK - target_MK).cumsum(-1)[:, :-1]
     huber_MK = F.huber_loss(gap_MK, torch.zeros_like(gap_MK), reduction="none", delta=huber_delta)
     return {

@@ -9,8 +9,9 @@ from torch import Tensor
 
 
 def token_cross_entropy(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
-    """-log softmax(logits)[target] in fp32, shape [M], unit nat."""
-    return F.cross_entropy(logits_MV.float(), targets_M, reduction="none")
+    """-log softmax(logits)[target] in fp32 (float64 if the logits are), shape [M], unit nat."""
+    logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
+    return F.cross_entropy(logits_MV, targets_M, reduction="none")
 
 
 def weighted_sample_mean(values_M: Tensor, weights_M: Tensor, sample_of_M: Tensor, num_samples: int) -> Tensor:

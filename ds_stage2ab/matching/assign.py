@@ -53,7 +53,10 @@ def match_boxes(
     boxes_P = [predicted[row].box for row in rows]
     boxes_G = [truth[column].box for column in columns]
     iou_PG = pairwise_iou(boxes_P, boxes_G)
-    feasible_PG = (iou_PG >= iou_gate) & _candidates(iou_PG, boxes_P, boxes_G, candidate_top_k)
+    feasible_PG = iou_PG >= iou_gate
+    # Candidates are the best by IoU first, so a row of few feasible ones loses none to the limit.
+    if feasible_PG.sum(axis=1).max(initial=0) > candidate_top_k:
+        feasible_PG &= _candidates(iou_PG, boxes_P, boxes_G, candidate_top_k)
     chosen = _cheapest(iou_PG, feasible_PG, fp_cost, fn_cost)
     pairs = sorted((rows[p], columns[g]) for p, g in chosen)
     return Match(

@@ -59,29 +59,31 @@ def scan_rollout(
         "table must be uint8 with 1 axis, and offsets one longer than kinds",
     )
     _require(bool(opening.split() and closing.split()), "opening and closing must hold a lexeme each")
-    bounds, kind_of, content = offsets.tolist(), kinds.tolist(), bytes(table.tolist())
-    written, kind = [], []
-    for token in token_ids.tolist():
-        known = 0 <= token < len(kind_of)
-        first, last = bounds[token : token + 2] if known else (0, 0)
-        _require(
-            0 <= first <= last <= len(content), f"offsets must ascend from 0 to {len(content)}, the number of bytes"
-        )
-        written.append(content[first:last])
-        kind.append(kind_of[token] if known else SPECIAL)
+    known_T = (token_ids >= 0) & (token_ids < len(kinds))
+    ids_T = token_ids[known_T]
+    first_T, last_T = (
+        torch.zeros_like(token_ids).masked_scatter(known_T, bounds[ids_T]) for bounds in (offsets[:-1], offsets[1:])
+    )
+    kind_T = torch.full_like(token_ids, SPECIAL).masked_scatter(known_T, kinds[ids_T])
+    _require(
+        bool(((first_T >= 0) & (first_T <= last_T) & (last_T <= len(table))).all()),
+        f"offsets must ascend from 0 to {len(table)}, the number of bytes",
+    )
+    content = table.numpy()
+    written = [content[first:last].tobytes() for first, last in zip(first_T.tolist(), last_T.tolist(), strict=True)]
     grammar = Grammar(
         opening=tuple(opening.encode().split()),
         closing=tuple(closing.encode().split()),
         key_head=key_head.encode(),
         quoted=quoted,
     )
-    found = scan(written, kind, grammar)
+    found = scan(written, kind_T.tolist(), grammar)
     rows: list[tuple[int, ...]] = []
     for value in found.values:
         _append_rows(value, -1, rows)
     return (
         torch.tensor(rows, dtype=torch.int64).reshape(-1, NODE_FIELDS),
-        torch.tensor(list(b"".join(written)), dtype=torch.uint8),
+        torch.frombuffer(bytearray(b"".join(written)), dtype=torch.uint8) if any(written) else table[:0].clone(),
         torch.tensor(found.starts, dtype=torch.int64),
         torch.tensor([found.opening_end, ENDED.index(found.ended), int(found.behind)]),
     )

@@ -1,0 +1,369 @@
+"""Rollouts made from a tree: what must be read from each is known before any parser sees it.
+
+A case is a whole answer (an opening, values that are to be kept or dropped for a known reason, a close), white space
+wherever JSON allows it, and one event: it is cut somewhere, something that can never continue stands somewhere in it,
+something stands behind it, or nothing happens. Where a byte may be cut a token may be cut: the rest of it is spelled in
+single bytes, as a model could.
+"""
+
+import json
+from dataclasses import dataclass, field
+from random import Random
+
+from ds_stage2ab.carriers import Box, Truth
+from ds_stage2ab.codec.text import Codec
+from ds_stage2ab.codec.vocabulary import Vocabulary
+from ds_stage2ab.matching.parse import OTHER_GEOMETRY_KEYS, POLYGON_KEYS
+
+NEVER = 0x01  # a byte that JSON has nowhere, not even in a string
+WORDS = (
+    *("cat", "red fox", "\u4e2d\u6587", "caf\u00e9", "\U0001f600 face", 'say "hi"', "a\\b", "]}", '", "', "x\ty"),
+    *("\u00a0y", "{[", "e\u0301"),
+)
+SPACES = ("", "", "", " ", "\n", " \t", "\r\n  ")
+NO_OPENING = {
+    "array": ("no idea", "[1, 2]", "{", '{"object": [', '{"objects": {', "{'objects': []}", "\u4e2d", "", '"objects"'),
+    "keyed": ("no idea", "[1, 2]", "<{", "\u4e2d", "", " \n", '"object_1"'),
+}
+
+
+@dataclass(frozen=True)
+class Value:
+    """One value of the answer; spans are [first, last) bytes of the whole answer."""
+
+    span: tuple[int, int]
+    reason: str
+    # "" if it is to be kept
+    number: int
+    # of its key; -1 where the form has none
+    is_number: bool
+    # complete only when a byte behind it has been read
+    found: Truth | None = None
+    desc_span: tuple[int, int] = (0, 0)
+    coordinate_spans: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Case:
+    """Response ids and what must be read from them."""
+
+    ids: list[int]
+    text: bytes
+    # of the whole answer, before the event
+    opening_end: int
+    complete: list[Value]
+    state: str
+
+
+@dataclass
+class Writer:
+    """The answer as it grows: bytes, and coordinate tokens at their places."""
+
+    random: Random
+    codec: Codec
+    text: bytearray = field(default_factory=bytearray)
+    coordinates: dict[int, int] = field(default_factory=dict)
+    # offset -> bin
+
+    def put(self, text: str) -> None:
+        self.text += text.encode()
+
+    def space(self) -> None:
+        self.put(self.random.choice(SPACES))
+
+    def coordinate(self, k: int) -> tuple[int, int]:
+        first = len(self.text)
+        self.coordinates[first] = k
+        self.put(f"<|coord_{k}|>")
+        return first, len(self.text)
+
+    def lexemes(self, words: str) -> None:
+        for word in words.split():
+            self.space()
+            self.put(word)
+
+    def corner(self, k: int) -> tuple[int, int]:
+        """A coordinate as a value of this form."""
+        self.put(self.codec.quote)
+        span = self.coordinate(k)
+        self.put(self.codec.quote)
+        return span
+
+    def several(self, opening: str, closing: str, parts: list) -> list:
+        """A container: each part writes itself; returns what the parts return."""
+        self.put(opening)
+        results = []
+        for place, part in enumerate(parts):
+            if place:
+                self.space()
+                self.put(",")
+            self.space()
+            results.append(part())
+        self.space()
+        self.put(closing)
+        return results
+
+    def member(self, key: str, part) -> object:
+        self.put(json.dumps(key))
+        self.space()
+        self.put(":")
+        self.space()
+        return part()
+
+    def members(self, parts: dict) -> dict:
+        """An object; the order is the dictionary's."""
+        writers = [lambda key=key, part=part: self.member(key, part) for key, part in parts.items()]
+        return dict(zip(parts, self.several("{", "}", writers), strict=True))
+
+    def string(self, value: str) -> tuple[int, int]:
+        """[first, last) between the quotes; escapes are a matter of taste."""
+        style = self.random.choice(["plain", "plain", "ascii", "needless"])
+        inside = json.dumps(value, ensure_ascii=style == "ascii")[1:-1]
+        if style == "needless":
+            inside = inside.replace("a", "\\u0061").replace("}", "\\u007D")
+        self.put('"')
+        first = len(self.text)
+        self.put(inside)
+        last = len(self.text)
+        self.put('"')
+        return first, last
+
+    def anything(self, depth: int) -> str:
+        """Any JSON value of at most this depth; returns its kind."""
+        kinds = ["string", "number", "literal", "coordinate", *(["array", "object"] if depth else [])]
+        kind = self.random.choice(kinds)
+        if kind == "string":
+            self.string(self.random.choice(WORDS))
+        elif kind == "number":
+            self.put(self.random.choice(["0", "-1", "12", "1.50", "2e5", "-0.1E-3"]))
+        elif kind == "literal":
+            self.put(self.random.choice(["true", "false", "null"]))
+        elif kind == "coordinate":
+            self.corner(self.random.randrange(1000))
+        elif kind == "array":
+            self.several("[", "]", [lambda: self.anything(depth - 1)] * self.random.randrange(4))
+        else:
+            keys = self.random.sample(["a", "b", "desc", "\u4e2d"], self.random.randrange(4))
+            self.members({key: lambda: self.anything(depth - 1) for key in keys})
+        return kind
+
+
+def random_box(random: Random) -> Box:
+    x, y = random.randrange(990), random.randrange(990)
+    return x, y, random.randrange(x + 1, 1000), random.randrange(y + 1, 1000)
+
+
+def make_case(seed: int, vocabulary: Vocabulary, codec: Codec) -> tuple[Case, list[Truth]]:
+    """The case of a seed, and true objects some of which it found."""
+    random = Random(seed)
+    writer = Writer(random, codec)
+    writer.lexemes(codec.grammar["opening"])
+    opening_end = len(writer.text)
+    values: list[Value] = []
+    for place in range(random.choice([0, 1, 1, 2, 3, 5])):
+        if place:
+            writer.space()
+            writer.put(",")
+        values.append(_value(writer, [value.number for value in values]))
+    writer.lexemes(codec.grammar["closing"])
+    case = _happened(random, writer, vocabulary, opening_end, values)
+    return case, _truth(random, [value.found for value in values if value.found])
+
+
+def _truth(random: Random, found: list[Truth]) -> list[Truth]:
+    truth = [_nearly(random, one) for one in found if random.random() < 0.6]
+    truth += [Truth(desc=random.choice(WORDS), box=random_box(random)) for _ in range(random.randrange(3))]
+    if truth and random.random() < 0.1:
+        truth.append(random.choice(truth))  # the same object twice
+    random.shuffle(truth)
+    return truth
+
+
+def _nearly(random: Random, one: Truth) -> Truth:
+    x1, y1, x2, y2 = one.box
+    return Truth(desc=random.choice([one.desc, "other"]), box=(x1, y1, min(999, x2 + random.randrange(20)), y2))
+
+
+def _value(writer: Writer, numbers: list[int]) -> Value:
+    random, number = writer.random, -1
+    if writer.codec.key[0]:
+        number = random.choice([max(numbers, default=0) + 1] * 8 + [random.randrange(50), *numbers[-1:]])
+        head, _ = writer.codec.key
+        writer.space()
+        writer.put(f'{head}{number}"')
+        writer.space()
+        writer.put(":")
+    writer.space()
+    first = len(writer.text)
+    known = _kept(writer) if random.random() < 0.6 else _dropped(writer)
+    repeated = number >= 0 and number in numbers
+    reason = "key_invalid" if repeated else known.get("reason", "")
+    parts = {} if reason else {name: known[name] for name in ("found", "desc_span", "coordinate_spans")}
+    is_number = known.get("kind") == "number"
+    return Value(span=(first, len(writer.text)), reason=reason, number=number, is_number=is_number, **parts)
+
+
+def _kept(writer: Writer) -> dict:
+    desc, box = writer.random.choice(WORDS), random_box(writer.random)
+    parts = {"desc": lambda: writer.string(desc), "bbox_2d": lambda: _corners(writer, box)}
+    spans = writer.members(dict(writer.random.sample([*parts.items()], 2)))
+    return {
+        "found": Truth(desc=desc, box=box),
+        "desc_span": spans["desc"],
+        "coordinate_spans": tuple(spans["bbox_2d"]),
+    }
+
+
+def _corners(writer: Writer, bins) -> list:
+    return writer.several("[", "]", [lambda k=k: writer.corner(k) for k in bins])
+
+
+def _dropped(writer: Writer) -> dict:
+    reason = writer.random.choice([*DROPPED])
+    kind = DROPPED[reason](writer)
+    return {"reason": reason, "kind": kind}
+
+
+def _box(writer: Writer):
+    return lambda: _corners(writer, random_box(writer.random))
+
+
+def _desc(writer: Writer):
+    return lambda: writer.string(writer.random.choice(WORDS))
+
+
+def _anything(writer: Writer):
+    return lambda: writer.anything(2)
+
+
+def _key_invalid(writer: Writer) -> str | None:
+    choice = writer.random.randrange(3)
+    if choice == 0:
+        kind = writer.random.choice(["12", "null", '"text"', "array", "coordinate"])
+        if kind == "array":
+            writer.several("[", "]", [lambda: writer.anything(3)] * writer.random.randrange(3))
+        elif kind == "coordinate":
+            writer.corner(5)
+        else:
+            writer.put(kind)
+        return "number" if kind == "12" else None
+    if choice == 1:
+        key = writer.random.choice(["desc", "bbox_2d"])
+        parts = [("desc", _desc(writer)), ("bbox_2d", _box(writer)), (key, _anything(writer))]
+        writer.several("{", "}", [lambda key=key, part=part: writer.member(key, part) for key, part in parts])
+        return None
+    key = writer.random.choice(["score", "Desc", "", "\u4e2d", "bbox_2D"])
+    writer.members({"desc": _desc(writer), key: _anything(writer), "bbox_2d": _box(writer)})
+    return None
+
+
+def _missing_desc(writer: Writer) -> None:
+    no_text = {
+        "number": lambda: writer.put("7"),
+        "blank": lambda: writer.string(" \t\u3000"),
+        "list": lambda: writer.put("[]"),
+    }
+    wrong = writer.random.choice(["", *no_text])
+    writer.members({"bbox_2d": _box(writer)} | ({"desc": no_text[wrong]} if wrong else {}))
+
+
+def _missing_geom(writer: Writer) -> None:
+    writer.members({"desc": _desc(writer)})
+
+
+def _other_geometry(keys):
+    def write(writer: Writer) -> None:
+        parts = {"desc": _desc(writer), writer.random.choice(sorted(keys)): _anything(writer)}
+        writer.members(parts | ({"bbox_2d": _box(writer)} if writer.random.random() < 0.5 else {}))
+
+    return write
+
+
+def _wrong_arity(writer: Writer) -> None:
+    random = writer.random
+    wrong = random.choice([(), (1, 2, 3), (1, 2, 3, 4, 5), None])
+    box = (lambda: writer.put(random.choice(["7", "null", "{}"]))) if wrong is None else lambda: _corners(writer, wrong)
+    writer.members({"desc": _desc(writer), "bbox_2d": box})
+
+
+def _non_coord_token(writer: Writer) -> None:
+    random = writer.random
+    parts = [lambda: writer.corner(5)] * 4
+    for place in random.sample(range(4), random.randrange(1, 5)):
+        parts[place] = random.choice([lambda: writer.put("7"), lambda: writer.put('"9"'), lambda: writer.put("[1]")])
+    writer.members({"desc": _desc(writer), "bbox_2d": lambda: writer.several("[", "]", parts)})
+
+
+def _bbox_invalid(writer: Writer) -> None:
+    x1, y1, x2, y2 = random_box(writer.random)
+    box = writer.random.choice([(x2, y1, x1, y2), (x1, y2, x2, y1), (x1, y1, x1, y2), (x1, y1, x2, y1)])
+    writer.members({"desc": _desc(writer), "bbox_2d": lambda: _corners(writer, box)})
+
+
+DROPPED = {
+    "key_invalid": _key_invalid,
+    "missing_desc": _missing_desc,
+    "missing_geom": _missing_geom,
+    "unknown_geom": _other_geometry(OTHER_GEOMETRY_KEYS),
+    "poly_unsupported": _other_geometry(POLYGON_KEYS),
+    "wrong_arity": _wrong_arity,
+    "non_coord_token": _non_coord_token,
+    "bbox_invalid": _bbox_invalid,
+}
+
+
+def _happened(
+    random: Random, writer: Writer, vocabulary: Vocabulary, opening_end: int, values: list[Value]
+) -> Case:
+    """The answer after the event, and what is left of it."""
+    text = bytes(writer.text)
+    ids = ids_of(random, text, writer.coordinates, vocabulary)
+    event = random.choice(["whole", "cut", "cut", "cut", "bad byte", "special", "behind", "another", "other text"])
+    if event == "other text":
+        garbage = random.choice(NO_OPENING[writer.codec.name])
+        return Case(vocabulary.encode(garbage), garbage.encode(), -1, [], "no_json")
+    if event in ("whole", "behind", "another"):
+        behind = {"whole": [], "behind": [vocabulary.byte_ids[random.randrange(256)]], "another": ids}[event]
+        state = "empty_answer" if not values else "trailing_garbage" if behind else "ok"
+        return Case([*ids, *behind], text, opening_end, values, state)
+    at, head, tail = _split(random.randrange(len(text)), ids, vocabulary)
+    stray = {"cut": [], "bad byte": [vocabulary.byte_ids[NEVER]], "special": [_special(random, vocabulary)]}[event]
+    complete = [value for value in values if value.span[1] + value.is_number <= at]
+    state = "malformed" if stray else "truncated" if complete else "truncated_first_object"
+    if at < opening_end:
+        state, complete = "no_json", []
+    return Case([*head, *stray, *(tail if stray else [])], text, opening_end, complete, state)
+
+
+def _special(random: Random, vocabulary: Vocabulary) -> int:
+    return random.choice([vocabulary.stop_id, *vocabulary.vision_ids, 10**7])
+
+
+def _split(at: int, ids: list[int], vocabulary: Vocabulary) -> tuple[int, list[int], list[int]]:
+    """(where, ids before, ids behind); a token around the cut is spelled in bytes, before a coordinate is cut."""
+    end = 0
+    for place, token in enumerate(ids):
+        first, end = end, end + len(vocabulary.written(token))
+        if at < end:
+            if at == first or token in vocabulary.coordinate_bins:
+                return first, ids[:place], ids[place:]
+            before, behind = vocabulary.written(token)[: at - first], vocabulary.written(token)[at - first :]
+            spelled = [[vocabulary.byte_ids[byte] for byte in part] for part in (before, behind)]
+            return at, [*ids[:place], *spelled[0]], [*spelled[1], *ids[place + 1 :]]
+    raise AssertionError("a cut behind the end")
+
+
+def ids_of(random: Random, text: bytes, coordinates: dict[int, int], vocabulary: Vocabulary) -> list[int]:
+    """As the tokenizer writes it, or (sometimes, and where that is another text) in single bytes."""
+    ids = vocabulary.encode(text.decode())
+    if random.random() < 0.8 and vocabulary.written_all(ids) == text:
+        return ids
+    spelled, at = [], 0
+    while at < len(text):
+        if at in coordinates:
+            spelled.append(vocabulary.coordinate_ids[coordinates[at]])
+            at += len(f"<|coord_{coordinates[at]}|>")
+        else:
+            spelled.append(vocabulary.byte_ids[text[at]])
+            at += 1
+    return spelled
