@@ -17,6 +17,7 @@ from ds_stage2ab.config.load import LoadedConfig
 from ds_stage2ab.config.rules import rollout_fits_length
 from ds_stage2ab.config.sections import Config
 from ds_stage2ab.config.servers import BACKEND
+from ds_stage2ab.data.box_space import other_convention
 from ds_stage2ab.data.encode import Encoder
 from ds_stage2ab.data.images import check_image
 from ds_stage2ab.data.records import read_records
@@ -335,8 +336,17 @@ def _facts(parts: Parts) -> tuple[tuple[str, str], ...]:
         ("rollouts", _rollout_words(parts)),
         ("engine", f"DeepSpeed, ZeRO stage {plan.zero_stage}, {parts.config.model.precision}"),
         ("run folder", str(parts.folder.path)),
-        *(("warning", warning) for warning in plan.warnings),
+        *(("warning", warning) for warning in (*plan.warnings, *_data_warnings(parts)) if warning),
     )
+
+
+def _data_warnings(parts: Parts) -> tuple[str, str]:
+    """What looks wrong in the training and in the held-out set; empty texts where nothing does."""
+    data, datasets = parts.config.data, parts.datasets
+    sets = ((data.train, datasets.train), (data.validation, datasets.validation))
+    found = [(path, other_convention(records, data.box_format)) for path, records in sets]
+    first, second = (f"{path}: {warning}" if warning else "" for path, warning in found)
+    return first, second
 
 
 def _tuner_facts(parts: Parts) -> list[tuple[str, str]]:

@@ -164,12 +164,15 @@ class Bench:
         return Objective(self.model, torch.tensor(self.vocabulary.coordinate_ids), replace(PLAIN_LOSS, **changes))
 
 
-def load_bench(parts: Quickstart, num_samples: int) -> Bench:
-    """The freshly initialised tiny model in fp32 and its first samples."""
-    section = ModelSection(
+def model_section(parts: Quickstart) -> ModelSection:
+    return ModelSection(
         path=parts.model, attn_implementation="sdpa", precision="fp32", freeze=(), gradient_checkpointing=False
     )
-    checkpoint = load_checkpoint(section, min_pixels=None, max_pixels=None)
+
+
+def load_bench(parts: Quickstart, num_samples: int) -> Bench:
+    """The freshly initialised tiny model in fp32 and its first samples."""
+    checkpoint = load_checkpoint(model_section(parts), min_pixels=None, max_pixels=None)
     vocabulary = Vocabulary.from_tokenizer(checkpoint.tokenizer)
     encoder = Encoder(
         checkpoint.tokenizer,

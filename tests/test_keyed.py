@@ -1,0 +1,46 @@
+"""A run in the keyed form from end to end: both channels, on two ranks, and the checkpoint judged afterwards."""
+
+import json
+
+from ds_stage2ab.codec.text import get_codec
+from ds_stage2ab.codec.vocabulary import Vocabulary
+from ds_stage2ab.engine.build import load_checkpoint
+from ds_stage2ab.errors import EXIT_OK
+from ds_stage2ab.matching.parse import parse_rollout
+from ds_stage2ab.metrics.journal import read_history
+from tests.parts import config_values, launch, merged, write_config
+from tests.unit.parts import model_section
+
+STEPS = 90
+LEARNS = {
+    "data.codec": "keyed",
+    "stage2_ab.schedule.b_ratio": 0.1,
+    "training.optimizer": "adamw",
+    "training.learning_rate": 2e-3,
+    "training.max_steps": STEPS,
+    "evaluation.at_start": False,
+    "evaluation.num_pictures": 0,
+    "logging.every_steps": 1,
+    "logging.rollouts": True,
+    "custom.extra.rollout_matching.max_new_tokens": 96,
+}
+
+
+def test_the_shipped_model_learns_the_other_form(shipped, tmp_path):
+    """It starts with the array form, which the keyed parser cannot read, and after a minute writes the keyed one."""
+    validation = {"data.validation": str(shipped.data / "validation.jsonl")}
+    values = merged(config_values(shipped, tmp_path / "runs", "keyed"), {**LEARNS, **validation})
+    done = launch(write_config(tmp_path / "keyed.yaml", values), ranks=2)
+    assert done.returncode == EXIT_OK, done.stdout[-2000:] + done.stderr[-2000:]
+    history = read_history(tmp_path / "runs" / "keyed" / "metrics.jsonl")
+    b_steps = [step.metrics for step in history.steps if step.channel == "B"]
+    assert len(b_steps) == STEPS // 10
+    assert b_steps[0]["parse/ok"] < 0.5 < b_steps[-1]["parse/ok"]
+    assert b_steps[-1]["match/recall"] > 0
+    assert history.evaluations[-1].metrics["eval/parse_ok_rate"] > 0.7
+    rollouts = (tmp_path / "runs" / "keyed" / "rollouts" / "rank-00000.jsonl").read_text().splitlines()
+    checkpoint = load_checkpoint(model_section(shipped), min_pixels=None, max_pixels=None)
+    vocabulary = Vocabulary.from_tokenizer(checkpoint.tokenizer)
+    parsed = [parse_rollout(json.loads(line)["response_ids"], vocabulary, get_codec("keyed")) for line in rollouts]
+    well_formed = [one for one in parsed if one.state == "ok"]
+    assert any(one.next_number == len(one.objects) + 1 > 2 for one in well_formed)  # object_1, object_2, ...
