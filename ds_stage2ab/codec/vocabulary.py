@@ -144,7 +144,9 @@ class Vocabulary:
 
     def written_all(self, tokens: Iterable[int]) -> bytes:
         """`written` of several tokens, joined; their text for a reader, other added tokens left out."""
-        return b"".join(map(self.written, tokens))
+        ids = np.fromiter(tokens, dtype=np.int64)
+        first, lengths, starts = self._places(ids)
+        return self.tables.content[np.repeat(first - starts[:-1], lengths) + np.arange(starts[-1])].tobytes()
 
     def kinds_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """[T] of ids [T]: the bin of a coordinate token, TEXT or SPECIAL."""
@@ -153,9 +155,15 @@ class Vocabulary:
 
     def starts_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """[T + 1] of ids [T]: offset of each token's first byte in `written_all`; at the end, their number."""
+        return self._places(ids)[2]
+
+    def _places(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Of ids [T]: where each one's bytes stand in the table, how many they are, and their starts [T + 1]."""
         known = ids < len(self.tables.kinds)
-        lengths = np.where(known, np.diff(self.tables.offsets)[np.where(known, ids, 0)], 0)
-        return np.concatenate([[0], np.cumsum(lengths)])
+        inside = np.where(known, ids, 0)
+        first = self.tables.offsets[inside]
+        lengths = np.where(known, self.tables.offsets[inside + 1] - first, 0)
+        return first, lengths, np.concatenate([[0], np.cumsum(lengths)])
 
 
 def _encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:

@@ -74,11 +74,14 @@ def test_which_passes_keep_a_graph(bench, mode, middle):
 
 @pytest.mark.parametrize("num_passes", [2, 3])
 def test_the_unrolled_gradient_is_that_of_differences(bench, num_passes):
-    """The whole loop as one function of the weights, along random directions; fp32, so to a few per cent."""
-    objective = bench.objective(softctx_grad_mode="unroll")
+    """The whole loop as one function of the weights, along random directions; fp32, so to half a per cent.
+
+    Without CIoU, whose alpha is held constant by the gradient and not by a difference.
+    """
+    objective = bench.objective(softctx_grad_mode="unroll", bbox_ciou_weight=0.0)
     pack = collate(bench.segments()[:1], num_passes=num_passes)
     _, analytic = gradients(bench, objective, [pack])
-    generator, step = torch.Generator().manual_seed(0), 2e-4
+    generator, step = torch.Generator().manual_seed(0), 2e-5
     parameters = dict(bench.model.named_parameters())
     for _ in range(3):
         # along the gradient's own signs of a random half of the entries: a slope well above the noise of fp32
@@ -95,4 +98,4 @@ def test_the_unrolled_gradient_is_that_of_differences(bench, num_passes):
                 ends.append(objective(pack)[0].item())
                 for name, way in direction.items():
                     parameters[name] -= sign * step * way
-        assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(slope, rel=0.01)
+        assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(slope, rel=0.005)
