@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -14,9 +14,8 @@ from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.ops.reference import ENDED, KINDS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
-    """A JSON value of the answer, or the key of one."""
+class Node(NamedTuple):
+    """A JSON value of the answer, or the key of one; an answer of 60 objects has 550 of them."""
 
     kind: str
     # object, array, string, number, literal, coordinate
@@ -78,7 +77,7 @@ def _values(rows: list[list[int]]) -> tuple[Node, ...]:
     nodes: list[Node] = []
     values: list[Node] = []
     for kind, first, last, parent, slot, number in rows:
-        node = Node(kind=KINDS[kind], first=first, last=last, slot=slot, number=number, inside=[])
+        node = Node(KINDS[kind], first, last, slot, number, [])
         nodes.append(node)
         (values if parent < 0 else nodes[parent].inside).append(node)
     return tuple(values)
