@@ -20,6 +20,7 @@ from ds_stage2ab.metrics.sinks import number
 CURVES_NAME = "curves.png"
 WINDOW = 10  # logging steps averaged at each end of the run: a single step is noise
 WINDOW_SHARE = 4  # at most every fourth part of a short run, so the ends do not meet
+DROP_REASONS = "eval/drop_"
 TRAINING_ROWS = (
     *("loss/total", "coord/mean_abs_error_bins", "coord/mass"),
     *("match/f1", "match/predicted_per_true", "rollout/truncation_rate"),
@@ -94,7 +95,8 @@ def summary_rows(history: History) -> tuple[SummaryRow, ...]:
     The ends of the training are means over the first and the last logging steps of a channel: `WINDOW` of
     them, or a quarter of a short run. Values that are not finite are left out of a mean.
     """
-    return (*_evaluation_rows(history.evaluations), *_training_rows(history.steps), *_run_rows(history.steps))
+    evaluations, steps = history.evaluations, history.steps
+    return (*_evaluation_rows(evaluations), *_training_rows(steps), *_run_rows(steps, evaluations))
 
 
 def _evaluation_rows(evaluations: Sequence[EvaluationRecord]) -> list[SummaryRow]:
@@ -113,8 +115,13 @@ def _evaluation_rows(evaluations: Sequence[EvaluationRecord]) -> list[SummaryRow
             better=metric.better,
         )
         for name, metric in METRICS.items()
-        if name in last.metrics
+        if name in last.metrics and not _is_an_empty_reason(name, first, last)
     ]
+
+
+def _is_an_empty_reason(name: str, *evaluations: EvaluationRecord) -> bool:
+    """One of the many reasons to drop a value, for which none was dropped."""
+    return name.startswith(DROP_REASONS) and not any(record.metrics.get(name) for record in evaluations)
 
 
 def _training_rows(steps: Sequence[StepRecord]) -> list[SummaryRow]:
@@ -142,12 +149,12 @@ def _training_row(name: str, channel: str, values: Sequence[float]) -> SummaryRo
     )
 
 
-def _run_rows(steps: Sequence[StepRecord]) -> list[SummaryRow]:
+def _run_rows(steps: Sequence[StepRecord], evaluations: Sequence[EvaluationRecord]) -> list[SummaryRow]:
     """Counts over the whole run; steps with trouble are always logged, so these are complete."""
     if not steps:
         return []
     counts = (
-        ("steps finished", "steps", steps[-1].step),
+        ("last step reported", "steps", max(record.step for record in (steps[-1], *evaluations))),
         ("steps not applied", "steps", sum(not record.applied for record in steps)),
         ("samples skipped", "samples", sum(len(record.skipped) for record in steps)),
     )

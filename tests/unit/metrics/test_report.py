@@ -42,6 +42,15 @@ def test_the_first_and_the_last_evaluation_are_compared():
     assert rows["eval/f1"].section == "evaluation, step 0 and 20"
 
 
+def test_reasons_for_which_nothing_was_dropped_are_left_out():
+    reasons = [{"eval/drop_missing_desc": share, "eval/drop_wrong_arity": 0.0} for share in (0.25, 0.0)]
+    both = [replace(evaluation(n, 0.5), metrics={"eval/f1": 0.5} | reasons[n]) for n in (0, 1)]
+    rows = by_name(History(steps=(step(1, 2.0),), evaluations=tuple(both)))
+    assert rows["eval/drop_missing_desc"].difference == -0.25
+    assert "eval/drop_wrong_arity" not in rows
+    assert rows["last step reported"].after == 1
+
+
 def test_a_single_evaluation_is_no_comparison():
     row = by_name(History(steps=(), evaluations=(evaluation(7, 0.5),)))["eval/f1"]
     assert (row.before, row.after, row.difference) == (None, 0.5, None)
@@ -67,7 +76,7 @@ def test_channels_are_kept_apart_and_trouble_is_counted():
     rows = by_name(History(steps=steps, evaluations=()))
     assert (rows["loss/total (A)"].before, rows["loss/total (A)"].after) == (4.0, 2.0)
     assert (rows["loss/total (B)"].before, rows["loss/total (B)"].after) == (8.0, 6.0)
-    assert rows["steps finished"].after == 5
+    assert rows["last step reported"].after == 5
     assert rows["steps not applied"].after == 1
     assert rows["samples skipped"].after == 3
 
