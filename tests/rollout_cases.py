@@ -7,6 +7,7 @@ single bytes, as a model could.
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from random import Random
 
@@ -15,6 +16,7 @@ from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.matching.parse import OTHER_GEOMETRY_KEYS, POLYGON_KEYS
 
+Ids = list[int]
 NEVER = 0x01  # a byte that JSON has nowhere, not even in a string
 WORDS = (
     *("cat", "red fox", "\u4e2d\u6587", "caf\u00e9", "\U0001f600 face", 'say "hi"', "a\\b", "]}", '", "', "x\ty"),
@@ -156,6 +158,23 @@ def random_box(random: Random) -> Box:
 def make_case(seed: int, vocabulary: Vocabulary, codec: Codec) -> tuple[Case, list[Truth]]:
     """The case of a seed, and true objects some of which it found."""
     random = Random(seed)
+    writer, opening_end, values = _answer(random, codec)
+    case = _happened(random, writer, vocabulary, opening_end, values)
+    return case, _truth(random, [value.found for value in values if value.found])
+
+
+def cut_everywhere(seed: int, vocabulary: Vocabulary, codec: Codec) -> tuple[Iterator[Case], list[Truth]]:
+    """The answer of a seed, cut before each of its bytes (and so before each of its tokens)."""
+    random = Random(seed)
+    writer, opening_end, values = _answer(random, codec)
+    text = bytes(writer.text)
+    ids = ids_of(random, text, writer.coordinates, vocabulary)
+    cases = (_cut(at, text, ids, vocabulary, opening_end, values, []) for at in range(len(text)))
+    return cases, _truth(random, [value.found for value in values if value.found])
+
+
+def _answer(random: Random, codec: Codec) -> tuple[Writer, int, list[Value]]:
+    """A whole answer, the end of its opening, and its values."""
     writer = Writer(random, codec)
     writer.lexemes(codec.grammar["opening"])
     opening_end = len(writer.text)
@@ -166,8 +185,7 @@ def make_case(seed: int, vocabulary: Vocabulary, codec: Codec) -> tuple[Case, li
             writer.put(",")
         values.append(_value(writer, [value.number for value in values]))
     writer.lexemes(codec.grammar["closing"])
-    case = _happened(random, writer, vocabulary, opening_end, values)
-    return case, _truth(random, [value.found for value in values if value.found])
+    return writer, opening_end, values
 
 
 def _truth(random: Random, found: list[Truth]) -> list[Truth]:
@@ -237,7 +255,7 @@ def _anything(writer: Writer):
 
 
 def _key_invalid(writer: Writer) -> str | None:
-    choice = writer.random.randrange(3)
+    choice = writer.random.randrange(4)
     if choice == 0:
         kind = writer.random.choice(["12", "null", '"text"', "array", "coordinate"])
         if kind == "array":
@@ -251,6 +269,10 @@ def _key_invalid(writer: Writer) -> str | None:
         key = writer.random.choice(["desc", "bbox_2d"])
         parts = [("desc", _desc(writer)), ("bbox_2d", _box(writer)), (key, _anything(writer))]
         writer.several("{", "}", [lambda key=key, part=part: writer.member(key, part) for key, part in parts])
+        return None
+    if choice == 2:  # an answer inside of an answer
+        inner = [lambda: writer.members({"desc": _desc(writer), "bbox_2d": _box(writer)})]
+        writer.members({"objects": lambda: writer.several("[", "]", inner)})
         return None
     key = writer.random.choice(["score", "Desc", "", "\u4e2d", "bbox_2D"])
     writer.members({"desc": _desc(writer), key: _anything(writer), "bbox_2d": _box(writer)})
@@ -326,8 +348,15 @@ def _happened(
         behind = {"whole": [], "behind": [vocabulary.byte_ids[random.randrange(256)]], "another": ids}[event]
         state = "empty_answer" if not values else "trailing_garbage" if behind else "ok"
         return Case([*ids, *behind], text, opening_end, values, state)
-    at, head, tail = _split(random.randrange(len(text)), ids, vocabulary)
     stray = {"cut": [], "bad byte": [vocabulary.byte_ids[NEVER]], "special": [_special(random, vocabulary)]}[event]
+    return _cut(random.randrange(len(text)), text, ids, vocabulary, opening_end, values, stray)
+
+
+def _cut(
+    at: int, text: bytes, ids: Ids, vocabulary: Vocabulary, opening_end: int, values: list[Value], stray: Ids
+) -> Case:
+    """The answer up to a byte; with something stray there, its rest behind that."""
+    at, head, tail = _split(at, ids, vocabulary)
     complete = [value for value in values if value.span[1] + value.is_number <= at]
     state = "malformed" if stray else "truncated" if complete else "truncated_first_object"
     if at < opening_end:

@@ -17,12 +17,12 @@ from ds_stage2ab.config.sections import RepeatTerminateSection
 COORDINATES_PER_OBJECT = 4
 
 
-def repeats(generated_BL: Tensor, is_coordinate_BL: Tensor, limits: RepeatTerminateSection) -> Tensor:
+def repeats(generated_BL: Tensor, coordinate_ids: Tensor, limits: RepeatTerminateSection) -> Tensor:
     """Whether each answer breaks a rule with its last token, [B].
 
     Args:
         generated_BL: the ids so far, without the prompt, none of them a stop.
-        is_coordinate_BL: which of them are coordinate tokens.
+        coordinate_ids: [1000] the coordinate tokens.
         limits: `max_token_run` equal tokens at the end; a last `ngram_size` tokens that occur `max_ngram_repeats`
             times, overlapping ones counted; coordinates of more than `max_objects` objects.
     """
@@ -35,7 +35,7 @@ def repeats(generated_BL: Tensor, is_coordinate_BL: Tensor, limits: RepeatTermin
         windows_BWN = generated_BL.unfold(1, size, 1)
         broken_B |= (windows_BWN == windows_BWN[:, -1:]).all(2).sum(1) >= times
     if limits.max_objects is not None:
-        broken_B |= is_coordinate_BL.sum(1) > COORDINATES_PER_OBJECT * limits.max_objects
+        broken_B |= torch.isin(generated_BL, coordinate_ids).sum(1) > COORDINATES_PER_OBJECT * limits.max_objects
     return broken_B
 
 
@@ -64,8 +64,7 @@ class RepeatGuard(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         generated_BL = input_ids[:, self.prompt_width :]
         alive_B = (generated_BL != self.stop_id).all(1)
-        is_coordinate_BL = torch.isin(generated_BL, self.coordinate_ids)
-        ended_B = alive_B & repeats(generated_BL, is_coordinate_BL, self.limits)
+        ended_B = alive_B & repeats(generated_BL, self.coordinate_ids, self.limits)
         self.triggered_B = ended_B if self.triggered_B is None else self.triggered_B | ended_B
         forced_BV = torch.full_like(scores, -torch.inf)
         forced_BV[:, self.stop_id] = 0

@@ -23,7 +23,7 @@ from ds_stage2ab.matching.targets import build_target
 from ds_stage2ab.ops import reference
 from tests.parts import ROOT
 from tests.real_tokenizers import qwen
-from tests.rollout_cases import make_case
+from tests.rollout_cases import Case, cut_everywhere, make_case
 
 PER_FORM = 500
 COSTS = {"candidate_top_k": 10, "iou_gate": 0.3, "fp_cost": 1.0, "fn_cost": 1.0}
@@ -38,7 +38,10 @@ def vocabulary_of(name: str) -> Vocabulary:
 
 
 def check(seed: int, vocabulary: Vocabulary, codec) -> tuple[str, tuple[str, ...]]:
-    case, truth = make_case(seed, vocabulary, codec)
+    return check_case(seed, *make_case(seed, vocabulary, codec), vocabulary, codec)
+
+
+def check_case(seed: int, case: Case, truth, vocabulary: Vocabulary, codec) -> tuple[str, tuple[str, ...]]:
     parsed = parse_rollout(case.ids, vocabulary, codec)
     match = match_boxes(parsed.objects, truth, **COSTS)
     target = build_target(parsed, match, truth, vocabulary, codec, **WEIGHTS)
@@ -153,6 +156,26 @@ def test_five_hundred_rollouts(name, form):
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_five_thousand_rollouts(name, form):
     check_many(name, form, range(PER_FORM, PER_FORM + 5000))
+
+
+def check_cuts(name: str, form: str, seeds: range) -> None:
+    for seed in seeds:
+        cases, truth = cut_everywhere(seed, vocabulary_of(name), CODECS[form])
+        for case in cases:
+            check_case(seed, case, truth, vocabulary_of(name), CODECS[form])
+
+
+@pytest.mark.parametrize("form", CODECS)
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_answers_cut_before_every_byte(name, form):
+    check_cuts(name, form, range(3))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("form", CODECS)
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_many_answers_cut_before_every_byte(name, form):
+    check_cuts(name, form, range(3, 30))
 
 
 @pytest.mark.parametrize("form", CODECS)
