@@ -1,6 +1,11 @@
 """A run in the keyed form from end to end: both channels, on two ranks, and the checkpoint judged afterwards."""
 
 import json
+import os
+import subprocess
+import sys
+
+import pytest
 
 from ds_stage2ab.codec.text import get_codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
@@ -8,7 +13,7 @@ from ds_stage2ab.engine.build import load_checkpoint
 from ds_stage2ab.errors import EXIT_OK
 from ds_stage2ab.matching.parse import parse_rollout
 from ds_stage2ab.metrics.journal import read_history
-from tests.parts import config_values, launch, merged, write_config
+from tests.parts import ROOT, config_values, launch, merged, write_config
 from tests.unit.parts import model_section
 
 STEPS = 90
@@ -26,11 +31,22 @@ LEARNS = {
 }
 
 
+def evaluate(config, checkpoints):
+    """The figures that `ds-stage2ab evaluate` gives of the newest checkpoint."""
+    newest = checkpoints / (checkpoints / "latest").read_text().strip()
+    words = ["evaluate", "--config", str(config), "--checkpoint", str(newest), "--format", "json"]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
+    command = [sys.executable, "-m", "ds_stage2ab", *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    return json.loads(done.stdout)["figures"]
+
+
 def test_the_shipped_model_learns_the_other_form(shipped, tmp_path):
     """It starts with the array form, which the keyed parser cannot read, and after a minute writes the keyed one."""
     validation = {"data.validation": str(shipped.data / "validation.jsonl")}
     values = merged(config_values(shipped, tmp_path / "runs", "keyed"), {**LEARNS, **validation})
-    done = launch(write_config(tmp_path / "keyed.yaml", values), ranks=2)
+    config = write_config(tmp_path / "keyed.yaml", values)
+    done = launch(config, ranks=2)
     assert done.returncode == EXIT_OK, done.stdout[-2000:] + done.stderr[-2000:]
     history = read_history(tmp_path / "runs" / "keyed" / "metrics.jsonl")
     b_steps = [step.metrics for step in history.steps if step.channel == "B"]
@@ -38,6 +54,9 @@ def test_the_shipped_model_learns_the_other_form(shipped, tmp_path):
     assert b_steps[0]["parse/ok"] < 0.5 < b_steps[-1]["parse/ok"]
     assert b_steps[-1]["match/recall"] > 0
     assert history.evaluations[-1].metrics["eval/parse_ok_rate"] > 0.7
+    judged = evaluate(config, tmp_path / "runs" / "keyed" / "checkpoints")
+    for name in ("eval/f1", "eval/parse_ok_rate", "eval/samples"):
+        assert judged[name] == pytest.approx(history.evaluations[-1].metrics[name], rel=1e-6)
     rollouts = (tmp_path / "runs" / "keyed" / "rollouts" / "rank-00000.jsonl").read_text().splitlines()
     checkpoint = load_checkpoint(model_section(shipped), min_pixels=None, max_pixels=None)
     vocabulary = Vocabulary.from_tokenizer(checkpoint.tokenizer)

@@ -12,12 +12,13 @@ import torch
 from ds_stage2ab.carriers import Truth
 from ds_stage2ab.clock import Clock
 from ds_stage2ab.codec.text import encode_answer, get_codec
+from ds_stage2ab.config.sections import DecodingSection
 from ds_stage2ab.engine.build import position_index
 from ds_stage2ab.errors import EXIT_DATA, EXIT_ENVIRONMENT, DataError, EnvironmentFault
 from ds_stage2ab.matching.health import TERM_NAMES
-from ds_stage2ab.rollout.base import training_sampling
+from ds_stage2ab.rollout.base import evaluation_sampling, training_sampling
 from tests.parts import as_tuples
-from tests.unit.parts import MATCHING, WrittenBackend, greedy_sampling, load_bench
+from tests.unit.parts import MATCHING, NO_GUARD, WrittenBackend, greedy_sampling, load_bench
 
 CAT = Truth(desc="cat", box=(10, 20, 110, 120))
 DOG = Truth(desc="big dog", box=(500, 501, 600, 700))
@@ -310,6 +311,15 @@ def test_all_samples_are_asked_at_once_with_the_sampling_of_the_section(bench):
     wanted = greedy_sampling(temperature=0.7, top_p=0.9, top_k=50, repetition_penalty=1.1)
     assert backend.asked == [([0, 1, 2, 3], wanted, STEP)]
     assert training_sampling(MATCHING) == wanted
+
+
+def test_held_out_answers_are_drawn_by_their_own_section():
+    """Whatever training does, and without its repetition penalty; the guard and the limit are the same."""
+    matching = replace(MATCHING, repeat_terminate=replace(NO_GUARD, max_objects=9), max_new_tokens=77)
+    decoding = DecodingSection(temperature=0.5, top_p=0.8, top_k=7)
+    wanted = greedy_sampling(temperature=0.5, top_p=0.8, top_k=7, max_new_tokens=77, with_probabilities=True)
+    wanted = replace(wanted, repeat_terminate=matching.repeat_terminate)
+    assert evaluation_sampling(matching, decoding) == wanted
 
 
 def test_rollouts_and_matching_have_clocks_of_their_own(bench):
