@@ -326,12 +326,13 @@ def _facts(parts: Parts) -> tuple[tuple[str, str], ...]:
     plan, datasets = parts.plan, parts.datasets
     parameters = list(parts.source.model.parameters())
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    per_epoch = plan.num_records_used / plan.effective_batch_size
     length = f"packs of at most {plan.global_max_length} tokens" if plan.packing else "one sample per pack"
     return (
         ("model", f"{parts.source.folder}, {sum(p.numel() for p in parameters):,} parameters, {trained:,} trained"),
         *_tuner_facts(parts),
         ("data", f"{len(datasets.train):,} records, {len(datasets.validation):,} held out"),
-        ("steps", f"{plan.total_steps:,} = {plan.epochs:.3g} epochs of {plan.steps_per_epoch:,}; {length}"),
+        ("steps", f"{plan.total_steps:,} = {plan.epochs:.3g} epochs of {per_epoch:.5g}; {length}"),
         ("schedule", f"{plan.total_steps - plan.b_steps:,} A steps, {plan.b_steps:,} B steps"),
         ("rollouts", _rollout_words(parts)),
         ("engine", f"DeepSpeed, ZeRO stage {plan.zero_stage}, {parts.config.model.precision}"),

@@ -58,6 +58,9 @@ def _records_words(outlook: Outlook) -> str:
     if outlook.num_records is None:
         return f"not known: {file} is not on this machine; say how many with {RECORDS} N"
     left = outlook.num_records - plan.num_records_used
+    if outlook.num_records % plan.effective_batch_size and not left:
+        size = outlook.num_records / plan.effective_batch_size
+        return f"{outlook.num_records:,}: an epoch is {size:.2f} steps, the last one goes on with the next epoch"
     rest = f", {counted(left, 'record')} left over" if left else ""
     return f"{outlook.num_records:,}: an epoch is {counted(plan.steps_per_epoch, 'step')}{rest}"
 
@@ -69,7 +72,8 @@ def _steps_words(plan: RunPlan, num_epochs: float) -> str:
 
 
 def _epochs(number: float) -> str:
-    return "1 epoch" if number == 1 else f"{number:.3g} epochs"
+    shown = f"{number:.3g}"
+    return "1 epoch" if shown == "1" else f"{shown} epochs"
 
 
 def _channel_words(plan: RunPlan) -> str:

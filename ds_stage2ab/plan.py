@@ -49,6 +49,7 @@ __all__ = [
 
 SLOWEST_TOKENS_PER_SECOND = 2.0  # a server that draws a rollout more slowly than this is taken to have failed
 SHORTEST_WAIT_S = 60.0  # for a rollout, however short: requests before it may be in the server's queue
+WRAP = "wrap"  # of data.epoch_end
 PROBE_TOLERANCE = {"fp32": 1e-3, "bf16": 0.05}  # mean absolute difference of log-probabilities, nats per token
 
 NEVER_PRINT = 2**31 - 1  # DeepSpeed's own progress lines: the metrics say more
@@ -123,7 +124,7 @@ class RunPlan:
     # None only if the records are not known and max_steps does not say it
     steps_per_epoch: int | None
     num_records_used: int | None
-    # per epoch: the largest multiple of R
+    # per epoch: the largest multiple of R, or all where epochs wrap
     epochs: float | None
     # passes over the records used
     packing: bool
@@ -176,7 +177,9 @@ def make_plan(
     shape = batch_shape(training, learners)
     size = shape.effective_batch_size
     steps_per_epoch = None if num_records is None else records_fill_a_step(num_records, size)
-    total_steps = _total_steps(training, steps_per_epoch)
+    wraps = config.data.epoch_end == WRAP
+    used = num_records if wraps or steps_per_epoch is None else steps_per_epoch * size
+    total_steps = _total_steps(training, None if used is None else Fraction(used, size))
     stage, stage_warnings = runnable_zero_stage(config.model.precision, config.deepspeed.zero_stage)
     replicas = tuple(server_replicas) if server_replicas and rollouts.rollout_backend == "vllm" else None
     return RunPlan(
@@ -188,8 +191,8 @@ def make_plan(
         batch_sentence=shape.sentence,
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
-        num_records_used=None if steps_per_epoch is None else steps_per_epoch * size,
-        epochs=None if steps_per_epoch is None else total_steps / steps_per_epoch,
+        num_records_used=used,
+        epochs=None if used is None else total_steps * size / used,
         packing=training.packing,
         global_max_length=training.global_max_length,
         zero_stage=stage,
@@ -242,8 +245,11 @@ def records_fill_a_step(num_records: int, effective_batch_size: int) -> int:
     return steps
 
 
-def steps_in_epochs(num_epochs: float, steps_per_epoch: int) -> int:
+def steps_in_epochs(num_epochs: float, steps_per_epoch: Fraction) -> int:
     """The whole steps in so many epochs, the decimal taken as written: 0.29 of 100 steps are 29.
+
+    Args:
+        steps_per_epoch: not a whole number where epochs wrap.
 
     Raises:
         ConfigError: there is not one.
@@ -251,7 +257,7 @@ def steps_in_epochs(num_epochs: float, steps_per_epoch: int) -> int:
     steps = math.floor(Fraction(str(num_epochs)) * steps_per_epoch)
     if steps == 0:
         raise ConfigError(
-            f"{num_epochs} of an epoch of {counted(steps_per_epoch, 'step')} holds no whole step",
+            f"{num_epochs} of an epoch of {counted(math.floor(steps_per_epoch), 'step')} holds no whole step",
             where="training.num_epochs",
             fix="raise training.num_epochs, or set training.max_steps",
         )
@@ -303,7 +309,7 @@ def deepspeed_config(shape: BatchShape, model: ModelSection, section: DeepSpeedS
     }
 
 
-def _total_steps(training: TrainingSection, steps_per_epoch: int | None) -> int | None:
+def _total_steps(training: TrainingSection, steps_per_epoch: Fraction | None) -> int | None:
     if training.max_steps is not None or steps_per_epoch is None:
         return training.max_steps
     return steps_in_epochs(training.num_epochs, steps_per_epoch)

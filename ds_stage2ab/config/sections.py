@@ -186,6 +186,7 @@ class DataSection:
     user_prompt: str
     min_pixels: int | None
     max_pixels: int | None
+    epoch_end: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

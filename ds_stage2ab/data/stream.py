@@ -8,7 +8,9 @@ Invariants:
 - The record of a draw depends on (seed, number of records, N, g) alone: not on W, p or what ran before.
 - Within an epoch no record comes twice.
 - The draws of all ranks and micro-steps of step s are exactly [sR, (s+1)R), each once.
-- Which records an epoch leaves out (N is a whole number of steps) differs from epoch to epoch.
+- Which records an epoch leaves out (where N is a whole number of steps) differs from epoch to epoch.
+- Where epochs wrap, N is every record: none is left out, and a step may hold the end of one epoch and the next one's
+  beginning.
 - No result depends on the platform, the hash seed or a library's random generator.
 """
 
@@ -74,7 +76,7 @@ class SampleOrder:
     Args:
         seed: `training.seed`.
         num_records: records of the training file.
-        draws_per_epoch: N <= num_records; `RunPlan.num_records_used`, a whole number of steps.
+        draws_per_epoch: N <= num_records; `RunPlan.num_records_used`, a whole number of steps or all records.
     """
 
     def __init__(self, seed: int, num_records: int, draws_per_epoch: int) -> None:

@@ -87,6 +87,13 @@ def test_the_words_of_a_run_on_servers():
     }
 
 
+def test_the_words_of_epochs_that_wrap():
+    # 100,000 / 128 = 781.25
+    found = rows(look(PROD, "data.epoch_end=wrap", rollout_devices=6, records=100_000))
+    assert found["records"] == "100,000: an epoch is 781.25 steps, the last one goes on with the next epoch"
+    assert found["steps"] == "781 = 1 epoch"
+
+
 def test_the_words_of_a_run_by_itself(tmp_path):
     # 70 records / 32 = 2 steps and 6 left over; 5 steps are 2.5 epochs with floor(2.5) = 2 B steps. 32 / 2 = 16
     # rollouts of a rank in ceil(16 / 3) = 6 calls. 128 x 64 pixels are 8 x 4 tokens of 16 x 16: 512 - 256 - 32 = 224.

@@ -43,6 +43,15 @@ def test_the_numbers_of_a_plan():
     assert plan.warnings == ()
 
 
+def test_epochs_that_wrap_leave_no_record_out():
+    # 100 records in steps of 32: an epoch is 3.125 steps, 2.5 epochs are 250 records, floor(7.8125) = 7 steps of them
+    plan = make_plan(replace(config(num_epochs=2.5), data=replace(MINIMAL.data, epoch_end="wrap")), 2, 100)
+    assert (plan.steps_per_epoch, plan.num_records_used, plan.total_steps) == (3, 100, 7)
+    assert plan.epochs == pytest.approx(7 * 32 / 100)
+    exact = make_plan(config("data", epoch_end="wrap"), 2, 96)
+    assert (exact.num_records_used, exact.total_steps) == (96, 3)
+
+
 def test_max_steps_decides_when_it_is_given():
     plan = make_plan(config(max_steps=5, num_epochs=9.0), learners=1, num_records=64)
     assert plan.total_steps == 5

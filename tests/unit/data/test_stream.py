@@ -81,6 +81,13 @@ def test_order_uses_every_record_when_nothing_is_left_over():
     assert [order.record_of(draw) for draw in (10, 11)] == permutation(0, 1, 10)[:2]
 
 
+def test_epochs_that_wrap_use_every_record_in_each():
+    order = SampleOrder(0, 10, 10)  # in steps of 4 the third one holds the end of the first epoch and what follows
+    epochs = [[order.record_of(draw) for draw in range(10 * e, 10 * e + 10)] for e in range(4)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert [order.record_of(draw) for draw in range(8, 12)] == epochs[0][8:] + epochs[1][:2]
+
+
 @given(st.permutations(range(40)))
 def test_order_does_not_depend_on_what_was_asked_before(draws):
     straight = SampleOrder(5, 11, 8)
