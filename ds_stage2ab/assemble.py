@@ -71,6 +71,8 @@ class Run:
         """
         with self.world.agree_on_failure():
             self.metrics.record(step, channel, result)
+        if result.fault:
+            self.metrics.warn(result.fault)
         for warning in self.health.after_step(step, channel, result.terms):
             self.metrics.warn(warning)
 

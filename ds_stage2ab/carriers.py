@@ -242,6 +242,8 @@ class StepResult:
     """What one optimizer step did; the same on every rank but for `seconds`."""
 
     applied: bool
+    fault: str
+    # why it was not applied, and the samples it happened to; empty if it was
     loss: float
     # mean of the per-sample losses over R
     terms: dict[str, tuple[float, float]]

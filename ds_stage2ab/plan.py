@@ -130,6 +130,8 @@ class RunPlan:
     packing: bool
     global_max_length: int
     # tokens
+    max_bad_steps: int
+    # in a row, before the run ends
     zero_stage: int
     # the one that is run; see `warnings` if the config names another
     deepspeed_config: dict
@@ -195,6 +197,7 @@ def make_plan(
         epochs=None if used is None else total_steps * size / used,
         packing=training.packing,
         global_max_length=training.global_max_length,
+        max_bad_steps=training.max_bad_steps,
         zero_stage=stage,
         deepspeed_config=deepspeed_config(shape, config.model, config.deepspeed, stage),
         b_ratio=config.stage2_ab.schedule.b_ratio,

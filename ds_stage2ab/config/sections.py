@@ -31,6 +31,7 @@ class TrainingSection:
     adam_beta1: float
     adam_beta2: float
     adam_epsilon: float
+    max_bad_steps: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,6 +53,8 @@ class Window:
         self.plan = plan
         self.world = world
         self.draw = draw
+        self.bad_steps = 0  # in a row, up to now
+        self.updates_left_out = 0  # of the engine's own count of steps
 
     def run(self, step: int, channel: Channel) -> StepResult:
         """One optimizer step: R raw samples over all ranks, one update.
@@ -77,10 +79,10 @@ class Window:
             losses = self._accumulate(step, packs, lambda: zero_weight(segments[0], num_passes=channel.num_passes))
         with clock("optimizer"):
             learning_rate, grad_norm = self._update(step)
-            self._check_update(step, grad_norm, packs)
+            fault = self._tolerated_fault(step, grad_norm, packs)
         sums = self._summed({**losses, **reported, **_sizes(samples, packs)})
         seconds = {**clock.seconds, **self._slowest(clock), "step": time.monotonic() - start}
-        return self._result(sums, learning_rate=learning_rate, grad_norm=grad_norm, seconds=seconds)
+        return self._result(sums, fault=fault, learning_rate=learning_rate, grad_norm=grad_norm, seconds=seconds)
 
     def _slowest(self, clock: Clock) -> dict[str, float]:
         """The seconds of rollouts, if the channel draws them, are those of the slowest rank: it sets the pace."""
@@ -112,9 +114,12 @@ class Window:
             self.engine.set_gradient_accumulation_boundary(last)
             with self.world.agree_on_failure():
                 loss, terms = self.engine(pack.to(self.world.device))
-                _refuse_non_finite(step, pack, loss.item())
-            # A new tensor, not forward's own output: ZeRO 0 would divide that by the accumulation steps.
-            self.engine.backward(loss * scale, scale_wrt_gas=False)
+                finite = math.isfinite(loss.item())
+                if not finite and self.bad_steps >= self.plan.max_bad_steps:
+                    raise _non_finite(step, pack, loss.item())
+            # A new tensor, not forward's own output: ZeRO 0 would divide that by the accumulation steps. Of a step that
+            # is to be gone past every gradient becomes NaN, so that no rank applies it.
+            self.engine.backward(loss * (scale if finite else math.nan), scale_wrt_gas=False)
             totals += torch.stack([torch.stack(terms[name]) for name in TERM_NAMES])
         return dict(zip(TERM_NAMES, map(tuple, totals.tolist()), strict=True))
 
@@ -135,43 +140,64 @@ class Window:
             group["lr"] = learning_rate
         own_norm = self._own_grad_norm() if self.engine.zero_optimization_stage() == 0 else None
         if own_norm is not None and not math.isfinite(own_norm):
+            self._leave_update_out()
             return learning_rate, own_norm
         skipped_before = self.engine.skipped_steps
         self.engine.step()
         self.engine.set_gradient_accumulation_boundary(None)
         if not self.engine.was_step_applied() or self.engine.skipped_steps != skipped_before:
             return learning_rate, math.inf
-        assert self.engine.global_steps == step + 1, "the engine's step counter and the loop disagree"
+        finished = self.engine.global_steps + self.updates_left_out
+        assert finished == step + 1, "the engine's step counter and the loop disagree"
         return learning_rate, own_norm if own_norm is not None else float(self.engine.get_global_grad_norm())
+
+    def _leave_update_out(self) -> None:
+        """End the window without an update: as if it were no boundary the engine only counts the micro-step."""
+        self.engine.set_gradient_accumulation_boundary(False)
+        self.engine.step()
+        self.engine.set_gradient_accumulation_boundary(None)
+        self.engine.zero_grad()
+        self.updates_left_out += 1
 
     def _own_grad_norm(self) -> float:
         """L2 norm over all gradients, which at stage 0 are already averaged over the ranks."""
         gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients))
 
-    def _check_update(self, step: int, grad_norm: float, packs: list[Pack]) -> None:
-        """Every rank sees the same norm, so every rank raises or none does."""
-        if math.isfinite(grad_norm) and grad_norm > 0:
-            return
-        supervised = any(bool(pack.weights.any()) or len(pack.slots) > 0 for pack in packs)
-        if grad_norm == 0 and not self.world.all_max(int(supervised)):
-            return
+    def _tolerated_fault(self, step: int, grad_norm: float, packs: list[Pack]) -> str:
+        """Why the step was not applied, in words; empty if it was. Every rank sees the same norm, and does the same.
+
+        Raises:
+            TrainingFault: too many such steps in a row, or a gradient of zero though something was supervised.
+        """
+        if math.isfinite(grad_norm) and (grad_norm > 0 or self._supervised_nothing(packs)):
+            self.bad_steps = 0
+            return ""
         own = [name for pack in packs for name in pack.sample_ids]
         ids = [name for part in self.world.gather(own) for name in part]
-        raise TrainingFault(
+        fault = TrainingFault(
             f"the gradient norm of step {step + 1} is {grad_norm}, "
             + ("though something was supervised" if grad_norm == 0 else "and the update was not applied"),
             where=_named(ids),
             fix="lower training.learning_rate, and look at these samples",
         )
+        self.bad_steps += 1
+        if grad_norm == 0 or self.bad_steps > self.plan.max_bad_steps:
+            raise fault
+        return f"{fault.why} ({fault.where})"
+
+    def _supervised_nothing(self, packs: list[Pack]) -> bool:
+        supervised = any(bool(pack.weights.any()) or len(pack.slots) > 0 for pack in packs)
+        return not self.world.all_max(int(supervised))
 
     def _result(
-        self, sums: dict[str, Term], *, learning_rate: float, grad_norm: float, seconds: dict[str, float]
+        self, sums: dict[str, Term], *, fault: str, learning_rate: float, grad_norm: float, seconds: dict[str, float]
     ) -> StepResult:
         (samples, _), (tokens, packs) = sums.pop(SAMPLES), sums.pop(TOKENS_AND_PACKS)
         assert int(samples) == self.plan.effective_batch_size, "a step owns exactly R raw samples"
         return StepResult(
-            applied=True,
+            applied=not fault,
+            fault=fault,
             loss=sums["loss/total"][0] / self.plan.effective_batch_size,
             terms=sums,
             skipped=(),
@@ -184,13 +210,12 @@ class Window:
         )
 
 
-def _refuse_non_finite(step: int, pack: Pack, loss: float) -> None:
-    if not math.isfinite(loss):
-        raise TrainingFault(
-            f"a loss of step {step + 1} is {loss}; no weight was changed by this step",
-            where=_named(list(pack.sample_ids)),
-            fix="lower training.learning_rate, and look at these samples",
-        )
+def _non_finite(step: int, pack: Pack, loss: float) -> TrainingFault:
+    return TrainingFault(
+        f"a loss of step {step + 1} is {loss}; no weight was changed by this step",
+        where=_named(list(pack.sample_ids)),
+        fix="lower training.learning_rate, and look at these samples",
+    )
 
 
 def _named(ids: list[str]) -> str:

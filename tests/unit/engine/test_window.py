@@ -311,6 +311,44 @@ def test_a_gradient_that_is_not_finite_moves_no_weight(build, zero_stage, value)
     assert_bit_equal(stage.weights(), before)
 
 
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+@pytest.mark.parametrize("place", ["loss", "gradient"])
+def test_a_bad_step_is_gone_past_and_leaves_nothing_behind(build, zero_stage, place):
+    """The step after it is the one that it would have been: no weight, no gradient and no count was carried over."""
+    stage = build({"deepspeed.zero_stage": zero_stage, "training.max_bad_steps": 1})
+    norm = stage.bench.model.model.language_model.norm.weight
+    before, good = stage.weights(), norm.detach().clone()
+    hook = norm.register_hook(lambda gradient: gradient * torch.nan)
+    if place == "loss":
+        norm.data[0] = torch.nan
+    bad = stage.window.run(0, stage.channel)
+    hook.remove()
+    norm.data.copy_(good)
+    assert (bad.applied, bad.samples) == (False, R)
+    assert "of step 1 is " in bad.fault and stage.bench.samples[0].id in bad.fault
+    assert_bit_equal(stage.weights(), before)
+    _, gradient = mean_loss_alone(stage, 1)
+    after = stage.window.run(1, stage.channel)
+    assert (after.applied, after.fault) == (True, "")
+    for name, weight in stage.weights().items():
+        update = 0.01 * gradient[name]
+        gap, moved = (torch.linalg.vector_norm(x) for x in (before[name] - update - weight, update))
+        assert gap <= UPDATE_TOLERANCE * moved + 1e-7
+
+
+def test_too_many_bad_steps_in_a_row_end_the_run(build):
+    stage = build({"training.max_bad_steps": 1, "deepspeed.zero_stage": 1})
+    hook = stage.bench.model.model.language_model.norm.weight.register_hook(lambda gradient: gradient * torch.nan)
+    assert not stage.window.run(0, stage.channel).applied
+    hook.remove()
+    assert stage.window.run(1, stage.channel).applied  # which begins the count again
+    stage.bench.model.model.language_model.norm.weight.register_hook(lambda gradient: gradient * torch.nan)
+    stage.window.draw = lambda step, micro_step: stage.bench.samples[:PER_DEVICE]
+    assert not stage.window.run(2, stage.channel).applied
+    with pytest.raises(TrainingFault, match="the gradient norm of step 4 is inf"):
+        stage.window.run(3, stage.channel)
+
+
 def test_a_gradient_of_zero_is_a_fault_if_something_was_supervised(build):
     stage = build()
     for parameter in stage.bench.model.parameters():

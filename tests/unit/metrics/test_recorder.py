@@ -46,7 +46,7 @@ def result(**changes):
         "learning_rate": 1e-4,
         "seconds": {"data": 0.25, "forward_backward": 1.5, "optimizer": 0.25, "step": 2.0},
     }
-    return StepResult(**(fields | changes))
+    return StepResult(**({"fault": ""} | fields | changes))
 
 
 def test_every_number_of_a_step():
