@@ -38,7 +38,8 @@ def slot_distribution(logits_MV: Tensor, coordinate_ids_K: Tensor) -> SlotDistri
     """Split the logits at coordinate slots into where-in-the-bins and whether-a-coordinate-at-all."""
     logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
     inside_MK = logits_MV.index_select(-1, coordinate_ids_K)
-    log_mass_M = torch.logsumexp(inside_MK, dim=-1) - torch.logsumexp(logits_MV, dim=-1)
+    # Where nearly all mass is inside, the two sums differ by their rounding alone, either way.
+    log_mass_M = (torch.logsumexp(inside_MK, dim=-1) - torch.logsumexp(logits_MV, dim=-1)).clamp(max=0)
     return SlotDistribution(log_p_MK=F.log_softmax(inside_MK, dim=-1), log_mass_M=log_mass_M)
 
 

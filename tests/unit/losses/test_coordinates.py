@@ -33,6 +33,13 @@ def test_mass_and_restricted_distribution():
     assert slots.log_p_MK[0, [10, 20]].exp().tolist() == pytest.approx([0.25, 0.75], rel=1e-6)
 
 
+def test_a_mass_of_nearly_one_is_never_above_it():
+    logits = torch.randn(2000, 1010, generator=torch.Generator().manual_seed(0)) * 2 + 30
+    logits[:, :5] = logits[:, 1005:] = 15  # e^-15 of a coordinate: the sums differ by their rounding
+    slots = slot_distribution(logits, IDS)
+    assert (slots.log_mass_M <= 0).all() and (slots.log_mass_M > -1e-4).all()
+
+
 def test_gate_is_minus_log_mass():
     slots = slot_distribution(logits_with({10: 0.25, 20: 0.75}, text=0.0), IDS)
     gate = coordinate_terms(slots, torch.tensor([10]), sigma=2.0, huber_delta=0.001)["coord_gate"]
