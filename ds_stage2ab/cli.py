@@ -56,7 +56,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     quieten()
     fill_launcher_variables()
-    world = World(start_process_group())
+    world = World(start_process_group(loaded.config.deepspeed.collective_timeout_s))
     try:
         evaluation = evaluate_checkpoint(loaded, options.checkpoint, world, options.pictures)
     finally:

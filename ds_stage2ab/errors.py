@@ -61,6 +61,14 @@ class EnvironmentFault(Stage2Error):
     code = EXIT_ENVIRONMENT
 
 
+class OwnFault(EnvironmentFault):
+    """A fault that this rank could not tell the others of: each rank that has one says it itself."""
+
+
+class LostRanks(OwnFault):
+    """Another rank has died, or hangs."""
+
+
 class TrainingFault(Stage2Error):
     """The training itself became invalid (non-finite loss, a step that was not applied)."""
 

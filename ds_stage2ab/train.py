@@ -11,22 +11,16 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
-import ctypes
 import os
-import signal
-import traceback
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.overrides import add_set_option, read_overrides
-from ds_stage2ab.errors import EXIT_OK, Stage2Error, exit_code
+from ds_stage2ab.errors import EXIT_OK, OwnFault, Stage2Error, exit_code
+from ds_stage2ab.leave import end_with_parent, leave, leave_with_traceback, say, speak_when_terminated
 
 if TYPE_CHECKING:
     from ds_stage2ab.assemble import Run
-
-PR_SET_PDEATHSIG = 1
-"""prctl(2): the signal that the kernel sends a process when its parent ends."""
 
 
 def train(run: "Run") -> None:
@@ -52,13 +46,13 @@ def main() -> int:
     parser.add_argument("--local_rank", type=int, default=0, help="set by the DeepSpeed launcher")
     arguments = parser.parse_args()
     rank = int(os.environ["RANK"]) if "RANK" in os.environ else 0
-    if "RANK" in os.environ and sys.platform == "linux":
-        _end_with_launcher()
+    if "RANK" in os.environ:
+        end_with_parent()
     try:
         _run(arguments.config, arguments.overrides)
     except Stage2Error as error:
-        if rank == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        if rank == 0 or isinstance(error, OwnFault):
+            say(error)
         return exit_code(error)
     return EXIT_OK
 
@@ -75,7 +69,8 @@ def _run(config: Path, overrides: list[str]) -> None:
 
     quieten()
     fill_launcher_variables()
-    world = World(start_process_group())
+    world = World(start_process_group(loaded.config.deepspeed.collective_timeout_s))
+    speak_when_terminated(world.rank, lambda: world.now)
     run = assemble(loaded, world)
     try:
         if world.rank == 0:
@@ -83,32 +78,12 @@ def _run(config: Path, overrides: list[str]) -> None:
         train(run)
     finally:
         run.close()
-    with world.agree_on_failure():
+    with world.agree_on_failure("writing the report"):
         if world.rank == 0:
             report = write_report(run.folder.path)
             Console().print(summary_table(report.rows, title=report.run))
 
 
-def _end_with_launcher() -> None:
-    """Ask the kernel for SIGTERM when the launcher dies: a killed launcher must not leave ranks behind."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _leave(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print an uncaught error and leave at once: a failed rank must not wait for the others while it shuts down.
-
-    To the real stderr: torch.distributed puts a buffer in its place around this hook.
-    """
-    traceback.print_exception(kind, error, trace, file=sys.__stderr__)
-    sys.__stderr__.flush()
-    os._exit(exit_code(error))
-
-
 if __name__ == "__main__":
-    sys.excepthook = _leave
-    code = main()
-    # At once after a good end too: everything is closed, and on the interpreter's own way down a thread of the
-    # process group that still runs aborts the process now and then ("terminate called without an active exception").
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    sys.excepthook = leave_with_traceback
+    leave(main())

@@ -1,29 +1,44 @@
 """The learner ranks: who am I, and the few things that all ranks do together.
 
-Every method here is a collective: all ranks call it, in the same order, or none does.
+Every method of `World` but `doing` is a collective: all ranks call it, in the same order, or none does. A rank that
+waits in vain for the others, because one of them has died or hangs, says so and names what each was doing.
 """
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
-from ds_stage2ab.errors import Stage2Error
+from ds_stage2ab.errors import LostRanks, Stage2Error
 
 T = TypeVar("T")
+
+WAITING = "waiting for the others"
+ASK_TIMEOUT = timedelta(seconds=2)
+"""For the notes of the other ranks: whoever asks has waited long enough."""
+MAX_NAMED = 8
+"""Ranks whose doings a message lists."""
+LOST_SIGNS = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "timeout", "broken pipe")
+"""In the texts of a RuntimeError from a collective whose other end has gone."""
 
 
 def fill_launcher_variables() -> None:
     """Let a script that no launcher started run as one rank; a launcher's own variables win."""
     if "RANK" in os.environ:
         return
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    os.environ.update(alone, MASTER_PORT=str(_free_port("127.0.0.1")))
+
+
+def _free_port(host: str) -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ.update(alone)
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
 
 
 class World:
@@ -37,17 +52,39 @@ class World:
         self.device = device
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
+        self.now = "the start"
+        self._notes: dist.TCPStore | None = None
+        if self.size > 1:
+            self._notes = self._open_notes()
 
-    def all_max(self, value: int) -> int:
-        """Largest value over all ranks."""
-        box = torch.tensor([value], dtype=torch.long, device=self.device)
-        dist.all_reduce(box, op=dist.ReduceOp.MAX)
-        return int(box.item())
+    def _open_notes(self) -> dist.TCPStore:
+        """What each rank is doing, held by rank 0 beside the process group: readable when that has broken."""
+        first, host, server = self.rank == 0, os.environ["MASTER_ADDR"], None
+        if first:
+            server = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        port = self.from_first(server.port if first else 0)
+        notes = server if first else dist.TCPStore(host, port, is_master=False)
+        notes.set_timeout(ASK_TIMEOUT)
+        return notes
+
+    def doing(self, what: str) -> None:
+        """Note what this rank is at now, for the others to read if it never comes back from it."""
+        self.now = what
+        if self._notes is not None:
+            self._notes.set(str(self.rank), what)
+
+    def all_max(self, *values: int) -> list[int]:
+        """Largest of each value over all ranks."""
+        box = torch.tensor(values, dtype=torch.long, device=self.device)
+        with self.collective():
+            dist.all_reduce(box, op=dist.ReduceOp.MAX)
+        return box.tolist()
 
     def all_sum(self, values: torch.Tensor) -> torch.Tensor:
         """Element-wise sum over all ranks, float64 in and out, on the CPU."""
         total = values.to(self.device, dtype=torch.float64, copy=True)
-        dist.all_reduce(total, op=dist.ReduceOp.SUM)
+        with self.collective():
+            dist.all_reduce(total, op=dist.ReduceOp.SUM)
         return total.cpu()
 
     def gather(self, value: T) -> list[T]:
@@ -55,38 +92,87 @@ class World:
         if self.size == 1:
             return [value]
         everybody: list = [None] * self.size
-        dist.all_gather_object(everybody, value)
+        with self.collective():
+            dist.all_gather_object(everybody, value)
         return everybody
 
     def from_first(self, value: T) -> T:
         """Rank 0's picklable value, on every rank."""
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        with self.collective():
+            dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def close(self) -> None:
         """Leave the process group: on the interpreter's own way down its threads may abort the process."""
         dist.destroy_process_group()
 
-    def agree_on_failure(self) -> "Agreement":
-        """`with world.agree_on_failure():` around a block without collectives that may fail on some ranks."""
-        return Agreement(self)
+    @contextmanager
+    def collective(self) -> Iterator[None]:
+        """Around anything that waits for the other ranks: what a lost rank causes becomes a fault with words.
+
+        Raises:
+            LostRanks: another rank has gone, or has not come within the process group's time-out.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not any(sign in str(error).lower() for sign in LOST_SIGNS):
+                raise
+            told = ", ".join(f"rank {rank}: {doing}" for rank, doing in self._others())
+            raise LostRanks(
+                f"rank {self.rank} waited for the other ranks in vain: {_first_line(error)}",
+                where=f"last heard of {told}" if told else "",
+                fix="look for the words of a rank that failed first (killed: out of memory?), or for one that hangs;"
+                " a rank may take longer with a larger deepspeed.collective_timeout_s",
+            ) from error
+
+    def _others(self) -> list[tuple[int, str]]:
+        """(rank, what it is doing) of the ranks that are not waiting themselves, as far as rank 0 can still tell."""
+        found = []
+        for rank in range(self.size):
+            if rank == self.rank or self._notes is None:
+                continue
+            try:
+                doing = self._notes.get(str(rank)).decode()
+            except RuntimeError:  # torch.distributed's own: rank 0 is gone, or the rank has noted nothing yet
+                doing = "not known"
+            if doing != WAITING:
+                found.append((rank, doing))
+        return found[:MAX_NAMED]
+
+    def agree_on_failure(self, doing: str, *, num_flags: int = 0) -> "Agreement":
+        """`with world.agree_on_failure("reading the data"):` around a block that may fail on some ranks.
+
+        Args:
+            doing: what the block does, in words.
+            num_flags: numbers that the ranks exchange together with the news of a failure; see `Agreement.flags`.
+        """
+        return Agreement(self, doing, num_flags)
 
 
 class Agreement:
     """At the end of the block all ranks exchange what happened; if one failed, every rank raises the same error.
 
     The lowest failing rank speaks for all, so that all ranks leave with its message and exit code.
+
+    Attributes:
+        flags: set inside the block by each rank; after it, the largest of each over all ranks.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, doing: str, num_flags: int) -> None:
         self.world = world
+        self.doing = doing
+        self.flags = [0] * num_flags
 
-    def __enter__(self) -> None:
-        return None
+    def __enter__(self) -> "Agreement":
+        self.world.doing(self.doing)
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        if not self.world.all_max(int(error is not None)):
+        self.world.doing(WAITING)
+        failed, *self.flags = self.world.all_max(int(error is not None), *self.flags)
+        if not failed:
             return False
         seen = self.world.gather(_portable(error))
         first = next(rank for rank, failure in enumerate(seen) if failure is not None)
@@ -101,3 +187,7 @@ def _portable(error: BaseException | None) -> Stage2Error | None:
     if error is None or isinstance(error, Stage2Error):
         return error
     return Stage2Error(f"{type(error).__name__}: {error}")
+
+
+def _first_line(error: RuntimeError) -> str:
+    return str(error).strip().splitlines()[0]

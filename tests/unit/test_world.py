@@ -19,7 +19,7 @@ import torch.distributed as dist
 from ds_stage2ab.errors import DataError, ConfigError, TrainingFault, exit_code
 from ds_stage2ab.world import World
 
-dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
+dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=TIMEOUT_S))
 world = World("cpu")
 
 def outcome(error):
@@ -31,7 +31,7 @@ def outcome(error):
 def agreed(*failures):
     "Each rank raises its own failure (or none) inside one agreement; what came out of it."
     try:
-        with world.agree_on_failure():
+        with world.agree_on_failure("trying"):
             if failures[world.rank] is not None:
                 raise failures[world.rank]
     except Exception as error:
@@ -42,9 +42,10 @@ seen = {}
 """
 
 
-def ranks(number, program):
+def ranks(number, program, timeout_s=60):
     """Run `program` on so many ranks; it fills the dictionary `seen`, which comes back for each rank."""
-    source = PREAMBLE + textwrap.dedent(program) + "\nprint(json.dumps(seen))\ndist.destroy_process_group()\n"
+    end = "\nprint(json.dumps(seen))\nif dist.is_initialized():\n    dist.destroy_process_group()\n"
+    source = f"TIMEOUT_S = {timeout_s}\n" + PREAMBLE + textwrap.dedent(program) + end
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(number)}
     processes = [
         subprocess.Popen(
@@ -72,7 +73,7 @@ def collectives():
         2,
         """
         seen["who"] = [world.rank, world.size]
-        seen["max"] = [world.all_max(3 + 4 * world.rank), world.all_max(-world.rank)]
+        seen["max"] = world.all_max(3 + 4 * world.rank, -world.rank)
         mine = torch.tensor([1.0 + world.rank, 10.0], dtype=torch.float32)
         total = world.all_sum(mine)
         seen["sum"] = [total.tolist(), str(total.dtype), mine.tolist()]
@@ -121,7 +122,7 @@ def agreements():
         seen["uncaught"] = agreed(ValueError("boom"), None, None)
         seen["two"] = agreed(None, config, data)
         seen["uncaught last"] = agreed(None, None, ValueError("boom"))
-        seen["afterwards"] = world.all_max(world.rank)
+        seen["afterwards"] = world.all_max(world.rank)[0]
         """,
     )
 
@@ -154,6 +155,36 @@ def test_a_failing_rank_is_heard_wherever_it_is(agreements):
 
 def test_the_ranks_stay_in_step_after_failures(agreements):
     assert [seen["afterwards"] for seen in agreements] == [2, 2, 2]
+
+
+def test_flags_travel_with_the_news_of_a_failure():
+    flags = """
+    with world.agree_on_failure("counting", num_flags=2) as agreed:
+        agreed.flags = [world.rank, 7 - world.rank]
+    seen["flags"] = agreed.flags
+    """
+    assert [seen["flags"] for seen in ranks(2, flags)] == [[1, 7]] * 2
+
+
+def test_a_rank_that_waits_in_vain_names_what_the_others_were_at():
+    """Rank 1 never comes to the sum; three seconds are the process group's time-out here."""
+    program = """
+    import time
+    world.doing("sorting the socks")
+    if world.rank == 1:
+        time.sleep(6)
+    else:
+        try:
+            world.all_sum(torch.ones(1))
+        except Exception as error:
+            seen["lost"] = outcome(error)
+    """
+    first, _ = ranks(2, program, timeout_s=3)
+    name, why, where, fix, code = first["lost"]
+    assert (name, code) == ("LostRanks", 4)
+    assert why.startswith("rank 0 waited for the other ranks in vain: ")
+    assert where == "last heard of rank 1: sorting the socks"
+    assert "deepspeed.collective_timeout_s" in fix
 
 
 def test_a_lone_script_gets_the_variables_of_one_rank():

@@ -1,0 +1,70 @@
+"""How a rank ends when it does not end by itself: at once, with words, and without leaving anything behind."""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+from typing import NoReturn
+
+from ds_stage2ab.errors import EXIT_ENVIRONMENT, exit_code
+
+PR_SET_PDEATHSIG = 1
+"""prctl(2): the signal that the kernel sends a process when its parent ends."""
+
+
+def end_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the parent dies: no launcher leaves ranks behind, and no rank its workers."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def speak_when_terminated(rank: int, doing: Callable[[], str]) -> None:
+    """On SIGTERM say what this rank was at, and leave with exit code 4; to be called in the main thread.
+
+    The launcher sends it to every rank when one has died. Python's own handlers wait until the main thread runs Python
+    again, which it does not while it waits for a dead rank: so a thread reads the signal from the wake-up pipe.
+
+    Args:
+        doing: what the rank is at, in words.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def wait() -> None:
+        while os.read(reader, 1) != bytes([signal.SIGTERM]):
+            pass
+        say(
+            f"rank {rank}: ended by SIGTERM; it was at: {doing()}\n"
+            "  fix: the launcher sends this to every rank when one of them has died: look for the words of that one"
+        )
+        leave(EXIT_ENVIRONMENT)
+
+    threading.Thread(target=wait, name="SIGTERM", daemon=True).start()
+
+
+def say(fault: object) -> None:
+    """`error: ...` to whoever reads stderr, in one piece: the ranks share it."""
+    os.write(sys.__stderr__.fileno(), f"error: {fault}\n".encode())
+
+
+def leave(code: int) -> NoReturn:
+    """End the process now: on the interpreter's own way down a thread of the process group may abort or wait."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def leave_with_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """For `sys.excepthook`: a rank that failed in a way nobody foresaw must not wait for the others.
+
+    To the real stderr: torch.distributed puts a buffer in its place around this hook.
+    """
+    traceback.print_exception(kind, error, trace, file=sys.__stderr__)
+    sys.__stderr__.flush()
+    os._exit(exit_code(error))
