@@ -80,6 +80,16 @@ class Sample:
     vision: Vision
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """A raw sample that contributes nothing to its step, where the config allows that; it counts all the same."""
+
+    sample_id: str
+    draw: int
+    why: str
+    # in words, without the sample's name
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Probabilities:
     """How probable the model found each token of a response; T tokens."""
@@ -248,8 +258,8 @@ class StepResult:
     # mean of the per-sample losses over R
     terms: dict[str, tuple[float, float]]
     # metric name -> (sum, count) over all ranks
-    skipped: tuple[str, ...]
-    # ids of samples that contributed nothing
+    skipped: tuple[Skipped, ...]
+    # samples that contributed nothing, by draw
     samples: int
     # raw samples of the step over all ranks: R
     tokens: int

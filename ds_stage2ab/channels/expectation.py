@@ -4,10 +4,12 @@ What is learned is the answer that the codec writes for the ground truth. The lo
 read expected embeddings at the coordinate slots) belongs to the objective; the channel only says how many.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
-from ds_stage2ab.carriers import Sample, Segment, Target
-from ds_stage2ab.channels.segment import PositionIndex, make_segment
+from ds_stage2ab.carriers import Sample, Segment, Skipped, Target
+from ds_stage2ab.channels.segment import PositionIndex, make_segment, segment_or_skipped
 from ds_stage2ab.clock import Clock
 from ds_stage2ab.codec.text import Codec, encode_answer
 from ds_stage2ab.codec.vocabulary import Vocabulary
@@ -23,9 +25,11 @@ class Expectation:
         num_passes: `stage2_ab.n_softctx_iter`.
         desc_ce_weight: cross-entropy weight of the tokens of a description's value.
         max_length: `training.global_max_length`, tokens.
+        skip_overlong: whether a sample above it is skipped; else it is an error.
     """
 
     name = "A"
+    streams = False
     term_names = ()
 
     def __init__(
@@ -37,6 +41,7 @@ class Expectation:
         num_passes: int,
         desc_ce_weight: float,
         max_length: int,
+        skip_overlong: bool,
     ) -> None:
         self.codec = codec
         self.vocabulary = vocabulary
@@ -44,21 +49,28 @@ class Expectation:
         self.num_passes = num_passes
         self.desc_ce_weight = desc_ce_weight
         self.max_length = max_length
+        self.skip_overlong = skip_overlong
 
-    def segments(self, samples: list[Sample], step: int, clock: Clock) -> list[Segment]:
+    def segments(self, samples: list[Sample], step: int, clock: Clock) -> Iterator[Segment | Skipped]:
         """One segment for each sample, in order; a function of the sample alone, whatever the step."""
-        return [
-            make_segment(
-                sample,
-                self._target(sample),
-                self.positions,
-                channel=self.name,
-                max_length=self.max_length,
-                remedy="data.max_pixels",
-                terms={},
-            )
-            for sample in samples
-        ]
+        for sample in samples:
+            yield segment_or_skipped(self.segment, sample, skip_overlong=self.skip_overlong)
+
+    def segment(self, sample: Sample) -> Segment:
+        """The sample's prompt and the answer to it.
+
+        Raises:
+            DataError: they are longer than the cap, or an object cannot be written with this tokenizer.
+        """
+        return make_segment(
+            sample,
+            self._target(sample),
+            self.positions,
+            channel=self.name,
+            max_length=self.max_length,
+            remedy="data.max_pixels",
+            terms={},
+        )
 
     def _target(self, sample: Sample) -> Target:
         """The answer with every token supervised: coordinates by their bins, all others by cross-entropy."""

@@ -4,10 +4,11 @@ Per sample: a rollout with the current weights, a strict parse, a one-to-one mat
 truth, and a target that keeps the answer as it is and appends every object that it missed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
-from ds_stage2ab.carriers import Rollout, Sample, Segment
-from ds_stage2ab.channels.segment import PositionIndex, make_segment
+from ds_stage2ab.carriers import Rollout, Sample, Segment, Skipped
+from ds_stage2ab.channels.segment import PositionIndex, make_segment, segment_or_skipped
 from ds_stage2ab.clock import Clock
 from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
@@ -26,7 +27,7 @@ class RolloutMatching:
     Args:
         backend: draws the rollouts.
         start_id: first half of the weight version that every rollout must carry.
-        record: is given every step's number and rollouts.
+        record: is given a step's number and rollouts of it, as they come.
         codec: the form that answers are read and completed in.
         vocabulary: the checkpoint's ids.
         positions: position ids of one sample alone.
@@ -34,6 +35,7 @@ class RolloutMatching:
         desc_ce_weight: cross-entropy weight of the descriptions of appended objects.
         drop_invalid_struct_ce_multiplier: factor on the structure of objects appended to a rollout with dropped values.
         max_length: `training.global_max_length`, tokens.
+        skip_overlong: whether a sample above it is skipped; else it is an error.
     """
 
     name = "B"
@@ -53,6 +55,7 @@ class RolloutMatching:
         desc_ce_weight: float,
         drop_invalid_struct_ce_multiplier: float,
         max_length: int,
+        skip_overlong: bool,
     ) -> None:
         self.backend = backend
         self.start_id = start_id
@@ -65,20 +68,30 @@ class RolloutMatching:
         self.desc_ce_weight = desc_ce_weight
         self.drop_invalid_struct_ce_multiplier = drop_invalid_struct_ce_multiplier
         self.max_length = max_length
+        self.skip_overlong = skip_overlong
 
-    def segments(self, samples: list[Sample], step: int, clock: Clock) -> list[Segment]:
+    @property
+    def streams(self) -> bool:
+        """Whether rollouts come one by one."""
+        return self.backend.streams
+
+    def segments(self, samples: list[Sample], step: int, clock: Clock) -> Iterator[Segment | Skipped]:
         """One segment for each sample, in order, from a rollout with the weights that `step` steps have made.
 
         Raises:
             EnvironmentFault: a rollout was made with other weights.
             DataError: a target is longer than the cap, or an object cannot be written with this tokenizer.
         """
-        with clock("rollout"):
-            rollouts = self.backend.generate(samples, self.sampling, finished_steps=step)
-        self.record(step, rollouts)
-        self._refuse_stale(rollouts, step)
-        with clock("match"):
-            return [self._segment(sample, rollout) for sample, rollout in zip(samples, rollouts, strict=True)]
+        with self.backend.current_weights(step):
+            with clock("rollout"):
+                rollouts = self.backend.generate(samples, self.sampling, finished_steps=step)
+            for sample, rollout in zip(samples, _clocked(rollouts, clock), strict=True):
+                self.record(step, (rollout,))
+                self._refuse_stale(rollout, step)
+                build = partial(self._segment, rollout=rollout)
+                with clock("match"):
+                    made = segment_or_skipped(build, sample, skip_overlong=self.skip_overlong)
+                yield made
 
     def _segment(self, sample: Sample, rollout: Rollout) -> Segment:
         assert (rollout.draw, rollout.prompt_ids) == (sample.draw, sample.prompt_ids), "a rollout of another sample"
@@ -111,13 +124,23 @@ class RolloutMatching:
             terms=rollout_terms(rollout, parsed, match, sample.objects),
         )
 
-    def _refuse_stale(self, rollouts: Sequence[Rollout], step: int) -> None:
+    def _refuse_stale(self, rollout: Rollout, step: int) -> None:
         wanted = weight_version(self.start_id, step)
-        stale = next((rollout for rollout in rollouts if rollout.weight_version != wanted), None)
-        if stale is not None:
+        if rollout.weight_version != wanted:
             raise EnvironmentFault(
-                f"the rollout of sample {stale.sample_id} was made by the weights {stale.weight_version},"
+                f"the rollout of sample {rollout.sample_id} was made by the weights {rollout.weight_version},"
                 f" not by the current ones, {wanted}",
-                where=stale.source,
+                where=rollout.source,
                 fix="start the run again, and with it whatever serves its rollouts",
             )
+
+
+def _clocked(rollouts: Iterable[Rollout], clock: Clock) -> Iterator[Rollout]:
+    """The same; waiting for one is time of the rollouts."""
+    coming = iter(rollouts)
+    while True:
+        with clock("rollout"):
+            rollout = next(coming, None)
+        if rollout is None:
+            return
+        yield rollout

@@ -6,11 +6,33 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ds_stage2ab.carriers import Sample, Segment, Target
+from ds_stage2ab.carriers import Sample, Segment, Skipped, Target
 from ds_stage2ab.errors import DataError
+
+ON_OVERLONG = "data.on_overlong"
 
 PositionIndex = Callable[[Tensor, Tensor], Tensor]
 """(input_ids [T], image_grid_thw [images, 3]) -> position_ids [4, T]."""
+
+
+class Overlong(DataError):
+    """Prompt and target of a sample are longer than the cap."""
+
+
+def segment_or_skipped(
+    build: Callable[[Sample], Segment], sample: Sample, *, skip_overlong: bool
+) -> Segment | Skipped:
+    """What `build` makes of the sample; where the config allows it, one that is too long is skipped.
+
+    Raises:
+        Overlong: it is too long, and the config does not allow it.
+    """
+    try:
+        return build(sample)
+    except Overlong as error:
+        if not skip_overlong:
+            raise
+        return Skipped(sample_id=sample.id, draw=sample.draw, why=error.why)
 
 
 def make_segment(
@@ -32,15 +54,16 @@ def make_segment(
         terms: what the channel reports of this sample: metric name -> (sum, count).
 
     Raises:
-        DataError: the two are longer than `max_length`.
+        Overlong: the two are longer than `max_length`.
     """
     prompt_length = len(sample.prompt_ids)
     ids = torch.cat([torch.tensor(sample.prompt_ids, dtype=torch.long), torch.from_numpy(target.ids)])
     if len(ids) > max_length:
-        raise DataError(
+        raise Overlong(
             f"prompt and answer are {len(ids)} tokens long, training.global_max_length is {max_length}",
             where=sample.id,
-            fix=f"set training.global_max_length to {len(ids)} or more, or {remedy} lower",
+            fix=f"set training.global_max_length to {len(ids)} or more, or {remedy} lower,"
+            f" or {ON_OVERLONG} to skip such samples",
         )
     return Segment(
         input_ids=ids,

@@ -6,22 +6,24 @@ runs: segments, packs, one forward and backward per pack, exactly one `engine.st
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
 
-from ds_stage2ab.carriers import Pack, Sample, Segment, StepResult
+from ds_stage2ab.carriers import Pack, Sample, Segment, Skipped, StepResult
 from ds_stage2ab.clock import Clock
-from ds_stage2ab.errors import TrainingFault
+from ds_stage2ab.engine.intake import Intake
+from ds_stage2ab.engine.memory_fault import memory_explained
+from ds_stage2ab.errors import DataError, TrainingFault
 from ds_stage2ab.losses.objective import TERM_NAMES
 from ds_stage2ab.packs.collate import make_packs, zero_weight
-from ds_stage2ab.packs.rounds import in_lockstep
+from ds_stage2ab.packs.rounds import NUM_FLAGS, in_lockstep
 from ds_stage2ab.plan import RunPlan
 from ds_stage2ab.world import World
 
 Term = tuple[float, float]
-SAMPLES, TOKENS_AND_PACKS = "samples", "tokens and packs"
+SAMPLES, KEPT, TOKENS_AND_PACKS = "samples", "kept and supervised", "tokens and packs"
 
 MAX_NAMED = 16
 """Sample ids that a message lists before it counts the rest."""
@@ -32,10 +34,12 @@ class Channel(Protocol):
 
     name: str
     num_passes: int
+    streams: bool
+    # segments come one by one, and packs are trained in the meantime
     term_names: tuple[str, ...]
     # what it reports of every sample
 
-    def segments(self, samples: list[Sample], step: int, clock: Clock) -> list[Segment]: ...
+    def segments(self, samples: list[Sample], step: int, clock: Clock) -> Iterator[Segment | Skipped]: ...
 
 
 class Window:
@@ -46,13 +50,22 @@ class Window:
         plan: every number of the run.
         world: the learner ranks.
         draw: (step, micro-step) -> this rank's raw samples.
+        stand_in: what a rank without a pack of its own runs, times 0, while others have one.
     """
 
-    def __init__(self, engine: object, plan: RunPlan, world: World, draw: Callable[[int, int], list[Sample]]) -> None:
+    def __init__(
+        self,
+        engine: object,
+        plan: RunPlan,
+        world: World,
+        draw: Callable[[int, int], list[Sample | Skipped]],
+        stand_in: Segment,
+    ) -> None:
         self.engine = engine
         self.plan = plan
         self.world = world
         self.draw = draw
+        self.stand_in = stand_in
         self.bad_steps = 0  # in a row, up to now
         self.updates_left_out = 0  # of the engine's own count of steps
 
@@ -60,68 +73,93 @@ class Window:
         """One optimizer step: R raw samples over all ranks, one update.
 
         Raises:
-            DataError: a sample cannot be read, or is longer than the cap.
+            DataError: a sample cannot be read, or is longer than the cap, or every sample was skipped.
             TrainingFault: a loss or gradient is not finite, or the engine did not apply the update.
         """
         clock, start = Clock(), time.monotonic()
         with clock("data"):
-            samples = self._buffer(step)
-        with clock("wait"), self.world.agree_on_failure(), clock("segments"):
-            segments = channel.segments(samples, step, clock)
-            reported = _reported(channel, segments)
-            packs = make_packs(
-                segments,
-                capacity=self.plan.global_max_length,
-                packing=self.plan.packing,
-                num_passes=channel.num_passes,
-            )
-        with clock("forward_backward"):
-            losses = self._accumulate(step, packs, lambda: zero_weight(segments[0], num_passes=channel.num_passes))
+            intake = Intake(self._buffer(step), channel.term_names)
+        losses = self._accumulate(step, channel, intake, clock)
         with clock("optimizer"):
+            sums = self._summed({**losses, **intake.terms, **self._sizes(intake)})
+            skipped = self._skipped(intake, step, kept=sums[KEPT][0])
             learning_rate, grad_norm = self._update(step)
-            fault = self._tolerated_fault(step, grad_norm, packs)
-        sums = self._summed({**losses, **reported, **_sizes(samples, packs)})
+            fault = self._tolerated_fault(step, grad_norm, intake, supervised=sums[KEPT][1] > 0)
         seconds = {**clock.seconds, **self._slowest(clock), "step": time.monotonic() - start}
-        return self._result(sums, fault=fault, learning_rate=learning_rate, grad_norm=grad_norm, seconds=seconds)
+        return self._result(
+            sums, skipped=skipped, fault=fault, learning_rate=learning_rate, grad_norm=grad_norm, seconds=seconds
+        )
 
     def _slowest(self, clock: Clock) -> dict[str, float]:
         """The seconds of rollouts, if the channel draws them, are those of the slowest rank: it sets the pace."""
         if "rollout" not in clock.seconds:
             return {}
-        microseconds = round(clock.seconds["rollout"] * 1e6)
-        return {"rollout": self.world.all_max(microseconds) / 1e6}
+        (microseconds,) = self.world.all_max(round(clock.seconds["rollout"] * 1e6))
+        return {"rollout": microseconds / 1e6}
 
-    def _buffer(self, step: int) -> list[Sample]:
+    def _buffer(self, step: int) -> list[Sample | Skipped]:
         """Raw samples of every micro-step up to the engine's own boundary.
 
         Short of the boundary `engine.step()` applies nothing: it only advances the engine's count of micro-steps.
         """
-        samples: list[Sample] = []
-        with self.world.agree_on_failure():
+        drawn: list[Sample | Skipped] = []
+        with self.world.agree_on_failure(f"reading the samples of step {step + 1}"):
             for micro_step in range(self.plan.accumulation_steps):
-                samples += self.draw(step, micro_step)
+                drawn += self.draw(step, micro_step)
                 if self.engine.is_gradient_accumulation_boundary():
                     break
                 self.engine.step()
         assert micro_step == self.plan.accumulation_steps - 1, "the engine's window and the plan disagree"
-        return samples
+        return drawn
 
-    def _accumulate(self, step: int, packs: list[Pack], stand_in: Callable[[], Pack]) -> dict[str, Term]:
+    def _accumulate(self, step: int, channel: Channel, intake: Intake, clock: Clock) -> dict[str, Term]:
         """Forward and backward of every pack; returns this rank's (sum, count) of each of the objective's terms."""
-        scale = self.world.size / self.plan.effective_batch_size
+        packs = make_packs(
+            intake.segments(channel.segments(intake.samples, step, clock)),
+            capacity=self.plan.global_max_length,
+            packing=self.plan.packing,
+            online=channel.streams,
+            num_passes=channel.num_passes,
+        )
         totals = torch.zeros(len(TERM_NAMES), 2, dtype=torch.float64, device=self.world.device)
-        for pack, last in in_lockstep(packs, stand_in, self.world.all_max):
-            self.engine.set_gradient_accumulation_boundary(last)
-            with self.world.agree_on_failure():
-                loss, terms = self.engine(pack.to(self.world.device))
-                finite = math.isfinite(loss.item())
-                if not finite and self.bad_steps >= self.plan.max_bad_steps:
-                    raise _non_finite(step, pack, loss.item())
-            # A new tensor, not forward's own output: ZeRO 0 would divide that by the accumulation steps. Of a step that
-            # is to be gone past every gradient becomes NaN, so that no rank applies it.
-            self.engine.backward(loss * (scale if finite else math.nan), scale_wrt_gas=False)
+        bad: list[TrainingFault] = []
+
+        def following() -> tuple[Pack | None, bool]:
+            if bad:
+                raise bad[0]
+            with clock("segments"):
+                pack, last = next(packs, (None, True))
+            if pack is not None:
+                intake.count(pack)
+            return pack, last
+
+        rounds = in_lockstep(
+            following,
+            lambda: zero_weight(self.stand_in, num_passes=channel.num_passes),
+            lambda: self.world.agree_on_failure(f"getting the segments of step {step + 1}", num_flags=NUM_FLAGS),
+        )
+        while True:
+            with clock("wait"):
+                pack, last = next(rounds, (None, True))
+            if pack is None:
+                return dict(zip(TERM_NAMES, map(tuple, totals.tolist()), strict=True))
+            with clock("forward_backward"):
+                loss, terms = self._learn(step, pack, last)
             totals += torch.stack([torch.stack(terms[name]) for name in TERM_NAMES])
-        return dict(zip(TERM_NAMES, map(tuple, totals.tolist()), strict=True))
+            if not math.isfinite(loss) and self.bad_steps >= self.plan.max_bad_steps:
+                bad.append(_non_finite(step, pack, loss))
+
+    def _learn(self, step: int, pack: Pack, last: bool) -> tuple[float, dict[str, tuple]]:
+        """One forward and backward; a loss that is not finite makes every gradient NaN, so that no rank applies it."""
+        scale = self.world.size / self.plan.effective_batch_size
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.world.doing(f"forward and backward of step {step + 1}")
+        with self.world.collective(), memory_explained(self.world.rank, step, len(pack.input_ids), self.plan):
+            loss, terms = self.engine(pack.to(self.world.device))
+            value = loss.item()
+            # A new tensor, not forward's own output: ZeRO 0 would divide that by the accumulation steps.
+            self.engine.backward(loss * (scale if math.isfinite(value) else math.nan), scale_wrt_gas=False)
+        return value, terms
 
     def _summed(self, own: dict[str, Term]) -> dict[str, Term]:
         """(sum, count) of the same names on every rank -> over all ranks."""
@@ -129,12 +167,37 @@ class Window:
         totals = self.world.all_sum(flat).view(-1, 2).tolist()
         return dict(zip(sorted(own), map(tuple, totals), strict=True))
 
+    def _sizes(self, intake: Intake) -> dict[str, Term]:
+        return {
+            SAMPLES: (intake.num_drawn, 0),
+            KEPT: (intake.num_kept, intake.num_supervised),
+            TOKENS_AND_PACKS: (intake.num_tokens, intake.num_packs),
+        }
+
+    def _skipped(self, intake: Intake, step: int, *, kept: float) -> tuple[Skipped, ...]:
+        """The skipped samples of all ranks.
+
+        Raises:
+            DataError: they are all samples of the step.
+        """
+        if kept == self.plan.effective_batch_size:
+            return ()
+        skipped = sorted((one for part in self.world.gather(intake.skipped) for one in part), key=lambda one: one.draw)
+        if not kept:
+            raise DataError(
+                f"every sample of step {step + 1} was skipped; the first because {skipped[0].why}",
+                where=_named([one.sample_id for one in skipped]),
+                fix="look at the data: a step that learns nothing is none",
+            )
+        return tuple(skipped)
+
     def _update(self, step: int) -> tuple[float, float]:
         """One `engine.step()` at this step's learning rate; returns (learning rate, gradient norm).
 
         The norm is not finite if no update was applied. Stage 0 in fp32 checks nothing itself and would write a
         non-finite update, so there the norm is known first.
         """
+        self.world.doing(f"the update of step {step + 1}")
         learning_rate = self.plan.learning_rate(step)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -143,7 +206,8 @@ class Window:
             self._leave_update_out()
             return learning_rate, own_norm
         skipped_before = self.engine.skipped_steps
-        self.engine.step()
+        with self.world.collective():
+            self.engine.step()
         self.engine.set_gradient_accumulation_boundary(None)
         if not self.engine.was_step_applied() or self.engine.skipped_steps != skipped_before:
             return learning_rate, math.inf
@@ -164,17 +228,16 @@ class Window:
         gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients))
 
-    def _tolerated_fault(self, step: int, grad_norm: float, packs: list[Pack]) -> str:
+    def _tolerated_fault(self, step: int, grad_norm: float, intake: Intake, *, supervised: bool) -> str:
         """Why the step was not applied, in words; empty if it was. Every rank sees the same norm, and does the same.
 
         Raises:
             TrainingFault: too many such steps in a row, or a gradient of zero though something was supervised.
         """
-        if math.isfinite(grad_norm) and (grad_norm > 0 or self._supervised_nothing(packs)):
+        if math.isfinite(grad_norm) and (grad_norm > 0 or not supervised):
             self.bad_steps = 0
             return ""
-        own = [name for pack in packs for name in pack.sample_ids]
-        ids = [name for part in self.world.gather(own) for name in part]
+        ids = [name for part in self.world.gather(intake.packed_ids) for name in part]
         fault = TrainingFault(
             f"the gradient norm of step {step + 1} is {grad_norm}, "
             + ("though something was supervised" if grad_norm == 0 else "and the update was not applied"),
@@ -186,21 +249,24 @@ class Window:
             raise fault
         return f"{fault.why} ({fault.where})"
 
-    def _supervised_nothing(self, packs: list[Pack]) -> bool:
-        supervised = any(bool(pack.weights.any()) or len(pack.slots) > 0 for pack in packs)
-        return not self.world.all_max(int(supervised))
-
     def _result(
-        self, sums: dict[str, Term], *, fault: str, learning_rate: float, grad_norm: float, seconds: dict[str, float]
+        self,
+        sums: dict[str, Term],
+        *,
+        skipped: tuple[Skipped, ...],
+        fault: str,
+        learning_rate: float,
+        grad_norm: float,
+        seconds: dict[str, float],
     ) -> StepResult:
-        (samples, _), (tokens, packs) = sums.pop(SAMPLES), sums.pop(TOKENS_AND_PACKS)
+        (samples, _), _, (tokens, packs) = (sums.pop(name) for name in (SAMPLES, KEPT, TOKENS_AND_PACKS))
         assert int(samples) == self.plan.effective_batch_size, "a step owns exactly R raw samples"
         return StepResult(
             applied=not fault,
             fault=fault,
             loss=sums["loss/total"][0] / self.plan.effective_batch_size,
             terms=sums,
-            skipped=(),
+            skipped=skipped,
             samples=int(samples),
             tokens=int(tokens),
             packs=int(packs),
@@ -222,18 +288,3 @@ def _named(ids: list[str]) -> str:
     """`samples a, b, c and 29 more`."""
     rest = len(ids) - MAX_NAMED
     return "samples " + ", ".join(ids[:MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _reported(channel: Channel, segments: list[Segment]) -> dict[str, Term]:
-    """The channel's own terms, summed over this rank's samples."""
-    return {
-        name: (math.fsum(one.terms[name][0] for one in segments), math.fsum(one.terms[name][1] for one in segments))
-        for name in channel.term_names
-    }
-
-
-def _sizes(samples: list[Sample], packs: list[Pack]) -> dict[str, Term]:
-    return {
-        SAMPLES: (len(samples), 0),
-        TOKENS_AND_PACKS: (sum(len(pack.input_ids) for pack in packs), len(packs)),
-    }

@@ -54,7 +54,7 @@ class Metrics:
             channel=channel,
             applied=result.applied,
             metrics=metrics,
-            skipped=result.skipped,
+            skipped=tuple(one.sample_id for one in result.skipped),
             wall_time=self._clock(),
         )
         for sink in self._sinks:

@@ -1,25 +1,47 @@
 """Segments -> Pack: back to back, batch size 1, nothing padded."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
 
 from ds_stage2ab.carriers import Pack, Segment, Vision
 from ds_stage2ab.packs.binpack import pack_lengths
+from ds_stage2ab.packs.online import MAX_OPEN, pack_online
 
 
-def make_packs(segments: list[Segment], *, capacity: int, packing: bool, num_passes: int) -> list[Pack]:
+def make_packs(
+    segments: Iterable[Segment], *, capacity: int, packing: bool, online: bool, num_passes: int
+) -> Iterator[tuple[Pack, bool]]:
     """Pack a rank's segments of one step, a function of their order and lengths alone.
 
     Args:
-        segments: in draw order, none longer than `capacity`.
+        segments: in draw order, none longer than `capacity`; may wait for what it yields next.
         capacity: `training.global_max_length`, tokens.
         packing: False gives one segment per pack.
+        online: pack while segments still come; else all of them are taken first, which makes fewer packs.
         num_passes: forward passes of the expectation loop.
+
+    Yields: (pack, whether it is the rank's last).
     """
-    lengths = [len(segment.input_ids) for segment in segments]
-    bins = pack_lengths(lengths, capacity) if packing else [[index] for index in range(len(segments))]
-    return [collate([segments[index] for index in members], num_passes=num_passes) for members in bins]
+    if online:
+        # Without packing each segment fills a pack, and is handed out when the next one has come.
+        room, max_open = (_length, MAX_OPEN) if packing else (lambda segment: capacity, 1)
+        groups = pack_online(segments, room, capacity, max_open=max_open)
+    else:
+        groups = _pack_offline(list(segments), capacity, packing)
+    for members, last in groups:
+        yield collate(members, num_passes=num_passes), last
+
+
+def _pack_offline(segments: list[Segment], capacity: int, packing: bool) -> Iterator[tuple[list[Segment], bool]]:
+    bins = pack_lengths(list(map(_length, segments)), capacity) if packing else [[n] for n in range(len(segments))]
+    for place, members in enumerate(bins):
+        yield [segments[index] for index in members], place == len(bins) - 1
+
+
+def _length(segment: Segment) -> int:
+    return len(segment.input_ids)
 
 
 def collate(segments: list[Segment], *, num_passes: int) -> Pack:

@@ -1,36 +1,51 @@
 """The same number of packs on every rank.
 
-A forward or backward may hold collectives, so all ranks must run the same number of them. A rank whose
-packs have run out joins with a zero-weight pack until the last rank is done.
+A forward or backward may hold collectives, so all ranks must run the same number of them. A round begins with one
+all-reduce of (failed, has a pack, has more to come). If any rank has a pack, every rank runs one: a rank without one
+runs a zero-weight pack. The step ends when no rank has more.
 
 Invariants:
 - every rank yields the same number of packs, and that is the largest number any rank holds
 - a rank's own packs come first, in order, each exactly once
 - exactly the last round of all is marked as last, on every rank
-- every rank calls `all_max` equally often
+- every rank agrees equally often: once per round, and once at the end
+- an error while a rank gets its next pack is raised on every rank before any of them runs another
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Protocol, TypeVar
 
 P = TypeVar("P")
 
+NUM_FLAGS = 2
+
+
+class Flags(Protocol):
+    """What the ranks exchange at the end of a block; `world.Agreement` is one."""
+
+    flags: list[int]
+    # set in the block by each rank; after it the largest of each over all ranks
+
 
 def in_lockstep(
-    packs: Iterable[P], stand_in: Callable[[], P], all_max: Callable[[int], int]
+    following: Callable[[], tuple[P | None, bool]],
+    stand_in: Callable[[], P],
+    agree: Callable[[], AbstractContextManager[Flags]],
 ) -> Iterator[tuple[P, bool]]:
     """Yield (pack, is the last round) until no rank holds another pack.
 
     Args:
-        packs: this rank's packs, possibly none.
+        following: this rank's (next pack, whether it is its last), or (None, True) behind the last and ever after. It
+            may wait, and it may fail.
         stand_in: makes the zero-weight pack; called only if another rank still has a pack.
-        all_max: largest value over all ranks.
+        agree: a block at whose end a failure of any rank is raised on all, and `NUM_FLAGS` flags are exchanged.
     """
-    remaining = iter(packs)
-    pack = next(remaining, None)
-    more = all_max(int(pack is not None))
-    while more:
-        following = next(remaining, None)
-        more = all_max(int(following is not None))
-        yield stand_in() if pack is None else pack, not more
-        pack = following
+    while True:
+        with agree() as agreed:
+            pack, finished = following()
+            agreed.flags = [int(pack is not None), int(not finished)]
+        some_pack, some_more = agreed.flags
+        if not some_pack:
+            return
+        yield stand_in() if pack is None else pack, not some_more

@@ -293,21 +293,22 @@ def test_segments_are_in_the_order_of_the_samples(bench):
     backend, recorded = WrittenBackend(answers), []
     channel = bench.rollout_matching(backend, lambda step, rollouts: recorded.append((step, list(rollouts))))
     order = [2, 0, 3, 1]
-    segments = channel.segments([bench.samples[draw] for draw in order], STEP, Clock())
+    segments = list(channel.segments([bench.samples[draw] for draw in order], STEP, Clock()))
     assert [segment.draw for segment in segments] == order
     assert [segment.sample_id for segment in segments] == [f"train-{draw:06d}" for draw in order]
     alone = [
-        bench.rollout_matching(backend).segments([bench.samples[draw]], STEP, Clock())[0].input_ids for draw in order
+        next(bench.rollout_matching(backend).segments([bench.samples[draw]], STEP, Clock())).input_ids for draw in order
     ]
     assert all(torch.equal(one.input_ids, ids) for one, ids in zip(segments, alone, strict=True))
-    ((step, rollouts),) = recorded
+    steps, parts = zip(*recorded, strict=True)
+    (step,), rollouts = {*steps}, [rollout for part in parts for rollout in part]
     assert step == STEP
     assert [(rollout.draw, rollout.response_ids) for rollout in rollouts] == [(g, tuple(answers[g])) for g in order]
 
 
 def test_all_samples_are_asked_at_once_with_the_sampling_of_the_section(bench):
     backend = WrittenBackend(dict.fromkeys(range(4), answered(bench)))
-    bench.rollout_matching(backend).segments(bench.samples, STEP, Clock())
+    list(bench.rollout_matching(backend).segments(bench.samples, STEP, Clock()))
     wanted = greedy_sampling(temperature=0.7, top_p=0.9, top_k=50, repetition_penalty=1.1)
     assert backend.asked == [([0, 1, 2, 3], wanted, STEP)]
     assert training_sampling(MATCHING) == wanted
@@ -324,7 +325,7 @@ def test_held_out_answers_are_drawn_by_their_own_section():
 
 def test_rollouts_and_matching_have_clocks_of_their_own(bench):
     clock = Clock()
-    bench.rollout_matching(WrittenBackend({0: answered(bench)})).segments(bench.samples[:1], STEP, clock)
+    list(bench.rollout_matching(WrittenBackend({0: answered(bench)})).segments(bench.samples[:1], STEP, clock))
     assert set(clock.seconds) == {"rollout", "match"}
 
 
@@ -338,7 +339,7 @@ def test_a_rollout_of_other_weights_is_refused(bench, backend, version):
     recorded = []
     channel = bench.rollout_matching(WrittenBackend(answers, **backend), lambda *call: recorded.append(call))
     with pytest.raises(EnvironmentFault) as caught:
-        channel.segments(bench.samples[:1], STEP, Clock())
+        list(channel.segments(bench.samples[:1], STEP, Clock()))
     assert caught.value.code == EXIT_ENVIRONMENT == 4
     assert caught.value.why == (
         f"the rollout of sample train-000000 was made by the weights {version}, not by the current ones, start/3"
@@ -354,7 +355,7 @@ def test_one_stale_rollout_among_good_ones_is_found(bench):
 
     channel = bench.rollout_matching(Mixed(dict.fromkeys((0, 1), answered(bench))))
     with pytest.raises(EnvironmentFault, match=r"train-000001 was made by the weights start/0"):
-        channel.segments(bench.samples[:2], STEP, Clock())
+        list(channel.segments(bench.samples[:2], STEP, Clock()))
 
 
 def test_a_target_that_is_too_long_names_its_sample(bench):
@@ -374,4 +375,4 @@ def test_rollouts_in_another_order_are_a_mistake(bench):
 
     channel = bench.rollout_matching(Swapped(dict.fromkeys((0, 1), answered(bench))))
     with pytest.raises(AssertionError, match="a rollout of another sample"):
-        channel.segments(bench.samples[:2], STEP, Clock())
+        list(channel.segments(bench.samples[:2], STEP, Clock()))

@@ -89,4 +89,7 @@ def test_a_segment_may_be_as_long_as_the_cap_and_no_longer(bench):
     assert caught.value.why == (
         f"prompt and answer are {length} tokens long, training.global_max_length is {length - 1}"
     )
-    assert caught.value.fix == f"set training.global_max_length to {length} or more, or data.max_pixels lower"
+    assert caught.value.fix == (
+        f"set training.global_max_length to {length} or more, or data.max_pixels lower,"
+        " or data.on_overlong to skip such samples"
+    )

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLForCond
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.engine.build import build_engine, build_optimizer, load_checkpoint
 from ds_stage2ab.engine.checkpoint import Checkpoints, export
+from ds_stage2ab.engine.whole_model import WholeModel
 from ds_stage2ab.errors import EnvironmentFault
 from ds_stage2ab.losses.objective import Objective
 from ds_stage2ab.plan import make_plan
@@ -49,7 +50,8 @@ def own(source):
 
 @pytest.fixture
 def checkpoints(source, own, engine, bench, world, tmp_path):
-    return Checkpoints(tmp_path / "checkpoints", source, own, engine, bench.model, world, keep_last=2)
+    whole_model = WholeModel(bench.model, world, is_partitioned=False)
+    return Checkpoints(tmp_path / "checkpoints", source, own, engine, whole_model, world, keep_last=2)
 
 
 def listed(folder):
@@ -180,7 +182,8 @@ def test_without_limits_the_files_stay_as_they_are(bench, source, tmp_path):
 
 def test_a_checkpoint_of_a_run_holds_its_limits(source, engine, bench, world, tmp_path):
     training = trained_with(source, tmp_path, **LIMITS[2])
-    folder = Checkpoints(tmp_path / "checkpoints", source, training, engine, bench.model, world, keep_last=2).save(1)
+    whole_model = WholeModel(bench.model, world, is_partitioned=False)
+    folder = Checkpoints(tmp_path / "checkpoints", source, training, engine, whole_model, world, keep_last=2).save(1)
     assert pixels(Qwen2VLImageProcessorPil.from_pretrained(folder / "hf"))[1] == pixels(training)[1]
 
 

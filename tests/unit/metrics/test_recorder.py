@@ -4,8 +4,10 @@ import math
 
 import pytest
 
-from ds_stage2ab.carriers import StepResult
+from ds_stage2ab.carriers import Skipped, StepResult
 from ds_stage2ab.metrics.recorder import Metrics, step_values
+
+BAD = Skipped(sample_id="bad", draw=3, why="image is gone")
 
 
 class Memory:
@@ -73,7 +75,7 @@ def test_every_number_of_a_step():
 def test_the_total_is_the_mean_over_raw_samples_also_when_some_were_skipped():
     # 3 samples of loss 4 and one skipped: the step's loss is 12 / 4 = 3, the term alone would say 12 / 3 = 4.
     terms = {"loss/total": (12.0, 3), "coord/mass": (0.0, 0)}
-    values = step_values(result(loss=3.0, terms=terms, skipped=("x",), samples=4))
+    values = step_values(result(loss=3.0, terms=terms, skipped=(BAD,), samples=4))
     assert values["loss/total"] == 3.0
     assert values["train/skipped_samples"] == 1
 
@@ -90,7 +92,7 @@ def test_which_steps_are_logged():
     sink = Memory()
     metrics = Metrics([sink], 5, always_a)
     for step in range(12):
-        metrics.record(step, "A", result(applied=step != 6, skipped=("bad",) if step == 7 else ()))
+        metrics.record(step, "A", result(applied=step != 6, skipped=(BAD,) if step == 7 else ()))
     assert [record.step for record in sink.steps] == [1, 5, 7, 8, 10]
     assert [record.applied for record in sink.steps] == [True, True, False, True, True]
 

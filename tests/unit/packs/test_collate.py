@@ -71,28 +71,55 @@ def test_three_rows_of_positions_are_a_mistake():
         collate([three], num_passes=1)
 
 
+def packed(segments, *, capacity=8, packing=True, online=False, num_passes=1):
+    """(packs, which of them is marked as last)."""
+    pairs = list(make_packs(segments, capacity=capacity, packing=packing, online=online, num_passes=num_passes))
+    return [pack for pack, _ in pairs], [last for _, last in pairs]
+
+
 def test_packs_are_in_the_order_of_their_first_segment():
     # lengths 5 3 6 5 into 8: first-fit gives {0, 1}, {2}, {3}; decreasing 6 5 5 3 gives {2}, {0, 1}, {3} as well
-    packs = make_packs([A, B, C, segment("d", 5)], capacity=8, packing=True, num_passes=2)
+    packs, last = packed([A, B, C, segment("d", 5)], num_passes=2)
     assert [pack.sample_ids for pack in packs] == [("a", "b"), ("c",), ("d",)]
+    assert last == [False, False, True]
     assert [len(pack.input_ids) for pack in packs] == [8, 6, 5]
     assert all(pack.num_passes == 2 and pack.real for pack in packs)
 
 
-def test_without_packing_each_segment_is_a_pack():
-    packs = make_packs([A, B, C], capacity=1000, packing=False, num_passes=1)
+@pytest.mark.parametrize("online", [False, True])
+def test_without_packing_each_segment_is_a_pack(online):
+    packs, last = packed([A, B, C], capacity=1000, packing=False, online=online)
     assert [pack.sample_ids for pack in packs] == [("a",), ("b",), ("c",)]
     assert [pack.boundaries for pack in packs] == [(0, 5), (0, 3), (0, 6)]
+    assert last == [False, False, True]
 
 
-def test_no_segments_are_no_packs():
-    assert make_packs([], capacity=8, packing=True, num_passes=1) == []
-    assert make_packs([], capacity=8, packing=False, num_passes=1) == []
+@pytest.mark.parametrize("online", [False, True])
+@pytest.mark.parametrize("packing", [False, True])
+def test_no_segments_are_no_packs(packing, online):
+    assert packed([], packing=packing, online=online) == ([], [])
 
 
 def test_a_segment_above_the_capacity_is_refused():
     with pytest.raises(ValueError, match=r"length 6 at index 1 is not within 1\.\.5"):
-        make_packs([A, C], capacity=5, packing=True, num_passes=1)
+        packed([A, C], capacity=5)
+
+
+def test_a_pack_is_handed_out_while_segments_still_come():
+    """Of lengths 6 5 6 5 6 into 8 the fifth needs a fifth pack: the fullest, the first, is handed out for it."""
+    taken = []
+
+    def coming():
+        for one in (segment("a", 6), segment("b", 5), segment("c", 6), segment("d", 5), segment("e", 6)):
+            taken.append(one.sample_id)
+            yield one
+
+    packs = make_packs(coming(), capacity=8, packing=True, online=True, num_passes=1)
+    assert taken == []
+    first, last = next(packs)
+    assert (first.sample_ids, last, taken) == (("a",), False, ["a", "b", "c", "d", "e"])
+    rest = [(pack.sample_ids, last) for pack, last in packs]
+    assert rest == [(("b",), False), (("c",), False), (("d",), False), (("e",), True)]
 
 
 def test_a_zero_weight_pack_holds_everything_and_is_not_real():

@@ -3,36 +3,64 @@
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ds_stage2ab.packs.rounds import in_lockstep
+from ds_stage2ab.packs.rounds import NUM_FLAGS, in_lockstep
 
 TIMEOUT_S = 5
 
 
-def run_ranks(counts: list[int]) -> list[tuple[list[tuple[object, bool]], int]]:
-    """Each rank's rounds and its number of agreements, for ranks that hold `counts` packs."""
-    values = [0] * len(counts)
-    barrier = Barrier(len(counts))
+class Agreement:
+    """What `world.Agreement` is to ranks that are processes."""
 
-    def rank(number: int) -> tuple[list[tuple[object, bool]], int]:
-        calls = 0
+    def __init__(self, ranks, number):
+        self.ranks, self.number, self.flags = ranks, number, [0] * NUM_FLAGS
 
-        def all_max(value: int) -> int:
-            nonlocal calls
-            calls += 1
-            values[number] = value
-            barrier.wait(TIMEOUT_S)
-            largest = max(values)
-            barrier.wait(TIMEOUT_S)
-            return largest
+    def __enter__(self):
+        return self
 
-        packs = [(number, index) for index in range(counts[number])]
-        return list(in_lockstep(packs, lambda: "stand-in", all_max)), calls
+    def __exit__(self, kind, error, trace):
+        self.ranks.calls[self.number] += 1
+        self.ranks.told[self.number] = (error, self.flags)
+        self.ranks.barrier.wait(TIMEOUT_S)
+        errors, flags = zip(*self.ranks.told, strict=True)
+        self.ranks.barrier.wait(TIMEOUT_S)
+        self.flags = [max(column) for column in zip(*flags, strict=True)]
+        failed = [one for one in errors if one is not None]
+        if failed and error is None:
+            raise RuntimeError("another rank failed") from failed[0]
 
-    with ThreadPoolExecutor(len(counts)) as pool:
-        return list(pool.map(rank, range(len(counts))))
+
+class Ranks:
+    """So many ranks with `counts` packs each; one of them fails in front of its pack `fails[1]`."""
+
+    def __init__(self, counts, fails=None):
+        self.counts, self.fails = counts, fails
+        self.calls, self.told = [0] * len(counts), [None] * len(counts)
+        self.barrier = Barrier(len(counts))
+
+    def run(self):
+        """What each rank ran: (pack, is the last round), or what it raised."""
+        with ThreadPoolExecutor(len(self.counts)) as pool:
+            return list(pool.map(self._rank, range(len(self.counts))))
+
+    def _rank(self, number):
+        packs = iter([((number, index), index == self.counts[number] - 1) for index in range(self.counts[number])])
+        done = []
+
+        def following():
+            if (number, len(done)) == self.fails:
+                raise ValueError("no pack")
+            return next(packs, (None, True))
+
+        try:
+            for turn in in_lockstep(following, lambda: "stand-in", lambda: Agreement(self, number)):
+                done.append(turn)
+        except (ValueError, RuntimeError) as error:
+            done.append(str(error))
+        return done
 
 
 COUNTS = st.lists(st.integers(0, 9), min_size=1, max_size=4)
@@ -41,26 +69,35 @@ COUNTS = st.lists(st.integers(0, 9), min_size=1, max_size=4)
 @settings(max_examples=50, deadline=None)
 @given(COUNTS)
 def test_every_rank_runs_the_largest_number_of_packs(counts):
-    assert [len(rounds) for rounds, _ in run_ranks(counts)] == [max(counts)] * len(counts)
+    assert [len(rounds) for rounds in Ranks(counts).run()] == [max(counts)] * len(counts)
 
 
 @settings(max_examples=50, deadline=None)
 @given(COUNTS)
 def test_own_packs_come_first_each_once(counts):
-    for number, (rounds, _) in enumerate(run_ranks(counts)):
-        packs = [pack for pack, _ in rounds]
+    for number, rounds in enumerate(Ranks(counts).run()):
         own = [(number, index) for index in range(counts[number])]
-        assert packs == own + ["stand-in"] * (max(counts) - len(own))
+        assert [pack for pack, _ in rounds] == own + ["stand-in"] * (max(counts) - len(own))
 
 
 @settings(max_examples=50, deadline=None)
 @given(COUNTS)
 def test_exactly_the_last_round_is_marked(counts):
-    for rounds, _ in run_ranks(counts):
+    for rounds in Ranks(counts).run():
         assert [last for _, last in rounds] == [False] * (max(counts) - 1) + [True] * (max(counts) > 0)
 
 
 @settings(max_examples=50, deadline=None)
 @given(COUNTS)
-def test_every_rank_agrees_equally_often(counts):
-    assert {calls for _, calls in run_ranks(counts)} == {max(counts) + 1}
+def test_every_rank_agrees_once_per_round_and_once_at_the_end(counts):
+    ranks = Ranks(counts)
+    ranks.run()
+    assert set(ranks.calls) == {max(counts) + 1}
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_a_failure_is_raised_everywhere_before_another_pack_runs(place):
+    """Rank 1 fails in front of its pack `place`; the others have five."""
+    for number, rounds in enumerate(Ranks([5, 4, 5], fails=(1, place)).run()):
+        assert len(rounds) == place + 1
+        assert rounds[-1] == ("no pack" if number == 1 else "another rank failed")

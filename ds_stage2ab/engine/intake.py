@@ -1,0 +1,46 @@
+"""What a rank takes in during one step: counts and terms of raw samples, as their segments come and go into packs."""
+
+from collections.abc import Iterable, Iterator
+
+from ds_stage2ab.carriers import Pack, Sample, Segment, Skipped
+
+
+class Intake:
+    """One rank's raw samples of one step.
+
+    Args:
+        drawn: the raw samples, those that could not be read among them.
+        term_names: what the channel reports of every sample.
+    """
+
+    def __init__(self, drawn: list[Sample | Skipped], term_names: tuple[str, ...]) -> None:
+        self.num_drawn = len(drawn)
+        self.samples = [one for one in drawn if isinstance(one, Sample)]
+        self.skipped = [one for one in drawn if isinstance(one, Skipped)]
+        self.terms = dict.fromkeys(term_names, (0.0, 0.0))
+        # (sum, count) over the samples that were kept
+        self.num_kept = 0
+        self.num_supervised = 0
+        # of those kept, the ones with a supervised position
+        self.packed_ids: list[str] = []
+        self.num_tokens = 0
+        self.num_packs = 0
+
+    def segments(self, made: Iterable[Segment | Skipped]) -> Iterator[Segment]:
+        """The segments among what a channel made of the samples; all are counted."""
+        for one in made:
+            if isinstance(one, Skipped):
+                self.skipped.append(one)
+                continue
+            self.num_kept += 1
+            self.num_supervised += bool(one.weights.any()) or len(one.slots) > 0
+            for name, (total, count) in self.terms.items():
+                more = one.terms[name]
+                self.terms[name] = total + more[0], count + more[1]
+            yield one
+
+    def count(self, pack: Pack) -> None:
+        """Note a pack of this rank that is about to be trained."""
+        self.packed_ids += pack.sample_ids
+        self.num_tokens += len(pack.input_ids)
+        self.num_packs += 1

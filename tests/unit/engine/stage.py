@@ -1,0 +1,67 @@
+"""A window on a real one-rank DeepSpeed engine, and what a step on it should have done, by plain torch."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ds_stage2ab.engine.window import Window
+from ds_stage2ab.losses.objective import Objective
+from ds_stage2ab.packs.collate import collate
+from ds_stage2ab.plan import RunPlan
+from tests.unit.parts import Bench
+
+NUM_SAMPLES = 16
+R, PER_DEVICE, MICRO_STEPS = 8, 4, 2  # as in config_values: 8 = 4 x 1 rank x 2 micro-steps
+RATE = {"training.lr_scheduler": "linear", "training.warmup_steps": 2, "training.max_steps": 4}
+UPDATE_TOLERANCE = 1e-4  # of the update's norm, per tensor: the weights' own fp32 rounding is in it
+
+
+class Watched:
+    """Channel A with a diary of what it was asked."""
+
+    name = "A"
+    num_passes = 1
+    streams = False
+    term_names = ()
+
+    def __init__(self, bench):
+        self.bench = bench
+        self.asked = []
+
+    def segments(self, samples, step, clock):
+        self.asked.append((step, [sample.draw for sample in samples]))
+        return [self.bench.segments()[self.bench.samples.index(sample)] for sample in samples]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A window and everything around it."""
+
+    bench: Bench
+    plan: RunPlan
+    objective: Objective
+    engine: object
+    window: Window
+    channel: Watched
+    drawn: list
+
+    def weights(self):
+        return {name: p.detach().clone() for name, p in self.bench.model.named_parameters()}
+
+
+def mean_loss_alone(stage, step):
+    """`mean_of` Channel A's segments."""
+    return mean_of(stage, stage.bench.segments()[step * R : (step + 1) * R])
+
+
+def mean_of(stage, segments):
+    """Mean over the step's samples of the objective's loss of each alone, and its gradient, by plain torch."""
+    loss = sum(stage.objective(collate([segment], num_passes=1))[0] for segment in segments) / R
+    named = dict(stage.bench.model.named_parameters())
+    return loss.item(), dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
+
+
+def assert_bit_equal(seen, expected):
+    """NaN equals NaN here."""
+    assert seen.keys() == expected.keys()
+    assert all(torch.equal(seen[name].view(torch.int32), tensor.view(torch.int32)) for name, tensor in expected.items())
