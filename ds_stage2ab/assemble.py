@@ -2,13 +2,12 @@
 
 import sys
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from ds_stage2ab import ops
-from ds_stage2ab.carriers import Record, Sample, StepResult
+from ds_stage2ab.carriers import Record, StepResult
 from ds_stage2ab.channels.expectation import Expectation
 from ds_stage2ab.channels.rollout_matching import RolloutMatching
 from ds_stage2ab.codec.text import get_codec
@@ -19,9 +18,10 @@ from ds_stage2ab.config.sections import Config
 from ds_stage2ab.config.servers import BACKEND
 from ds_stage2ab.data.box_space import other_convention
 from ds_stage2ab.data.encode import Encoder
+from ds_stage2ab.data.feed import Feed, Reader
 from ds_stage2ab.data.images import check_image
 from ds_stage2ab.data.records import read_records
-from ds_stage2ab.data.stream import SampleOrder, draws_of, shuffled_objects
+from ds_stage2ab.data.stream import SampleOrder
 from ds_stage2ab.engine.build import (
     Checkpoint,
     build_engine,
@@ -33,6 +33,7 @@ from ds_stage2ab.engine.build import (
 from ds_stage2ab.engine.checkpoint import Checkpoints
 from ds_stage2ab.engine.run_folder import RunFolder
 from ds_stage2ab.engine.tuner import FULL, adapters_of, add_adapters, freeze_parts
+from ds_stage2ab.engine.whole_model import WholeModel
 from ds_stage2ab.engine.window import Channel, Window
 from ds_stage2ab.errors import ConfigError
 from ds_stage2ab.evaluation import Evaluator
@@ -45,6 +46,13 @@ from ds_stage2ab.rollout.base import RolloutBackend, evaluation_sampling
 from ds_stage2ab.rollout.hf import HfBackend
 from ds_stage2ab.rollout.record import RolloutLog
 from ds_stage2ab.world import World
+
+PARTITIONED = 3
+"""The ZeRO stage that leaves a part of each parameter on every rank."""
+SKIP = "skip"
+"""The value of `data.on_bad_sample` and `data.on_overlong` that goes on without the sample."""
+MAX_SKIPPED_TOLD = 3
+"""Skipped samples of a step whose reason is told; `metrics.jsonl` names all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,16 +77,18 @@ class Run:
         Raises:
             TrainingFault: the rollouts of Channel B have become what the config says to stop for.
         """
-        with self.world.agree_on_failure():
+        with self.world.agree_on_failure("recording the metrics"):
             self.metrics.record(step, channel, result)
         if result.fault:
             self.metrics.warn(result.fault)
+        for one in result.skipped[:MAX_SKIPPED_TOLD]:
+            self.metrics.warn(f"step {step + 1} skipped sample {one.sample_id}: {one.why}")
         for warning in self.health.after_step(step, channel, result.terms):
             self.metrics.warn(warning)
 
     def record_evaluation(self, finished_steps: int, values: dict[str, float]) -> None:
         """Report an evaluation, as `record` does."""
-        with self.world.agree_on_failure():
+        with self.world.agree_on_failure("recording the metrics"):
             self.metrics.record_evaluation(finished_steps, values)
         for warning in self.health.after_evaluation(values):
             self.metrics.warn(warning)
@@ -107,13 +117,13 @@ def read_datasets(config: Config, world: World) -> Datasets:
         DataError: a line, a box or an image is not what the data contract says.
     """
     data = config.data
-    with world.agree_on_failure():
+    with world.agree_on_failure("reading the records"):
         train, validation = (
             [] if path is None else read_records(path, image_root=data.image_root, box_format=data.box_format)
             for path in (data.train, data.validation)
         )
         validation = validation[: config.evaluation.max_samples]
-    with world.agree_on_failure():
+    with world.agree_on_failure("looking at the images"):
         for record in [*train, *validation][world.rank :: world.size]:
             check_image(record)
     return Datasets(train=train, validation=validation)
@@ -137,18 +147,22 @@ def assemble(loaded: LoadedConfig, world: World) -> Run:
     """Build a run; the run folder is claimed last, when everything that can be known to be good is."""
     torch.manual_seed(loaded.config.training.seed)
     parts = _read(loaded, world)
+    facts = _facts(parts)  # counts parameters, of which ZeRO 3 leaves none
+    whole_model = WholeModel(parts.source.model, world, is_partitioned=parts.plan.zero_stage == PARTITIONED)
+    teacher = _expectation(parts)
+    stand_in = teacher.segment(parts.encoder.blank())
     objective = Objective(parts.source.model, torch.tensor(parts.vocabulary.coordinate_ids), parts.config.stage2_ab)
     optimizer = build_optimizer(objective, parts.config.training)
     engine = build_engine(objective, optimizer, parts.plan.deepspeed_config)
     start_id = world.from_first(uuid.uuid4().hex)
-    backend = _backend(parts, start_id)
+    backend = _backend(parts, whole_model, start_id)
     metrics = _claim(parts, loaded)
     return Run(
         plan=parts.plan,
         folder=parts.folder,
         world=world,
-        window=Window(engine, parts.plan, world, _draw(parts)),
-        channels={"A": _expectation(parts), "B": _rollout_matching(parts, backend, start_id)},
+        window=Window(engine, parts.plan, world, _feed(parts), stand_in),
+        channels={"A": teacher, "B": _rollout_matching(parts, backend, start_id)},
         metrics=metrics,
         health=HealthWatch(parts.config.stage2_ab.channel_b.health),
         evaluator=_evaluator(parts, backend) if parts.datasets.validation else None,
@@ -157,11 +171,11 @@ def assemble(loaded: LoadedConfig, world: World) -> Run:
             parts.source.folder,
             parts.source.image_processor,
             engine,
-            parts.source.model,
+            whole_model,
             world,
             keep_last=parts.config.checkpoint.keep_last,
         ),
-        facts=_facts(parts),
+        facts=facts,
     )
 
 
@@ -183,12 +197,12 @@ def _read(loaded: LoadedConfig, world: World) -> Parts:
     """Everything that comes from files, cheap checks first; nothing is written."""
     config = loaded.config
     folder = RunFolder(config.logging.root / loaded.name)
-    with world.agree_on_failure():
+    with world.agree_on_failure("reading the config"):
         rollouts_come_from_the_learners(config.rollout_matching.rollout_backend)
         batch_shape(config.training, world.size)  # the batch rules need no file
         folder.refuse_earlier_run()
     datasets = read_datasets(config, world)
-    with world.agree_on_failure():
+    with world.agree_on_failure("loading the checkpoint"):
         plan = make_plan(config, world.size, len(datasets.train))
         source = load_checkpoint(config.model, min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels)
         freeze_parts(source.model, config.model.freeze)
@@ -225,29 +239,17 @@ def _read(loaded: LoadedConfig, world: World) -> Parts:
     )
 
 
-def _draw(parts: Parts) -> Callable[[int, int], list[Sample]]:
-    """(step, micro-step) -> this rank's raw samples."""
-    plan, seed, train = parts.plan, parts.config.training.seed, parts.datasets.train
-    order = SampleOrder(seed, len(train), plan.num_records_used)
-
-    def sample(draw: int) -> Sample:
-        record = train[order.record_of(draw)]
-        if parts.config.data.object_order == "random":
-            record = shuffled_objects(record, seed, draw)
-        return parts.encoder.encode(record, draw)
-
-    def draw(step: int, micro_step: int) -> list[Sample]:
-        draws = draws_of(
-            step,
-            parts.world.rank,
-            micro_step,
-            effective_batch_size=plan.effective_batch_size,
-            num_ranks=parts.world.size,
-            per_device_batch_size=plan.per_device,
-        )
-        return [sample(g) for g in draws]
-
-    return draw
+def _feed(parts: Parts) -> Feed:
+    data, seed, train = parts.config.data, parts.config.training.seed, parts.datasets.train
+    reader = Reader(
+        records=train,
+        order=SampleOrder(seed, len(train), parts.plan.num_records_used),
+        encoder=parts.encoder,
+        seed=seed,
+        shuffle_objects=data.object_order == "random",
+        skip_bad=data.on_bad_sample == SKIP,
+    )
+    return Feed(reader, parts.plan, parts.world.rank, workers=data.workers)
 
 
 def _expectation(parts: Parts) -> Expectation:
@@ -258,12 +260,13 @@ def _expectation(parts: Parts) -> Expectation:
         num_passes=parts.config.stage2_ab.n_softctx_iter,
         desc_ce_weight=parts.config.stage2_ab.desc_ce_weight,
         max_length=parts.config.training.global_max_length,
+        skip_overlong=parts.config.data.on_overlong == SKIP,
     )
 
 
-def _backend(parts: Parts, start_id: str) -> RolloutBackend:
+def _backend(parts: Parts, whole_model: WholeModel, start_id: str) -> RolloutBackend:
     return HfBackend(
-        parts.source.model,
+        whole_model,
         parts.vocabulary,
         position_index(parts.source.model),
         decode_batch_size=parts.config.rollout_matching.decode_batch_size,
@@ -286,13 +289,14 @@ def _rollout_matching(parts: Parts, backend: RolloutBackend, start_id: str) -> R
         desc_ce_weight=section.desc_ce_weight,
         drop_invalid_struct_ce_multiplier=section.channel_b.drop_invalid_struct_ce_multiplier,
         max_length=parts.config.training.global_max_length,
+        skip_overlong=parts.config.data.on_overlong == SKIP,
     )
 
 
 def _claim(parts: Parts, loaded: LoadedConfig) -> Metrics:
     """Make the run folder ours and open the sinks in it; if a sink cannot be opened, give the folder back."""
     sinks: list[Sink] = []
-    with parts.world.agree_on_failure():
+    with parts.world.agree_on_failure("making the run folder"):
         if parts.world.rank == 0:
             parts.folder.claim(loaded.resolved)
             try:

@@ -7,6 +7,7 @@ Works alone, and under the launcher on several devices, which share the samples:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def evaluate_checkpoint(loaded: LoadedConfig, checkpoint: Path, world: World, pi
         EnvironmentFault: the folder holds no such checkpoint.
     """
     config = loaded.config
-    with world.agree_on_failure():
+    with world.agree_on_failure("loading the checkpoint"):
         records = _held_out(config)
         for record in records[world.rank :: world.size]:
             check_image(record)
@@ -63,8 +64,9 @@ def evaluate_checkpoint(loaded: LoadedConfig, checkpoint: Path, world: World, pi
             config.training.global_max_length,
             source.model.config.text_config.max_position_embeddings,
         )
+    model = source.model.to(world.device)
     backend = HfBackend(
-        source.model.to(world.device),
+        lambda: nullcontext(model),
         vocabulary,
         position_index(source.model),
         decode_batch_size=config.rollout_matching.decode_batch_size,

@@ -112,12 +112,15 @@ class Evaluator:
     def run(self, finished_steps: int) -> Evaluation:
         """Judge the weights after `finished_steps` steps, the same on every rank; rank 0 draws pictures."""
         start = time.monotonic()
-        with self.world.agree_on_failure():
+        with (
+            self.backend.current_weights(finished_steps),
+            self.world.agree_on_failure(f"the evaluation after step {finished_steps}"),
+        ):
             mine = self._outcomes(range(self.world.rank, len(self.records), self.world.size), finished_steps)
         outcomes = sorted((o for part in self.world.gather(mine) for o in part), key=lambda outcome: outcome.index)
         assert [outcome.index for outcome in outcomes] == list(range(len(self.records))), "each sample exactly once"
         seconds = max(self.world.gather(time.monotonic() - start))
-        with self.world.agree_on_failure():
+        with self.world.agree_on_failure("drawing the pictures"):
             if self.world.rank == 0:
                 self._draw(outcomes, finished_steps)
         return evaluated(outcomes, self.records, seconds)

@@ -2,10 +2,15 @@
 
 from typing import Any
 
-from ds_stage2ab.carriers import Record, Sample, Vision
+from PIL import Image
+
+from ds_stage2ab.carriers import Record, Sample, Truth, Vision
+from ds_stage2ab.codec.bins import MAX_BIN
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.data.images import load_image
 from ds_stage2ab.errors import ConfigError
+
+BLANK_SIDE = 32  # pixels: one merged patch of a Qwen3-VL
 
 
 class Encoder:
@@ -55,9 +60,7 @@ class Encoder:
             DataError: the image cannot be read or is not what the record says.
         """
         content, image = load_image(record)
-        patches = self.image_processor(images=[image], return_tensors="pt")
-        grid = patches["image_grid_thw"]
-        num_tokens = int(grid.prod()) // self.image_processor.merge_size**2
+        prompt_ids, vision = self._encode(image)
         return Sample(
             id=record.id,
             draw=draw,
@@ -65,9 +68,31 @@ class Encoder:
             width=record.width,
             height=record.height,
             objects=record.objects,
-            prompt_ids=self.before + (self.image_id,) * num_tokens + self.after,
-            vision=Vision(pixel_values=patches["pixel_values"], image_grid_thw=grid),
+            prompt_ids=prompt_ids,
+            vision=vision,
         )
+
+    def blank(self) -> Sample:
+        """A small white image with one object in it, which no data set holds."""
+        prompt_ids, vision = self._encode(Image.new("RGB", (BLANK_SIDE, BLANK_SIDE), "white"))
+        return Sample(
+            id="(blank)",
+            draw=0,
+            image=b"",
+            width=BLANK_SIDE,
+            height=BLANK_SIDE,
+            objects=(Truth(desc="blank", box=(0, 0, MAX_BIN, MAX_BIN)),),
+            prompt_ids=prompt_ids,
+            vision=vision,
+        )
+
+    def _encode(self, image: Image.Image) -> tuple[tuple[int, ...], Vision]:
+        """(ids of the prompt, the image's patches)."""
+        patches = self.image_processor(images=[image], return_tensors="pt")
+        grid = patches["image_grid_thw"]
+        num_tokens = int(grid.prod()) // self.image_processor.merge_size**2
+        ids = self.before + (self.image_id,) * num_tokens + self.after
+        return ids, Vision(pixel_values=patches["pixel_values"], image_grid_thw=grid)
 
 
 def chat_messages(system_prompt: str | None, user_prompt: str) -> list[dict[str, Any]]:

@@ -22,9 +22,6 @@ from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.sections import ModelSection, TrainingSection
 from ds_stage2ab.errors import EnvironmentFault
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""Longest wait of a rank for the others: they wait while rank 0 writes a checkpoint to a slow disk."""
-
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 UNLOADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, SafetensorError)
@@ -50,8 +47,11 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 
-def start_process_group() -> str:
+def start_process_group(collective_timeout_s: float) -> str:
     """Join the learner ranks; returns this rank's device name.
+
+    Args:
+        collective_timeout_s: longest wait of a rank for the others, seconds.
 
     Raises:
         EnvironmentFault: the ranks cannot reach each other.
@@ -66,7 +66,9 @@ def start_process_group() -> str:
         share_cores()
     backend = accelerator.communication_backend_name()
     try:
-        deepspeed.init_distributed(dist_backend=backend, timeout=COLLECTIVE_TIMEOUT, verbose=False)
+        deepspeed.init_distributed(
+            dist_backend=backend, timeout=timedelta(seconds=collective_timeout_s), verbose=False
+        )
     except RuntimeError as error:
         raise EnvironmentFault(
             f"the ranks cannot meet: {error}",

@@ -22,6 +22,7 @@ from torch import nn
 from transformers import Qwen2VLImageProcessorPil
 
 from ds_stage2ab.engine.tuner import adapters_of, merged_weights, save_adapter
+from ds_stage2ab.engine.whole_model import WholeModel
 from ds_stage2ab.errors import EnvironmentFault
 from ds_stage2ab.world import World
 
@@ -37,7 +38,7 @@ class Checkpoints:
         source: the Hugging Face folder that the run started from; its tokenizer and processor files are copied.
         image_processor: the one that the run uses; where its limits are not the source's, they are exported.
         engine: the DeepSpeed engine.
-        model: the plain model inside the engine; its parameters are whole (ZeRO 0 to 2).
+        whole_model: lends the plain model inside the engine, with all of its weights.
         world: the learner ranks.
         keep_last: how many checkpoints stay on disk.
     """
@@ -48,7 +49,7 @@ class Checkpoints:
         source: Path,
         image_processor: Qwen2VLImageProcessorPil,
         engine: deepspeed.DeepSpeedEngine,
-        model: nn.Module,
+        whole_model: WholeModel,
         world: World,
         *,
         keep_last: int,
@@ -57,7 +58,7 @@ class Checkpoints:
         self.source = source
         self.image_processor = image_processor
         self.engine = engine
-        self.model = model
+        self.whole_model = whole_model
         self.world = world
         self.keep_last = keep_last
 
@@ -65,17 +66,22 @@ class Checkpoints:
         """Write the checkpoint after `finished_steps` steps; every rank calls it. Returns its folder."""
         name = f"step-{finished_steps:06d}"
         partial, final = self.folder / f".{name}.partial", self.folder / name
-        with self.world.agree_on_failure(), _explained(self.folder):
+        with self.world.agree_on_failure("making the checkpoint's folder"), _explained(self.folder):
             if self.world.rank == 0:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
-        with _explained(self.folder):
+        self.world.doing("saving the state of the engine")
+        with self.world.collective(), _explained(self.folder):
             self.engine.save_checkpoint(str(partial), tag="deepspeed", save_latest=False)
-        with self.world.agree_on_failure(), _explained(self.folder):
+        with (
+            self.whole_model(only_first=True, device="cpu") as model,
+            self.world.agree_on_failure("exporting the weights"),
+            _explained(self.folder),
+        ):
             if self.world.rank == 0:
-                export(self.model, self.source, self.image_processor, partial / "hf")
-                if adapters_of(self.model):
-                    save_adapter(self.model, partial / "adapter")
+                export(model, self.source, self.image_processor, partial / "hf")
+                if adapters_of(model):
+                    save_adapter(model, partial / "adapter")
                 state = {"finished_steps": finished_steps, "world_size": self.world.size}
                 (partial / "state.json").write_text(json.dumps(state) + "\n")
                 _sync(partial)

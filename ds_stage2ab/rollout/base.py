@@ -1,6 +1,8 @@
 """What every rollout backend is: samples in, one rollout each out, in the same order."""
 
 import hashlib
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,6 +76,16 @@ def evaluation_sampling(section: RolloutMatchingSection, decoding: DecodingSecti
 class RolloutBackend(Protocol):
     """Draws rollouts with the current weights of the learner."""
 
-    def generate(self, samples: list[Sample], sampling: Sampling, *, finished_steps: int) -> list[Rollout]:
+    streams: bool
+    # `generate` returns at once, and its rollouts come one by one
+
+    def current_weights(self, finished_steps: int) -> AbstractContextManager[None]:
+        """All ranks enter it together; inside, `generate` uses the weights after so many steps.
+
+        Inside, each rank may generate as often as it likes, for as many samples as it has.
+        """
+        ...
+
+    def generate(self, samples: list[Sample], sampling: Sampling, *, finished_steps: int) -> Iterable[Rollout]:
         """One rollout for each sample, in the samples' order, each stamped with the weights' version."""
         ...

@@ -7,7 +7,7 @@ random stream of its own, so that its answer does not depend on its neighbours.
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import accumulate
 from typing import Any
 
@@ -31,7 +31,7 @@ class HfBackend:
     """Decodes on this rank.
 
     Args:
-        model: the plain model inside the engine; its parameters are whole (ZeRO 0 to 2).
+        whole_model: all ranks enter it together; inside, a model with all of its weights.
         vocabulary: the checkpoint's ids; its vision placeholders are never sampled.
         positions: position ids of one prompt alone.
         decode_batch_size: most rows alive at any moment.
@@ -39,9 +39,11 @@ class HfBackend:
         seed: `training.seed`.
     """
 
+    streams = False
+
     def __init__(
         self,
-        model: nn.Module,
+        whole_model: Callable[[], AbstractContextManager[nn.Module]],
         vocabulary: Vocabulary,
         positions: Positions,
         *,
@@ -49,15 +51,26 @@ class HfBackend:
         start_id: str,
         seed: int,
     ) -> None:
-        self.model = model
+        self.whole_model = whole_model
+        self.model: nn.Module | None = None  # inside `current_weights` alone
         self.vocabulary = vocabulary
         self.positions = positions
         self.decode_batch_size = decode_batch_size
         self.start_id = start_id
         self.seed = seed
 
+    @contextmanager
+    def current_weights(self, finished_steps: int) -> Iterator[None]:
+        """Inside, the weights are at hand: they are the learner's own, and always those of now."""
+        with self.whole_model() as self.model:
+            try:
+                yield
+            finally:
+                self.model = None
+
     def generate(self, samples: list[Sample], sampling: Sampling, *, finished_steps: int) -> list[Rollout]:
-        """One rollout for each sample, in order."""
+        """One rollout for each sample, in order; inside `current_weights`."""
+        assert self.model is not None, "the weights are at hand inside `current_weights` alone"
         config = generation_config(sampling, self.vocabulary)
         prompts = _Prompts(samples, self.positions, pad_id=_pad_id(self.vocabulary))
         order = sorted(range(len(samples)), key=lambda index: (len(samples[index].prompt_ids), index))

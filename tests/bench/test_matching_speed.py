@@ -4,6 +4,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -101,11 +102,12 @@ def test_exact_boxes_beside_rasterised_ones(capsys, monkeypatch):
 def test_everything_behind_generate_beside_generate(shipped, capsys):
     bench, codec = load_bench(shipped, num_samples=ROLLOUTS), CODECS["array"]
     settings = {"decode_batch_size": 8, "start_id": "bench", "seed": 0}
-    backend = HfBackend(bench.model, bench.vocabulary, position_index(bench.model), **settings)
+    backend = HfBackend(lambda: nullcontext(bench.model), bench.vocabulary, position_index(bench.model), **settings)
     found = []
 
     def generate() -> None:
-        found[:] = backend.generate(bench.samples, greedy_sampling(max_new_tokens=128), finished_steps=0)
+        with backend.current_weights(0):
+            found[:] = backend.generate(bench.samples, greedy_sampling(max_new_tokens=128), finished_steps=0)
 
     def learn() -> None:
         for sample, rollout in zip(bench.samples, found, strict=True):

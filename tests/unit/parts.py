@@ -3,6 +3,7 @@
 Beside it, rollouts that were written beforehand: Channel B without waiting for a model to find the right mistakes.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
@@ -105,12 +106,17 @@ class WrittenBackend:
         steps_behind: how many steps older than the learner they claim to be.
     """
 
+    streams = False
+
     def __init__(self, answers, *, truncated=(), start_id=START_ID, steps_behind=0):
         self.answers = answers
         self.truncated = truncated
         self.start_id = start_id
         self.steps_behind = steps_behind
         self.asked = []
+
+    def current_weights(self, finished_steps):
+        return nullcontext()
 
     def generate(self, samples, sampling, *, finished_steps):
         self.asked.append(([sample.draw for sample in samples], sampling, finished_steps))
@@ -141,14 +147,19 @@ class Bench:
     samples: list[Sample]
 
     def segments(self, **changes: Any) -> list[Segment]:
-        settings = {"num_passes": 1, "desc_ce_weight": 1.0, "max_length": 4096} | changes
+        settings = {"num_passes": 1, "desc_ce_weight": 1.0, "max_length": 4096, "skip_overlong": False} | changes
         channel = Expectation(get_codec("array"), self.vocabulary, position_index(self.model), **settings)
-        return channel.segments(self.samples, step=0, clock=Clock())
+        return list(channel.segments(self.samples, step=0, clock=Clock()))
+
+    def stand_in(self) -> Segment:
+        """What a rank without packs runs: a blank image with one box."""
+        return replace(self, samples=[self.encoder.blank()]).segments()[0]
 
     def rollout_matching(
         self, backend: WrittenBackend, record: Any = lambda *_: None, **changes: Any
     ) -> RolloutMatching:
-        settings = {"desc_ce_weight": 1.0, "drop_invalid_struct_ce_multiplier": 1.0, "max_length": 4096} | changes
+        plain = {"desc_ce_weight": 1.0, "drop_invalid_struct_ce_multiplier": 1.0}
+        settings = {**plain, "max_length": 4096, "skip_overlong": False, **changes}
         return RolloutMatching(
             backend,
             START_ID,

@@ -1,5 +1,6 @@
 """Held-out figures: arithmetic on hand-made outcomes, and whole evaluations of the tiny model."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -31,6 +32,9 @@ class Scripted:
     answers: dict
     probabilities: Probabilities | None = None
     sizes: list = field(default_factory=list)
+
+    def current_weights(self, finished_steps):
+        return nullcontext()
 
     def generate(self, samples, sampling, *, finished_steps):
         self.sizes.append(len(samples))
@@ -203,7 +207,7 @@ def test_scores_are_products_of_probabilities(bench, records, evaluator):
 def test_the_tiny_model_is_evaluated_on_every_record_once(bench, records, evaluator):
     diary = []
     settings = {"decode_batch_size": 4, "start_id": "start", "seed": 0}
-    backend = HfBackend(bench.model, bench.vocabulary, position_index(bench.model), **settings)
+    backend = HfBackend(lambda: nullcontext(bench.model), bench.vocabulary, position_index(bench.model), **settings)
     found = evaluator(backend, diary=diary).run(7).figures
     assert diary == [(record.id, -1 - index) for index, record in enumerate(records)]
     assert found["eval/samples"] == NUM_VALIDATION

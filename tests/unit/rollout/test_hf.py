@@ -1,6 +1,7 @@
 """Rollouts of the real tiny model: the same tokens for every decode batch, and nothing taken from the checkpoint."""
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -60,8 +61,9 @@ def one_at_a_time(bench, sample):
 
 def rollouts(bench, *, decode_batch_size=3, sampling=SAMPLING, samples=None):
     settings = {"decode_batch_size": decode_batch_size, "start_id": "start", "seed": 3}
-    backend = HfBackend(bench.model, bench.vocabulary, position_index(bench.model), **settings)
-    return backend.generate(bench.samples if samples is None else samples, sampling, finished_steps=5)
+    backend = HfBackend(lambda: nullcontext(bench.model), bench.vocabulary, position_index(bench.model), **settings)
+    with backend.current_weights(0):
+        return backend.generate(bench.samples if samples is None else samples, sampling, finished_steps=5)
 
 
 def responses(bench, **settings):

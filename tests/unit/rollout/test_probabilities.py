@@ -1,5 +1,7 @@
 """What the recorder says of a rollout is what the model says of the same tokens in one plain forward."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -15,8 +17,10 @@ def bench(shipped):
 
 def rollouts(bench, **changes):
     settings = {"decode_batch_size": 3, "start_id": "start", "seed": 0}
-    backend = HfBackend(bench.model, bench.vocabulary, position_index(bench.model), **settings)
-    return backend.generate(bench.samples, greedy_sampling(**{"with_probabilities": True, **changes}), finished_steps=0)
+    backend = HfBackend(lambda: nullcontext(bench.model), bench.vocabulary, position_index(bench.model), **settings)
+    with backend.current_weights(0):
+        sampling = greedy_sampling(**{"with_probabilities": True, **changes})
+        return backend.generate(bench.samples, sampling, finished_steps=0)
 
 
 def scored(bench, sample, response):

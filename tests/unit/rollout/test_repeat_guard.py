@@ -1,5 +1,6 @@
 """The three rules by hand, and the guard inside a real `generate`."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -80,7 +81,7 @@ def bench(quickstart):
 
 def rollouts(bench, limits, decode_batch_size=4, **changes):
     backend = HfBackend(
-        bench.model,
+        lambda: nullcontext(bench.model),
         bench.vocabulary,
         position_index(bench.model),
         decode_batch_size=decode_batch_size,
@@ -88,7 +89,8 @@ def rollouts(bench, limits, decode_batch_size=4, **changes):
         seed=0,
     )
     sampling = greedy_sampling(max_new_tokens=12, repeat_terminate=replace(NO_GUARD, **limits), **changes)
-    return backend.generate(bench.samples, sampling, finished_steps=0)
+    with backend.current_weights(0):
+        return backend.generate(bench.samples, sampling, finished_steps=0)
 
 
 def test_a_rollout_is_ended_where_it_repeats(bench):

@@ -1,5 +1,7 @@
 """Greedy fp32 rollouts of the shipped checkpoint are what plain `generate` writes for one prompt at a time."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -56,9 +58,10 @@ def test_rollouts_are_those_of_one_prompt_at_a_time(bench, samples, alone, decod
         lambda module, arguments, named: rows.append(named["inputs_embeds"].shape[0]), with_kwargs=True
     )
     settings = {"decode_batch_size": decode_batch_size, "start_id": "start", "seed": 0}
-    backend = HfBackend(bench.model, bench.vocabulary, position_index(bench.model), **settings)
+    backend = HfBackend(lambda: nullcontext(bench.model), bench.vocabulary, position_index(bench.model), **settings)
     try:
-        rollouts = backend.generate(samples, greedy_sampling(max_new_tokens=MAX_NEW_TOKENS), finished_steps=0)
+        with backend.current_weights(0):
+            rollouts = backend.generate(samples, greedy_sampling(max_new_tokens=MAX_NEW_TOKENS), finished_steps=0)
     finally:
         hook.remove()
     assert [(rollout.response_ids, rollout.finish) for rollout in rollouts] == alone

@@ -1,0 +1,118 @@
+"""This rank's raw samples in the order of its draws, read here or by worker processes one step ahead.
+
+Which sample is drawn where is a matter of `stream` alone: workers change when a sample is read, never which.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch.utils.data import DataLoader, Dataset
+
+from ds_stage2ab.carriers import Record, Sample, Skipped
+from ds_stage2ab.data.encode import Encoder
+from ds_stage2ab.data.stream import SampleOrder, draws_of, shuffled_objects
+from ds_stage2ab.errors import DataError, EnvironmentFault
+from ds_stage2ab.leave import end_with_parent
+from ds_stage2ab.plan import RunPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reader(Dataset):
+    """Draw -> what is there; plain data, so that it can travel to worker processes."""
+
+    records: Sequence[Record]
+    order: SampleOrder
+    encoder: Encoder
+    seed: int
+    shuffle_objects: bool
+    skip_bad: bool
+    # whether a sample that cannot be read is skipped
+
+    def __getitem__(self, draw: int) -> Sample | Skipped | DataError:
+        """An error is returned, not raised: it crosses processes as a value."""
+        record = self.records[self.order.record_of(draw)]
+        if self.shuffle_objects:
+            record = shuffled_objects(record, self.seed, draw)
+        try:
+            return self.encoder.encode(record, draw)
+        except DataError as error:
+            if self.skip_bad:
+                return Skipped(sample_id=record.id, draw=draw, why=error.why)
+            return error
+
+
+class Feed:
+    """(step, micro-step) -> this rank's raw samples, asked for in order.
+
+    Args:
+        reader: reads one draw.
+        plan: the batch arithmetic.
+        rank: this learner rank.
+        workers: processes that read one step ahead; 0 reads here, when asked.
+    """
+
+    def __init__(self, reader: Reader, plan: RunPlan, rank: int, *, workers: int) -> None:
+        self.reader = reader
+        self.plan = plan
+        self.rank = rank
+        self.workers = workers
+        self._ahead: Iterator[list] | None = None
+
+    def __call__(self, step: int, micro_step: int) -> list[Sample | Skipped]:
+        """The samples of one micro-step.
+
+        Raises:
+            DataError: a sample cannot be read, and the config does not say to skip it.
+            EnvironmentFault: a worker process has died.
+        """
+        draws = self._draws(step, micro_step)
+        found = self._from_workers(step) if self.workers else [self.reader[draw] for draw in draws]
+        fault = next((one for one in found if isinstance(one, DataError)), None)
+        if fault is not None:
+            raise fault
+        assert [one.draw for one in found] == draws, "the feed and the loop disagree"
+        return found
+
+    def _draws(self, step: int, micro_step: int) -> list[int]:
+        return draws_of(
+            step,
+            self.rank,
+            micro_step,
+            effective_batch_size=self.plan.effective_batch_size,
+            num_ranks=self.plan.learners,
+            per_device_batch_size=self.plan.per_device,
+        )
+
+    def _from_workers(self, step: int) -> list[Sample | Skipped | DataError]:
+        if self._ahead is None:
+            self._ahead = iter(self._loader(first_step=step))
+        try:
+            return next(self._ahead)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise EnvironmentFault(
+                f"a process that reads samples has died: {error}",
+                where="data.workers",
+                fix="look for the kernel's out-of-memory killer, and at the size of /dev/shm; or set data.workers to 0",
+            ) from error
+
+    def _loader(self, first_step: int) -> DataLoader:
+        """Micro-steps in order from the first of a step; one step of them is kept ahead."""
+        micro_steps = range(self.plan.accumulation_steps)
+        steps = range(first_step, self.plan.total_steps)
+        return DataLoader(
+            self.reader,
+            batch_sampler=[self._draws(step, micro_step) for step in steps for micro_step in micro_steps],
+            num_workers=self.workers,
+            prefetch_factor=math.ceil(self.plan.accumulation_steps / self.workers),
+            collate_fn=list,
+            worker_init_fn=_start_worker,
+            # A forked child of a process with threads and a process group may wait for a lock for ever.
+            multiprocessing_context="spawn",
+        )
+
+
+def _start_worker(worker: int) -> None:
+    end_with_parent()

@@ -1,0 +1,95 @@
+"""A rank's samples, read by the rank itself and by worker processes: the same, with the same errors."""
+
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+
+from ds_stage2ab.carriers import Sample, Skipped
+from ds_stage2ab.config.load import load_config
+from ds_stage2ab.data.feed import Feed, Reader
+from ds_stage2ab.data.records import read_records
+from ds_stage2ab.data.stream import SampleOrder, permutation
+from ds_stage2ab.errors import EXIT_ENVIRONMENT, DataError, EnvironmentFault
+from ds_stage2ab.plan import make_plan
+from tests.parts import config_values, merged, write_config
+from tests.unit.parts import load_bench
+
+RECORDS, STEPS, MICRO_STEPS, SEED = 16, 2, 2, 3
+
+
+@pytest.fixture(scope="module")
+def bench(quickstart):
+    return load_bench(quickstart, num_samples=1)
+
+
+@pytest.fixture
+def records(quickstart, tmp_path):
+    """Records whose images a test may delete."""
+    folder = shutil.copytree(quickstart.data, tmp_path / "data")
+    return read_records(folder / "train.jsonl", image_root=None, box_format="bins")[:RECORDS]
+
+
+@pytest.fixture
+def feed(quickstart, bench, records, tmp_path):
+    """Makes the feed of rank 1 of 2: 8 samples per step, 2 micro-steps of 2."""
+
+    def build(workers, **changes):
+        values = merged(config_values(quickstart, tmp_path, "feed"), {"training.per_device_train_batch_size": 2})
+        plan = make_plan(load_config(write_config(tmp_path / "c.yaml", values)).config, 2, RECORDS)
+        order = SampleOrder(SEED, RECORDS, RECORDS)
+        plain = {"seed": SEED, "shuffle_objects": False, "skip_bad": False}
+        reader = Reader(records=records, order=order, encoder=bench.encoder, **{**plain, **changes})
+        return Feed(reader, plan, 1, workers=workers)
+
+    return build
+
+
+def everything(feed):
+    return [one for step in range(STEPS) for micro_step in range(MICRO_STEPS) for one in feed(step, micro_step)]
+
+
+def test_workers_change_nothing(feed, records):
+    alone, ahead = everything(feed(0)), everything(feed(2))
+    # rank 1 of 2 with 2 samples per micro-step: draws 2 3 | 6 7 of the first step, 10 11 | 14 15 of the second
+    assert [one.draw for one in alone] == [2, 3, 6, 7, 10, 11, 14, 15]
+    order = permutation(SEED, 0, RECORDS)
+    assert [one.id for one in alone] == [records[order[one.draw]].id for one in alone]
+    for mine, theirs in zip(alone, ahead, strict=True):
+        assert (mine.id, mine.draw, mine.prompt_ids, mine.image) == (
+            theirs.id, theirs.draw, theirs.prompt_ids, theirs.image
+        )  # fmt: skip
+        assert torch.equal(mine.vision.pixel_values, theirs.vision.pixel_values)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_missing_image_is_an_error_where_it_is_needed(feed, records, workers):
+    records[permutation(SEED, 0, RECORDS)[6]].image.unlink()
+    broken = feed(workers)
+    assert len(broken(0, 0)) == 2
+    with pytest.raises(DataError, match=r"\.png is gone") as caught:
+        broken(0, 1)
+    assert "train.jsonl:" in caught.value.where
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_missing_image_can_be_skipped(feed, records, workers):
+    gone = records[permutation(SEED, 0, RECORDS)[6]]
+    gone.image.unlink()
+    skipping = feed(workers, skip_bad=True)
+    skipping(0, 0)
+    first, second = skipping(0, 1)
+    assert isinstance(first, Skipped) and isinstance(second, Sample)
+    assert (first.sample_id, first.draw) == (gone.id, 6) and first.why.endswith(" is gone")
+
+
+def test_a_killed_worker_is_an_environment_fault(feed):
+    killed = feed(1)
+    killed(0, 0)
+    (worker,) = killed._ahead._workers
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(EnvironmentFault, match="a process that reads samples has died") as caught:
+        everything(killed)
+    assert (caught.value.code, caught.value.where) == (EXIT_ENVIRONMENT, "data.workers")
