@@ -15,7 +15,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ds_stage2ab.config.sections import Config, TunerSection
+from ds_stage2ab.config.sections import NO_OFFLOAD, Config, TunerSection
 from ds_stage2ab.errors import EnvironmentFault
 
 PARTS = ("vision", "aligner", "language")
@@ -238,6 +238,8 @@ def estimate(shape: ModelShape, config: Config, *, learners: int, zero_stage: in
     of these, W ranks share out the optimizer's from stage 1, the gradients from stage 2, the weights from stage 3
     (Rajbhandari et al. 2020, section 5 and figure 1). DeepSpeed makes its fp32 copy in fp32 too.
 
+    An offloaded optimizer takes host memory, which is not counted here.
+
     Args:
         shape: sizes of the model.
         config: a loaded config.
@@ -253,12 +255,13 @@ def estimate(shape: ModelShape, config: Config, *, learners: int, zero_stage: in
     parameters = sum(base.values()) + adapters
     moments = 2 * FP32_BYTES if config.training.optimizer == "adamw" else 0
     master = FP32_BYTES if zero_stage else 0
+    offloaded = config.deepspeed.offload_optimizer != NO_OFFLOAD
     return Memory(
         parameters=parameters,
         trained=trained,
         weights=_share(size * parameters, learners, zero_stage >= 3),
         gradients=_share(size * trained, learners, zero_stage >= 2),
-        optimizer=_share((moments + master) * trained, learners, zero_stage >= 1),
+        optimizer=0 if offloaded else _share((moments + master) * trained, learners, zero_stage >= 1),
         reduce_bucket=REDUCE_BUCKET * size if zero_stage else 0,
         activations=activation_bytes(shape, config, parts),
     )

@@ -22,6 +22,7 @@ from typing import Literal
 
 from ds_stage2ab.config.batch import EFFECTIVE, BatchShape, counted, shape_batch
 from ds_stage2ab.config.sections import (
+    NO_OFFLOAD,
     Config,
     DeepSpeedSection,
     EvaluationSection,
@@ -302,7 +303,9 @@ def deepspeed_config(shape: BatchShape, model: ModelSection, section: DeepSpeedS
         "train_micro_batch_size_per_gpu": shape.per_device,
         "gradient_accumulation_steps": shape.accumulation_steps,
         "gradient_clipping": section.gradient_clipping,
-        "zero_optimization": {"stage": zero_stage},
+        "zero_optimization": {"stage": zero_stage, **_offload(section.offload_optimizer)},
+        # The optimizer is torch's own wherever its state lies: another one would give another run.
+        "zero_force_ds_cpu_optimizer": False,
         # ZeRO refuses torch's plain SGD otherwise.
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": model.precision == "bf16"},
@@ -310,6 +313,11 @@ def deepspeed_config(shape: BatchShape, model: ModelSection, section: DeepSpeedS
         "steps_per_print": NEVER_PRINT,
         "wall_clock_breakdown": False,
     }
+
+
+def _offload(offload_optimizer: str) -> dict:
+    """`pin_memory` is of use where copies go to another device; where there is none DeepSpeed leaves it alone."""
+    return {} if offload_optimizer == NO_OFFLOAD else {"offload_optimizer": {"device": offload_optimizer}}
 
 
 def _total_steps(training: TrainingSection, steps_per_epoch: Fraction | None) -> int | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ds_stage2ab.config.batch import ACCUMULATION, EFFECTIVE, PER_DEVICE, counted, implied_learners, shape_batch
 from ds_stage2ab.config.problems import KeyPath
+from ds_stage2ab.config.sections import NO_OFFLOAD
 from ds_stage2ab.config.servers import BACKEND, DECODE_BATCH, SERVERS, replicas_of, request_window
 from ds_stage2ab.errors import ConfigError
 
@@ -23,6 +24,8 @@ NGRAM_REPEATS = "custom.extra.rollout_matching.repeat_terminate.max_ngram_repeat
 SCHEDULER = "training.lr_scheduler"
 FINAL_RATE = "training.min_learning_rate_ratio"
 FREEZE = "model.freeze"
+ZERO_STAGE = "deepspeed.zero_stage"
+OFFLOAD = "deepspeed.offload_optimizer"
 MIN_PIXELS = "data.min_pixels"
 MAX_PIXELS = "data.max_pixels"
 VALIDATION = "data.validation"
@@ -128,6 +131,16 @@ def constant_rate_does_not_fall(lr_scheduler: str, min_learning_rate_ratio: floa
         )
 
 
+def offload_needs_zero(offload_optimizer: str, zero_stage: int) -> None:
+    """Without ZeRO DeepSpeed would ignore it."""
+    if offload_optimizer != NO_OFFLOAD and zero_stage == 0:
+        raise ConfigError(
+            f"{offload_optimizer} has no effect with {ZERO_STAGE} 0",
+            where=OFFLOAD,
+            fix=f"set {ZERO_STAGE} to 1 or more, or delete {OFFLOAD}",
+        )
+
+
 def some_part_trains(freeze: list[str]) -> None:
     """A model with every part frozen has nothing to learn with."""
     if len(freeze) == MODEL_PARTS:
@@ -185,6 +198,7 @@ RULES = (
     Rule(repeated_sequences_have_length_and_number, (NGRAM_SIZE, NGRAM_REPEATS)),
     Rule(answer_fits_length, (MAX_NEW_TOKENS, LENGTH_CAP)),
     Rule(constant_rate_does_not_fall, (SCHEDULER, FINAL_RATE)),
+    Rule(offload_needs_zero, (OFFLOAD, ZERO_STAGE)),
     Rule(some_part_trains, (FREEZE,)),
     Rule(pixel_limits_are_ordered, (MIN_PIXELS, MAX_PIXELS)),
     Rule(evaluation_has_data, (EVALUATE_EVERY, VALIDATION)),

@@ -187,13 +187,22 @@ class DataSection:
     user_prompt: str
     min_pixels: int | None
     max_pixels: int | None
+    workers: int
+    on_bad_sample: str
+    on_overlong: str
     epoch_end: str
+
+
+NO_OFFLOAD = "none"
+"""The value of `deepspeed.offload_optimizer` that leaves the optimizer on the device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeepSpeedSection:
     zero_stage: int
     gradient_clipping: float
+    offload_optimizer: str
+    collective_timeout_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,8 @@
 """One config, any split: runs of the real launcher give the same rollouts, the same losses and the same weights.
 
-All runs start from the shipped checkpoint, whose answers are worth matching, and train A and B in turn.
+All runs start from the shipped checkpoint, whose answers are worth matching; fp32 and SGD unless they say otherwise.
 """
 
-import json
 import math
 from dataclasses import replace
 
@@ -12,63 +11,57 @@ import torch
 from safetensors.torch import load_file
 
 from ds_stage2ab.data.stream import SampleOrder
-from ds_stage2ab.metrics.journal import read_history
 from ds_stage2ab.packs.collate import collate
-from tests.parts import config_values, launch, merged, write_config
+from tests.equivalence.runs import ROUNDING, Runs, assert_same_run, assert_same_weights
 from tests.unit.parts import load_bench
 
-LOSS_TOLERANCE = 1e-5  # relative
 BF16_LOSS_TOLERANCE = 3e-2  # relative: bf16 keeps 8 bits of a weight
-MOVE_TOLERANCE = 1e-3  # of how far a tensor moved
-ROUNDING = 3e-7  # of a tensor's norm: a few fp32 roundings of each weight
 
 MATCHING = "custom.extra.rollout_matching"
-VARIANTS = {
-    "two-ranks": (2, {"training.per_device_train_batch_size": 2}),
-    "packing-off": (1, {"training.packing": False}),
-    "decode-one-at-a-time": (1, {f"{MATCHING}.decode_batch_size": 1}),
-    "two-ranks-decode-one-at-a-time": (2, {f"{MATCHING}.decode_batch_size": 1, "deepspeed.zero_stage": 1}),
-    "half-the-micro-batch": (1, {"training.per_device_train_batch_size": 2}),
-    "zero-1-two-ranks": (2, {"deepspeed.zero_stage": 1}),
-    "zero-2-two-ranks-packing-off": (2, {"deepspeed.zero_stage": 2, "training.packing": False}),
-    "two-ranks-with-unequal-packs": (2, {"training.global_max_length": 170, "deepspeed.zero_stage": 2}),
-    "checkpointing": (1, {"model.gradient_checkpointing": True}),
+DECODE, PER_DEVICE, CAP = f"{MATCHING}.decode_batch_size", "training.per_device_train_batch_size", (
+    "training.global_max_length"
+)
+B_RATIO, STAGE = "stage2_ab.schedule.b_ratio", "deepspeed.zero_stage"
+NARROW = 127  # tokens: the longest prompt and max_new_tokens; hardly two samples fit
+PLAINEST = {
+    PER_DEVICE: 1, STAGE: 0, "training.packing": False, B_RATIO: 0.5, "training.max_steps": 3, DECODE: 3,
+}  # fmt: skip
+KINDS = {
+    "mixed": {},
+    "a-clipped-two-passes": {B_RATIO: 0, "stage2_ab.n_softctx_iter": 2, "deepspeed.gradient_clipping": 0.5},
+    "b": {B_RATIO: 1},
 }
-MATRIX = [
-    (ranks, stage, packing, per_device, decode)
-    for ranks in (1, 2)
-    for stage in (0, 1, 2)
-    for packing in (True, False)
-    for per_device, decode in ((2, 1), (4, 4))
-]
+"""What makes it another run; in each all splits must give the same."""
+VARIANTS = {
+    # kind, ranks, arrivals of rollouts, changes; R = 8, so accumulation is 8 / (per device x ranks)
+    "packs-of-many": ("mixed", 1, "", {"training.packing": True, PER_DEVICE: 8, DECODE: 1}),
+    "two-ranks-zero-1": ("mixed", 2, "", {"training.packing": True, PER_DEVICE: 2, STAGE: 1, DECODE: 8}),
+    "two-ranks-zero-2-unequal-packs": ("mixed", 2, "", {"training.packing": True, CAP: 145, PER_DEVICE: 2, STAGE: 2}),
+    "two-ranks-zero-3": ("mixed", 2, "", {"training.packing": True, PER_DEVICE: 4, STAGE: 3, DECODE: 1}),
+    "arrivals-two-ranks-zero-2": ("mixed", 2, "scrambled", {"training.packing": True, CAP: 250, STAGE: 2}),
+    "a-two-ranks-zero-3-offloaded": (
+        "a-clipped-two-passes", 2, "", {"training.packing": True, PER_DEVICE: 2, STAGE: 3,
+        "deepspeed.offload_optimizer": "cpu", "data.workers": 1},
+    ),
+    "a-zero-2-checkpointing": (
+        "a-clipped-two-passes", 2, "",
+        {"training.packing": True, PER_DEVICE: 1, STAGE: 2, "model.gradient_checkpointing": True},
+    ),
+    "b-two-ranks-one-late": ("b", 2, "late", {"training.packing": True, CAP: 250, PER_DEVICE: 4, STAGE: 3}),
+    "b-two-ranks-zero-0": ("b", 2, "", {CAP: NARROW, "training.packing": True, PER_DEVICE: 1, DECODE: 8}),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("equivalence")
-
-
-@pytest.fixture(scope="module")
-def run(shipped, folder):
-    """Launch a variant of the small run, A and B in turn; returns (losses by step, exported weights)."""
-
-    def launched(name, ranks, changes, environment=None):
-        both = {"stage2_ab.schedule.b_ratio": 0.5, "logging.rollouts": True, **changes}
-        values = merged(config_values(shipped, folder / "runs", name), both)
-        done = launch(write_config(folder / f"{name}.yaml", values), ranks=ranks, environment=environment)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        history = read_history(folder / "runs" / name / "metrics.jsonl")
-        checkpoints = folder / "runs" / name / "checkpoints"
-        exported = checkpoints / (checkpoints / "latest").read_text().strip() / "hf" / "model.safetensors"
-        return [step.metrics["loss/total"] for step in history.steps], load_file(exported)
-
-    return launched
+def run(shipped, tmp_path_factory):
+    """Launch a run once for each name."""
+    return Runs(shipped, tmp_path_factory.mktemp("equivalence"), PLAINEST)
 
 
 @pytest.fixture(scope="module")
 def plainest(run):
-    """One rank, ZeRO 0, four samples per micro-step, two micro-steps."""
-    return run("plainest", 1, {})
+    """Kind -> its run on one rank, ZeRO 0, no packing, one sample per micro-step."""
+    return lambda kind, **changes: run("-".join([kind, *changes]), 1, {**KINDS[kind], **changes})
 
 
 @pytest.fixture(scope="module")
@@ -77,70 +70,59 @@ def start(shipped):
     return load_file(shipped.model / "model.safetensors")
 
 
-def rollouts(folder, name):
-    """(draw, sample, response ids, finish) of every rollout of a run, all ranks together, in the order of the draws."""
-    files = sorted((folder / "runs" / name / "rollouts").glob("rank-*.jsonl"))
-    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    return sorted((one["draw"], one["sample_id"], tuple(one["response_ids"]), one["finish"]) for one in lines)
-
-
-def assert_same_weights(seen, expected, start):
-    """Equal up to rounding, measured by how far training moved each tensor: unmoved weights would agree in anything."""
-    assert seen.keys() == expected.keys()
-    for name, tensor in expected.items():
-        wanted, begun = tensor.double(), start[name].double()
-        gap, moved = (torch.linalg.vector_norm(x) for x in (seen[name].double() - wanted, wanted - begun))
-        assert gap <= MOVE_TOLERANCE * moved + ROUNDING * torch.linalg.vector_norm(wanted), f"{name}: {gap}, {moved}"
-
-
 @pytest.mark.parametrize("name", VARIANTS)
-def test_same_rollouts_losses_and_weights(run, plainest, start, folder, name):
-    losses, weights = run(name, *VARIANTS[name])
-    assert len(losses) == 6
-    assert rollouts(folder, name) == rollouts(folder, "plainest")
-    assert losses == pytest.approx(plainest[0], rel=LOSS_TOLERANCE)
-    assert_same_weights(weights, plainest[1], start)
+def test_same_rollouts_losses_and_weights(run, plainest, start, name):
+    kind, ranks, arrivals, changes = VARIANTS[name]
+    assert_same_run(run(name, ranks, {**KINDS[kind], **changes}, arrivals=arrivals), plainest(kind), start)
+    assert run.rollouts(name) == run.rollouts(kind)
+    assert len(run.rollouts(name)) == {"mixed": 8, "a-clipped-two-passes": 0, "b": 24}[kind]
 
 
-def test_the_reference_of_the_packing_operators_gives_the_same_steps(run, plainest, folder):
-    losses, _ = run("no-extension", 1, {"training.max_steps": 2}, {"DS_STAGE2AB_NO_EXT": "1"})
-    assert losses == plainest[0][:2]
-    assert rollouts(folder, "no-extension") == rollouts(folder, "plainest")[:8]
+def test_the_variants_cover_every_value():
+    """Of everything that a run can be split by, and of what makes it another run."""
+    seen = [{**PLAINEST, **KINDS[kind], **changes, "ranks": ranks} for kind, ranks, _, changes in VARIANTS.values()]
+    seen.append({**PLAINEST, "ranks": 1})
+    assert {one["ranks"] for one in seen} == {1, 2}
+    assert {one[STAGE] for one in seen} == {0, 1, 2, 3}
+    assert {8 // (one[PER_DEVICE] * one["ranks"]) for one in seen} == {1, 2, 4, 8}
+    assert {one[DECODE] for one in seen} == {1, 3, 8}
+    assert {one[B_RATIO] for one in seen} == {0, 0.5, 1}
+    assert {one.get(CAP) for one in seen} == {None, NARROW, 145, 250}
+    assert {arrivals for _, _, arrivals, _ in VARIANTS.values()} == {"", "scrambled", "late"}
 
 
-def test_channel_b_runs_in_bf16(run, folder):
-    changes = {"stage2_ab.schedule.b_ratio": 1, "training.max_steps": 2, "model.precision": "bf16"}
+def test_the_reference_of_the_packing_operators_gives_the_same_steps(run, plainest):
+    changes = {"training.max_steps": 2}
+    losses, _ = run("no-extension", 1, changes, environment={"DS_STAGE2AB_NO_EXT": "1"})
+    assert losses == plainest("mixed")[0][:2]
+    assert run.rollouts("no-extension") == run.rollouts("mixed")
+
+
+def test_channel_b_runs_in_bf16(run):
+    changes = {B_RATIO: 1, "training.max_steps": 2, "model.precision": "bf16", PER_DEVICE: 4, "training.packing": True}
     losses, _ = run("bf16-channel-b", 2, {**changes, "training.learning_rate": 1e-3})
     assert all(math.isfinite(loss) for loss in losses)
-    steps = read_history(folder / "runs" / "bf16-channel-b" / "metrics.jsonl").steps
+    steps = run.history("bf16-channel-b").steps
     assert [step.metrics["rollout/count"] for step in steps] == [8, 8]
     assert all(step.metrics["match/f1"] > 0.3 for step in steps)
 
 
-def test_b_steps_draw_the_effective_batch_of_rollouts(plainest, folder):
-    """b_ratio 0.5: the steps 2, 4 and 6 are B, each with the draws g of its own R = 8 samples."""
-    history = read_history(folder / "runs" / "plainest" / "metrics.jsonl")
-    assert [step.channel for step in history.steps] == ["A", "B", "A", "B", "A", "B"]
-    assert [step.metrics.get("rollout/count") for step in history.steps] == [None, 8, None, 8, None, 8]
-    drawn = rollouts(folder, "plainest")
-    assert [draw for draw, *_ in drawn] == [*range(8, 16), *range(24, 32), *range(40, 48)]
-    assert len({response for _, _, response, _ in drawn}) > 12, "answers differ from image to image"
+def test_b_steps_draw_the_effective_batch_of_rollouts(run, plainest):
+    """b_ratio 0.5: step 2 is B, with the draws g of its own R = 8 samples."""
+    plainest("mixed")
+    history = run.history("mixed")
+    assert [step.channel for step in history.steps] == ["A", "B", "A"]
+    assert [step.metrics.get("rollout/count") for step in history.steps] == [None, 8, None]
+    drawn = run.rollouts("mixed")
+    assert [draw for draw, *_ in drawn] == [*range(8, 16)]
+    assert len({response for _, _, response, _ in drawn}) > 5, "answers differ from image to image"
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize(("ranks", "stage", "packing", "per_device", "decode"), MATRIX)
-def test_the_same_run_in_every_combination(run, plainest, start, folder, ranks, stage, packing, per_device, decode):
-    changes = {
-        "deepspeed.zero_stage": stage,
-        "training.packing": packing,
-        "training.per_device_train_batch_size": per_device,
-        f"{MATCHING}.decode_batch_size": decode,
-    }
-    name = f"{ranks}-{stage}-{packing}-{per_device}-{decode}"
-    losses, weights = run(name, ranks, changes)
-    assert rollouts(folder, name) == rollouts(folder, "plainest")
-    assert losses == pytest.approx(plainest[0], rel=LOSS_TOLERANCE)
-    assert_same_weights(weights, plainest[1], start)
+def test_a_late_rank_was_waited_for(run):
+    kind, ranks, arrivals, changes = VARIANTS["b-two-ranks-one-late"]
+    run("b-two-ranks-one-late", ranks, {**KINDS[kind], **changes}, arrivals=arrivals)
+    steps = run.history("b-two-ranks-one-late").steps
+    assert all(step.metrics["time/rollout_s"] > 3 for step in steps)
 
 
 def test_bf16_follows_fp32(run, quickstart):
@@ -150,7 +132,10 @@ def test_bf16_follows_fp32(run, quickstart):
     fresh weights, whose first moves are large beside the rounding of the exported ones.
     """
     start = load_file(quickstart.model / "model.safetensors")
-    teacher_forcing = {"stage2_ab.schedule.b_ratio": 0, "model.path": str(quickstart.model)}
+    teacher_forcing = {
+        B_RATIO: 0, "model.path": str(quickstart.model), "training.packing": True, PER_DEVICE: 4,
+        "training.max_steps": 6,
+    }  # fmt: skip
     plainest = run("fp32-channel-a", 1, teacher_forcing)
     losses, weights = run("bf16-channel-a", 2, {**teacher_forcing, "model.precision": "bf16"})
     assert losses == pytest.approx(plainest[0], rel=BF16_LOSS_TOLERANCE)
@@ -162,29 +147,30 @@ def test_bf16_follows_fp32(run, quickstart):
 
 def test_the_runs_move_every_weight(plainest, start):
     """Runs that never move would agree in everything."""
-    for name, tensor in plainest[1].items():
+    for name, tensor in plainest("mixed")[1].items():
         moved = torch.linalg.vector_norm(tensor.double() - start[name].double())
         assert moved > 10 * ROUNDING * torch.linalg.vector_norm(start[name].double()), name
 
 
-def test_ranks_with_unequal_packs_were_among_them(run, folder):
+def test_ranks_with_unequal_packs_were_among_them(run):
     """An odd number of packs on two ranks: one of them ran the pack of weight zero."""
-    name = "two-ranks-with-unequal-packs"
-    if not (folder / "runs" / name).exists():
-        run(name, *VARIANTS[name])
-    steps = read_history(folder / "runs" / name / "metrics.jsonl").steps
+    name = "two-ranks-zero-2-unequal-packs"
+    kind, ranks, _, changes = VARIANTS[name]
+    run(name, ranks, {**KINDS[kind], **changes})
+    steps = run.history(name).steps
     assert any(step.metrics["train/packs"] % 2 for step in steps)
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_one_and_four_micro_steps_give_the_same_weights(run, start, zero_stage):
     """One SGD step on the same 8 samples: DeepSpeed must not divide by the accumulation steps once more."""
     weights = []
     for micro_batch in (8, 2):
         changes = {
             "training.max_steps": 1,
-            "training.per_device_train_batch_size": micro_batch,
-            "deepspeed.zero_stage": zero_stage,
+            "training.packing": True,
+            PER_DEVICE: micro_batch,
+            STAGE: zero_stage,
         }
         weights.append(run(f"zero-{zero_stage}-micro-batch-{micro_batch}", 1, changes)[1])
     assert_same_weights(*weights, start)
@@ -194,7 +180,7 @@ def test_one_and_four_micro_steps_give_the_same_weights(run, start, zero_stage):
 
 def test_one_step_moved_the_weights_by_the_gradient_of_the_mean(run, start, shipped):
     """SGD alone: the step is learning rate times the gradient of the mean sample loss, in plain torch."""
-    _, stepped = run("one-step", 1, {"training.max_steps": 1, "training.per_device_train_batch_size": 2})
+    _, stepped = run("zero-0-micro-batch-2", 1, {"training.max_steps": 1, "training.packing": True, PER_DEVICE: 2})
     bench = load_bench(shipped, num_samples=64)
     order = SampleOrder(42, 64, 64)
     drawn = replace(bench, samples=[bench.samples[order.record_of(g)] for g in range(8)])

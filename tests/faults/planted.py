@@ -1,39 +1,74 @@
-"""`train.py` with a NaN in one weight of rank 1 during the steps of the environment variable BAD_STEPS (from 0)."""
+"""`train.py` with a fault on rank 1, really done to the process at a step: `FAULT=kill:3`; steps count from 0.
+
+nan     a weight is NaN for the length of the step (several steps: `nan:1,2`)
+kill    SIGKILL in front of the step's rollouts
+hang    the step's rollouts never end
+vanish  every second image of the samples of the step after the next is deleted in front of it
+memory  the process may not grow any more
+"""
 
 import os
+import resource
+import signal
 import sys
+import time
+from pathlib import Path
 
 import torch
 
 from ds_stage2ab import assemble as composition
 from ds_stage2ab import train
+from ds_stage2ab.leave import leave, leave_with_traceback
 
 assembled = composition.assemble
-BAD_STEPS = {int(step) for step in os.environ["BAD_STEPS"].split(",")}
+kind, _, places = os.environ["FAULT"].partition(":")
+STEPS = {int(step) for step in places.split(",")}
+FOR_EVER_S = 600
 
 
 def planted(loaded, world):
     run = assembled(loaded, world)
-    window = run.window
-    weight = window.engine.module.model.model.language_model.norm.weight
-    run_step = window.run
-
-    def step_with_a_bad_weight(step, channel):
-        good = weight.detach().clone()
-        if step in BAD_STEPS and world.rank == 1:
-            weight.data[0] = torch.nan
-        result = run_step(step, channel)
-        if step in BAD_STEPS:
-            weight.data.copy_(good)
-        return result
-
-    window.run = step_with_a_bad_weight
+    if world.rank == 1:
+        run_step, run.window.run = run.window.run, lambda step, channel: faulty(run, run_step, step, channel)
     return run
 
 
-composition.assemble = planted
-sys.excepthook = train._leave
-code = train.main()
-sys.stdout.flush()
-sys.stderr.flush()
-os._exit(code)
+def faulty(run, run_step, step, channel):
+    if step not in STEPS:
+        return run_step(step, channel)
+    if kind == "nan":
+        return with_a_bad_weight(run.window, lambda: run_step(step, channel))
+    if kind == "vanish":
+        reader = run.window.draw.reader
+        first = (step + 2) * run.plan.effective_batch_size
+        for draw in range(first, first + run.plan.effective_batch_size, 2):
+            reader.records[reader.order.record_of(draw)].image.unlink()
+    if kind in ("kill", "hang"):
+        channel.backend.generate = killed if kind == "kill" else hung
+    if kind == "memory":
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used, used))
+    return run_step(step, channel)
+
+
+def with_a_bad_weight(window, step):
+    weight = window.engine.module.model.model.language_model.norm.weight
+    good = weight.detach().clone()
+    weight.data[0] = torch.nan
+    result = step()
+    weight.data.copy_(good)
+    return result
+
+
+def killed(*arguments, **options):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hung(*arguments, **options):
+    time.sleep(FOR_EVER_S)
+
+
+if __name__ == "__main__":
+    composition.assemble = planted
+    sys.excepthook = leave_with_traceback
+    leave(train.main())

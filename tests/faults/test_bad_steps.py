@@ -18,7 +18,8 @@ def run(quickstart, tmp_path):
             config_values(quickstart, tmp_path / "runs", "small"), {"training.max_steps": 4, **changes}
         )  # fmt: skip
         config = write_config(tmp_path / "small.yaml", values)
-        environment = {"BAD_STEPS": bad_steps, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        environment = {"FAULT": f"nan:{bad_steps}", "PYTHONPATH": path}
         return launch_script("tests/faults/planted.py", "--config", str(config), ranks=2, environment=environment)
 
     return launched

@@ -57,4 +57,4 @@ def world() -> Iterator[World]:
     """The process group of this one process; the launcher's variables are gone afterwards."""
     with mock.patch.dict(os.environ):
         fill_launcher_variables()
-        yield World(start_process_group())
+        yield World(start_process_group(1800))

@@ -93,6 +93,13 @@ def changed(**sections: dict) -> Config:
     return replace(CONFIG, **{name: replace(getattr(CONFIG, name), **values) for name, values in sections.items()})
 
 
+def test_an_offloaded_optimizer_takes_no_memory_of_the_device():
+    kept = quickstart_estimate(2)
+    offloaded = quickstart_estimate(2, deepspeed={"zero_stage": 2, "offload_optimizer": "cpu"})
+    assert kept.optimizer > 0 == offloaded.optimizer
+    assert offloaded.total == kept.total - kept.optimizer
+
+
 def quickstart_estimate(zero_stage: int, learners: int = 4, **sections: dict) -> Memory:
     return estimate(read_shape(STAGE1), changed(**sections), learners=learners, zero_stage=zero_stage)
 

@@ -192,6 +192,7 @@ def test_the_deepspeed_dictionary():
         "gradient_accumulation_steps": 16,
         "gradient_clipping": 1.0,
         "zero_optimization": {"stage": 1},
+        "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": False},
         "fp16": {"enabled": False},
@@ -199,6 +200,12 @@ def test_the_deepspeed_dictionary():
         "wall_clock_breakdown": False,
     }
     assert json.loads(json.dumps(plan.deepspeed_config)) == plan.deepspeed_config
+
+
+def test_an_offloaded_optimizer_is_deepspeeds_to_place():
+    offloaded = config("deepspeed", zero_stage=3, offload_optimizer="cpu")
+    zero = make_plan(offloaded, learners=2, num_records=64).deepspeed_config["zero_optimization"]
+    assert zero == {"stage": 3, "offload_optimizer": {"device": "cpu"}}
 
 
 def test_clipping_is_written_when_it_is_off():

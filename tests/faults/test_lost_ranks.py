@@ -1,0 +1,135 @@
+"""What happens to one of two ranks in the middle of a run: both end within a minute, and who can speak says why."""
+
+import os
+import re
+import shutil
+import time
+
+import pytest
+
+from ds_stage2ab.errors import EXIT_DATA, EXIT_OK
+from ds_stage2ab.metrics.journal import read_history
+from tests.parts import ROOT, config_values, launch_script, merged, write_config
+
+LONGEST_S = 60
+CAP = 84  # tokens
+FEW_STEPS = {"training.max_steps": 4, "custom.extra.rollout_matching.max_new_tokens": 8}
+
+
+@pytest.fixture
+def run(quickstart, tmp_path):
+    """Launches with a fault planted on rank 1; gives what it said, and the steps that were finished."""
+
+    def launched(fault, changes):
+        values = merged(config_values(quickstart, tmp_path / "runs", "small"), {**FEW_STEPS, **changes})
+        config = write_config(tmp_path / "small.yaml", values)
+        environment = {"FAULT": fault, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        start = time.monotonic()
+        done = launch_script("tests/faults/planted.py", "--config", str(config), ranks=2, environment=environment)
+        assert time.monotonic() - start < LONGEST_S
+        assert_nobody_is_left(config)
+        return done, read_history(tmp_path / "runs" / "small" / "metrics.jsonl").steps
+
+    return launched
+
+
+def assert_nobody_is_left(config):
+    """No process of this machine has the config's name in its command line."""
+    for _ in range(50):
+        if not any(str(config).encode() in words for words in command_lines()):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"a process of {config} is still alive")
+
+
+def command_lines():
+    for process in os.listdir("/proc"):
+        if process.isdigit():
+            try:
+                with open(f"/proc/{process}/cmdline", "rb") as file:
+                    yield file.read()
+            except OSError:
+                continue  # it has just ended
+
+
+def test_a_killed_rank_ends_the_other(run):
+    done, steps = run("kill:1", {"stage2_ab.schedule.b_ratio": 1})
+    assert done.returncode not in (EXIT_OK, None)
+    assert [step.step for step in steps] == [1]
+    assert re.search("error: .*rank 0(:| waited)", done.stderr), done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_rank_that_hangs_is_named(run):
+    changes = {"stage2_ab.schedule.b_ratio": 1, "deepspeed.collective_timeout_s": 6, "deepspeed.zero_stage": 2}
+    done, steps = run("hang:1", changes)
+    assert done.returncode not in (EXIT_OK, None)
+    assert [step.step for step in steps] == [1]
+    assert "error: last heard of rank 1: getting the segments of step 2: rank 0 waited for the other" in done.stderr
+    assert "error: rank 1: ended by SIGTERM; it was at: getting the segments of step 2" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def vanishing(quickstart, tmp_path):
+    """Images that a test may delete."""
+    folder = shutil.copytree(quickstart.data, tmp_path / "data")
+    return {"data.train": str(folder / "train.jsonl")}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_vanishes_ends_both(run, vanishing, workers):
+    done, steps = run("vanish:0", {**vanishing, "data.workers": workers})
+    assert done.returncode == EXIT_DATA, done.stderr[-2000:]
+    assert [step.step for step in steps] == [1, 2]
+    assert done.stderr.count("error: ") == 1
+    assert "train.jsonl:" in done.stderr and ".png is gone" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_image_that_vanishes_can_be_gone_past(run, vanishing):
+    """Of every second image of step 3, with workers that read it ahead."""
+    done, steps = run("vanish:0", {**vanishing, "data.on_bad_sample": "skip", "data.workers": 2})
+    assert done.returncode == EXIT_OK, done.stderr[-2000:]
+    assert [len(step.skipped) for step in steps] == [0, 0, 4, 0]
+    assert [step.metrics["train/samples"] for step in steps] == [8] * 4
+    assert f"step 3 skipped sample {steps[2].skipped[0]}: image " in done.stdout
+
+
+def test_a_rank_without_memory_says_which_keys_help(run):
+    done, steps = run("memory:1", {"stage2_ab.schedule.b_ratio": 0})
+    assert done.returncode not in (EXIT_OK, None)
+    assert [step.step for step in steps] == [1]
+    assert "error: rank 1 is out of memory in step 2, in a pack of " in done.stderr, done.stderr[-3000:]
+    for key in ("training.global_max_length", "model.gradient_checkpointing", "deepspeed.zero_stage"):
+        assert key in done.stderr
+
+
+@pytest.mark.parametrize(("rule", "code"), [("fail", EXIT_DATA), ("skip", EXIT_OK)])
+def test_a_sample_that_is_too_long(quickstart, tmp_path, rule, code):
+    """Some samples of these scenes exceed the cap; the others are trained as they are."""
+    changes = {"training.global_max_length": CAP, "data.on_overlong": rule, "training.max_steps": 3}
+    values = merged(config_values(quickstart, tmp_path / "runs", rule), {**changes, "logging.every_steps": 1})
+    config = write_config(tmp_path / "c.yaml", values)
+    done = launch_script("ds_stage2ab/train.py", "--config", str(config), ranks=2)
+    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-2000:]
+    if rule == "fail":
+        assert f"tokens long, training.global_max_length is {CAP}" in done.stderr and "train-0" in done.stderr
+        assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
+        return
+    steps = read_history(tmp_path / "runs" / rule / "metrics.jsonl").steps
+    assert [step.metrics["train/samples"] for step in steps] == [8] * 3
+    assert 0 < sum(len(step.skipped) for step in steps) < 24
+    assert [step.metrics["train/skipped_samples"] for step in steps] == [len(step.skipped) for step in steps]
+
+
+def test_a_step_whose_samples_are_all_too_long_is_none(quickstart, tmp_path):
+    changes = {"training.global_max_length": 45, "custom.extra.rollout_matching.max_new_tokens": 8}
+    values = merged(config_values(quickstart, tmp_path / "runs", "none"), {**changes, "data.on_overlong": "skip"})
+    done = launch_script(
+        "ds_stage2ab/train.py", "--config", str(write_config(tmp_path / "c.yaml", values)), ranks=2
+    )  # fmt: skip
+    assert done.returncode == EXIT_DATA, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "every sample of step 1 was skipped; the first because prompt and answer are " in done.stderr
+    assert "samples train-" in done.stderr
+    assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
