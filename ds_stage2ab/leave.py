@@ -1,6 +1,7 @@
 """How a rank ends when it does not end by itself: at once, with words, and without leaving anything behind."""
 
 import ctypes
+import faulthandler
 import os
 import signal
 import sys
@@ -25,6 +26,8 @@ def end_with_parent() -> None:
 def speak_when_terminated(rank: int, doing: Callable[[], str]) -> None:
     """On SIGTERM say what this rank was at, and leave with exit code 4; to be called in the main thread.
 
+    On SIGUSR1 it says where every thread is, and goes on.
+
     The launcher sends it to every rank when one has died. Python's own handlers wait until the main thread runs Python
     again, which it does not while it waits for a dead rank: so a thread reads the signal from the wake-up pipe.
 
@@ -45,6 +48,7 @@ def speak_when_terminated(rank: int, doing: Callable[[], str]) -> None:
         )
         leave(EXIT_ENVIRONMENT)
 
+    faulthandler.register(signal.SIGUSR1)  # says where every thread is, also while the main thread waits
     threading.Thread(target=wait, name="SIGTERM", daemon=True).start()
 
 
