@@ -10,6 +10,7 @@ from ds_stage2ab import ops
 from ds_stage2ab.carriers import Record, StepResult
 from ds_stage2ab.channels.expectation import Expectation
 from ds_stage2ab.channels.rollout_matching import RolloutMatching
+from ds_stage2ab.codec.bins import NUM_BINS
 from ds_stage2ab.codec.text import get_codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.load import LoadedConfig
@@ -206,12 +207,17 @@ def _read(loaded: LoadedConfig, world: World) -> Parts:
         plan = make_plan(config, world.size, len(datasets.train))
         source = load_checkpoint(config.model, min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels)
         freeze_parts(source.model, config.model.freeze)
-        if config.tuner.type != FULL:
-            add_adapters(
-                source.model, config.tuner, config.model.freeze, seed=config.training.seed, source=source.folder
-            )
         vocabulary = Vocabulary.from_tokenizer(source.tokenizer)
         embedding_holds_coordinates(source, vocabulary)
+        if config.tuner.type != FULL:
+            add_adapters(
+                source.model,
+                config.tuner,
+                config.model.freeze,
+                vocabulary.coordinate_ids,
+                seed=config.training.seed,
+                source=source.folder,
+            )
         encoder = Encoder(
             source.tokenizer,
             source.image_processor,
@@ -360,7 +366,9 @@ def _tuner_facts(parts: Parts) -> list[tuple[str, str]]:
     tuner, layers = parts.config.tuner, len(adapters_of(parts.source.model))
     if not layers:
         return []
-    return [("tuner", f"{tuner.type}, rank {tuner.lora_rank}, alpha {tuner.lora_alpha:g}, on {layers} linear layers")]
+    words = f"{tuner.type}, rank {tuner.lora_rank}, alpha {tuner.lora_alpha:g}, on {layers} linear layers"
+    rows = f", and {NUM_BINS:,} rows of the embedding" if tuner.trainable_token_rows else ""
+    return [("tuner", words + rows)]
 
 
 def _rollout_words(parts: Parts) -> str:

@@ -19,6 +19,7 @@ from ds_stage2ab.config.sections import NO_OFFLOAD, Config, TunerSection
 from ds_stage2ab.errors import EnvironmentFault
 
 PARTS = ("vision", "aligner", "language")
+COORDINATE_TOKENS = 1000  # rows that tuner.trainable_token_rows trains
 VALUE_BYTES = {"fp32": 4, "bf16": 2}
 FP32_BYTES = 4
 REDUCE_BUCKET = 500_000_000  # values; DeepSpeed's default of reduce_bucket_size, allocated whole from stage 1 on
@@ -250,7 +251,8 @@ def estimate(shape: ModelShape, config: Config, *, learners: int, zero_stage: in
     parts = [part for part in PARTS if part not in config.model.freeze]
     base = parameters_of(shape)
     has_adapters = config.tuner.type != "full"
-    adapters = adapter_parameters(shape, config.tuner, parts) if has_adapters else 0
+    rows = COORDINATE_TOKENS * shape.text.width if config.tuner.trainable_token_rows else 0
+    adapters = adapter_parameters(shape, config.tuner, parts) + rows if has_adapters else 0
     trained = adapters if has_adapters else sum(base[part] for part in parts)
     parameters = sum(base.values()) + adapters
     moments = 2 * FP32_BYTES if config.training.optimizer == "adamw" else 0

@@ -35,10 +35,13 @@ def train(shipped, folder: Path, changes: dict) -> Path:
     done = launch(config, ranks=2)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert f"{changes['tuner.type']}, rank 4, alpha" in done.stdout
+    assert (", and 1,000 rows of the embedding" in done.stdout) == ("tuner.trainable_token_rows" in changes)
     return folder / "runs" / "run"
 
 
-def check(run: Path, shipped, tolerance: float, dtype: torch.dtype = torch.float32) -> None:
+def check(
+    run: Path, shipped, tolerance: float, dtype: torch.dtype = torch.float32, *, rows_train: bool = False
+) -> None:
     """Both channels took part, and the exported model is the start with the adapters, which moved."""
     steps = read_history(run / "metrics.jsonl").steps
     assert "".join(record.channel for record in steps) == "ABAB"
@@ -49,7 +52,13 @@ def check(run: Path, shipped, tolerance: float, dtype: torch.dtype = torch.float
     moved = {name for name in start if not torch.equal(exported[name], start[name].to(dtype).float())}
     assert any("language_model" in name for name in moved)
     assert any("merger" in name for name in moved)
-    assert all("_proj" in name or "merger.linear_fc" in name or "merger_list" in name for name in moved)
+    tables = {"model.language_model.embed_tokens.weight", "lm_head.weight"}
+    assert all("_proj" in name or "merger.linear_fc" in name or "merger_list" in name for name in moved - tables)
+    for name in tables & moved:
+        rows = (exported[name] != start[name].to(dtype).float()).any(dim=1).nonzero().squeeze(-1)
+        assert {*rows.tolist()} <= {*range(len(start[name]) - 1000, len(start[name]))}, "coordinates are the last rows"
+        assert len(rows) > 900
+    assert bool(tables & moved) == rows_train
     base = Qwen3VLForConditionalGeneration.from_pretrained(shipped.model, dtype=torch.float32)
     adapted = PeftModel.from_pretrained(base, newest / "adapter").merge_and_unload().state_dict()
     for name, tensor in adapted.items():
@@ -57,7 +66,23 @@ def check(run: Path, shipped, tolerance: float, dtype: torch.dtype = torch.float
 
 
 def test_lora_trains_on_both_channels(shipped, tmp_path):
-    check(train(shipped, tmp_path, {"tuner.type": "lora", "deepspeed.zero_stage": 3}), shipped, tolerance=1e-5)
+    check(train(shipped, tmp_path, {"tuner.type": "lora"}), shipped, tolerance=1e-5)
+
+
+ROWS = {"tuner.type": "lora", "tuner.trainable_token_rows": "coordinates"}
+
+
+def test_the_rows_of_the_coordinates_train_beside_adapters(shipped, tmp_path):
+    """Under ZeRO 3, where the frozen table lies in parts on both ranks."""
+    run = train(shipped, tmp_path, {**ROWS, "deepspeed.zero_stage": 3})
+    check(run, shipped, tolerance=1e-5, rows_train=True)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_the_rows_of_the_coordinates_train_under_every_stage(shipped, tmp_path, stage):
+    run = train(shipped, tmp_path, {**ROWS, "deepspeed.zero_stage": stage})
+    check(run, shipped, tolerance=1e-5, rows_train=True)
 
 
 @pytest.mark.soak

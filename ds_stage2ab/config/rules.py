@@ -24,6 +24,8 @@ NGRAM_REPEATS = "custom.extra.rollout_matching.repeat_terminate.max_ngram_repeat
 SCHEDULER = "training.lr_scheduler"
 FINAL_RATE = "training.min_learning_rate_ratio"
 FREEZE = "model.freeze"
+TUNER = "tuner.type"
+TOKEN_ROWS = "tuner.trainable_token_rows"
 ZERO_STAGE = "deepspeed.zero_stage"
 OFFLOAD = "deepspeed.offload_optimizer"
 MIN_PIXELS = "data.min_pixels"
@@ -141,6 +143,16 @@ def offload_needs_zero(offload_optimizer: str, zero_stage: int) -> None:
         )
 
 
+def rows_are_trained_beside_adapters(trainable_token_rows: str | None, tuner: str) -> None:
+    """With `full` every row is trained, or none: the key would be ignored."""
+    if trainable_token_rows is not None and tuner == "full":
+        raise ConfigError(
+            f"{trainable_token_rows} has no effect with {TUNER} full",
+            where=TOKEN_ROWS,
+            fix=f"set {TUNER} to lora or dora, or delete {TOKEN_ROWS}",
+        )
+
+
 def some_part_trains(freeze: list[str]) -> None:
     """A model with every part frozen has nothing to learn with."""
     if len(freeze) == MODEL_PARTS:
@@ -199,6 +211,7 @@ RULES = (
     Rule(answer_fits_length, (MAX_NEW_TOKENS, LENGTH_CAP)),
     Rule(constant_rate_does_not_fall, (SCHEDULER, FINAL_RATE)),
     Rule(offload_needs_zero, (OFFLOAD, ZERO_STAGE)),
+    Rule(rows_are_trained_beside_adapters, (TOKEN_ROWS, TUNER)),
     Rule(some_part_trains, (FREEZE,)),
     Rule(pixel_limits_are_ordered, (MIN_PIXELS, MAX_PIXELS)),
     Rule(evaluation_has_data, (EVALUATE_EVERY, VALIDATION)),

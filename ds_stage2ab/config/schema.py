@@ -325,7 +325,8 @@ def _wrong_choice(error: ValidationError, text: str) -> tuple[str, str]:
 
 
 def _one_of(choices: list) -> str:
-    return str(choices[0]) if len(choices) == 1 else f"one of {', '.join(map(str, choices))}"
+    words = ["null" if choice is None else str(choice) for choice in choices]
+    return words[0] if len(words) == 1 else f"one of {', '.join(words)}"
 
 
 def _range(schema: dict) -> str:

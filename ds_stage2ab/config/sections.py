@@ -173,6 +173,7 @@ class TunerSection:
     type: str
     lora_rank: int
     lora_alpha: float
+    trainable_token_rows: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,21 +2,27 @@
 
 LoRA (Hu et al. 2021) adds B A x lora_alpha / lora_rank to the frozen W of a linear layer; DoRA (Liu et al. 2024)
 rescales each row of the sum to a length that is learnt. Both start as W itself and are peft's own layers. The embedding
-table and the head get none: the rows of the coordinate tokens are what stage 1 learnt, and stay.
+table and the head get none; `tuner.trainable_token_rows` trains the rows of the coordinate tokens beside the adapters,
+in a small table of their own that is put over the frozen one. A tied head reads the same rows; a head of its own stays.
 """
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ds_stage2ab.config.sections import TunerSection
 
 FULL, DORA = "full", "dora"
+EMBEDDING = "embed_tokens"
+"""The module that holds the rows of the tokens."""
+_OVER_A_TABLE = ".token_adapter"  # of every name in peft's layer of trained rows
 _ADAPTED = "model."  # what holds the parts; the head stands beside it
 _ALIGNER = ("model.visual.merger.", "model.visual.deepstack_merger_list.")
 _TOWER = "model.visual."
@@ -46,13 +52,22 @@ def adapted_layers(model: nn.Module, frozen: tuple[str, ...]) -> list[str]:
     ]
 
 
-def add_adapters(model: nn.Module, tuner: TunerSection, frozen: tuple[str, ...], *, seed: int, source: Path) -> None:
+def add_adapters(
+    model: nn.Module,
+    tuner: TunerSection,
+    frozen: tuple[str, ...],
+    coordinate_ids: Sequence[int],
+    *,
+    seed: int,
+    source: Path,
+) -> None:
     """Put adapters on the linear layers of the parts that train, in place, and freeze everything else.
 
     Args:
         model: its outputs stay what they are.
         tuner: `tuner` of the config, with adapters.
         frozen: `model.freeze` of the config.
+        coordinate_ids: the rows that `tuner.trainable_token_rows` may name.
         seed: of the adapters' first weights: equal on every rank.
         source: the checkpoint folder, named in the adapter's own config.
     """
@@ -63,6 +78,7 @@ def add_adapters(model: nn.Module, tuner: TunerSection, frozen: tuple[str, ...],
         lora_dropout=0.0,
         use_dora=tuner.type == DORA,
         target_modules=adapted_layers(model, frozen),
+        trainable_token_indices={EMBEDDING: list(coordinate_ids)} if tuner.trainable_token_rows else None,
         base_model_name_or_path=str(source),
     )
     with torch.random.fork_rng(devices=[]):
@@ -85,15 +101,28 @@ def merged_weights(model: nn.Module) -> dict[str, Tensor]:
 
     Each layer is merged in a copy and in fp32, and rounded once to its own precision.
     """
-    layers = adapters_of(model)
+    layers, tables = adapters_of(model), _tables(model)
     weights = {}
     for name, tensor in model.state_dict().items():
         layer, _, leaf = name.rpartition(".base_layer.")
         if layer in layers:
             weights[f"{layer}.{leaf}"] = _merged(layers[layer]) if leaf == "weight" else tensor
-        elif not _is_of_an_adapter(name, layers):
+        elif layer in tables:
+            weights[f"{layer.removesuffix(_OVER_A_TABLE)}.{leaf}"] = tables[layer]
+        elif not _is_of_an_adapter(name, layers) and _OVER_A_TABLE not in name:
             weights[name] = tensor
     return weights
+
+
+def _tables(model: nn.Module) -> dict[str, Tensor]:
+    """Name -> the table with its trained rows, of each layer that has some; tied ones are one tensor."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, TrainableTokensLayer)}
+    merged: dict[int, Tensor] = {}
+    for layer in layers.values():
+        rows = id(layer.trainable_tokens_delta)
+        if rows not in merged:
+            merged[rows] = layer.get_merged_weights(layer.active_adapters)
+    return {name: merged[id(layer.trainable_tokens_delta)] for name, layer in layers.items()}
 
 
 def _merged(layer: LoraLayer) -> Tensor:

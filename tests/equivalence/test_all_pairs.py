@@ -21,7 +21,7 @@ KIND_FACTORS = {
 SPLIT_FACTORS = {
     "ranks": (1, 2),
     "deepspeed.zero_stage": (0, 1, 2, 3),
-    "training.global_max_length": (127, 1024),
+    "training.global_max_length": (200, 1024),
     "training.per_device_train_batch_size": (1, 2, 4),
     f"{MATCHING}.decode_batch_size": (1, 3, 8),
     "arrivals": ("", "scrambled"),

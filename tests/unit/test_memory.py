@@ -81,11 +81,18 @@ def test_each_part_is_what_freezing_it_takes_out_of_training(folder, part):
 @pytest.mark.parametrize("frozen", [(), ("vision", "aligner"), ("vision", "language"), ("aligner", "language")])
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_adapters_are_those_of_the_run(folder, frozen, kind):
-    tuner = TunerSection(type=kind, lora_rank=5, lora_alpha=10.0)
+    tuner = TunerSection(type=kind, lora_rank=5, lora_alpha=10.0, trainable_token_rows=None)
     model = Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_pretrained(folder))
-    add_adapters(model, tuner, frozen, seed=0, source=folder)
+    add_adapters(model, tuner, frozen, (), seed=0, source=folder)
     parts = [part for part in PARTS if part not in frozen]
     assert adapter_parameters(read_shape(folder), tuner, parts) == trained(model)
+
+
+def test_trained_rows_are_counted():
+    asked = changed(tuner={"type": "lora", "trainable_token_rows": "coordinates"}, model={"freeze": ("vision",)})
+    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_pretrained(STAGE1))
+    add_adapters(model, asked.tuner, ("vision",), range(300, 1300), seed=0, source=STAGE1)
+    assert estimate(read_shape(STAGE1), asked, learners=1, zero_stage=1).trained == trained(model)
 
 
 def changed(**sections: dict) -> Config:
@@ -229,7 +236,7 @@ def test_with_adapters_it_keeps_no_more_than_is_estimated(precision, dtype, kind
     # Weights that do not train let their layers keep less, which the estimate leaves out.
     asked = changed(model={"precision": precision}, tuner={"type": kind})
     model = real_model("sdpa", dtype)
-    add_adapters(model, asked.tuner, ("vision", "aligner"), seed=0, source=STAGE1)
+    add_adapters(model, asked.tuner, ("vision", "aligner"), (), seed=0, source=STAGE1)
     estimated = activation_bytes(without_logits(), asked, ["language"])
     assert 1 < estimated / kept_by_language(model) < most
 

@@ -19,8 +19,8 @@ RANK = 4
 PARTS = ("vision", "aligner", "language")
 
 
-def tuner(kind: str) -> TunerSection:
-    return TunerSection(type=kind, lora_rank=RANK, lora_alpha=8.0)
+def tuner(kind: str, rows: str | None = None) -> TunerSection:
+    return TunerSection(type=kind, lora_rank=RANK, lora_alpha=8.0, trainable_token_rows=rows)
 
 
 @pytest.fixture
@@ -28,8 +28,11 @@ def bench(quickstart):
     return load_bench(quickstart, num_samples=1)
 
 
-def adapt(bench, quickstart, kind: str, frozen: tuple[str, ...] = (), seed: int = 0) -> nn.Module:
-    add_adapters(bench.model, tuner(kind), frozen, seed=seed, source=quickstart.model)
+def adapt(
+    bench, quickstart, kind: str, frozen: tuple[str, ...] = (), seed: int = 0, rows: str | None = None
+) -> nn.Module:
+    coordinates = bench.vocabulary.coordinate_ids
+    add_adapters(bench.model, tuner(kind, rows), frozen, coordinates, seed=seed, source=quickstart.model)
     return bench.model
 
 
@@ -98,7 +101,7 @@ def test_adapters_take_the_precision_of_the_model_and_no_buffer_is_rounded(bench
     model = Qwen3VLForConditionalGeneration.from_pretrained(quickstart.model, dtype=torch.bfloat16)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     assert any(buffer.dtype == torch.float32 for buffer in before.values())  # the rotary frequencies
-    add_adapters(model, tuner("dora"), (), seed=0, source=quickstart.model)
+    add_adapters(model, tuner("dora"), (), (), seed=0, source=quickstart.model)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     for name, buffer in model.named_buffers():
         torch.testing.assert_close(buffer, before[name], atol=0, rtol=0)
@@ -115,9 +118,9 @@ def test_the_first_weights_follow_from_the_seed_alone(bench, quickstart):
     assert not any(torch.equal(dict(other.named_parameters())[name], value) for name, value in first.items())
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora"])
-def test_an_export_holds_merged_weights_and_leaves_the_trained_ones_alone(bench, quickstart, kind, tmp_path):
-    model = adapt(bench, quickstart, kind)
+@pytest.mark.parametrize(("kind", "rows"), [("lora", None), ("dora", None), ("lora", "coordinates")])
+def test_an_export_holds_merged_weights_and_leaves_the_trained_ones_alone(bench, quickstart, kind, rows, tmp_path):
+    model = adapt(bench, quickstart, kind, rows=rows)
     move_what_trains(model)
     expected = logits(model, bench.samples[0])
     kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -131,14 +134,29 @@ def test_an_export_holds_merged_weights_and_leaves_the_trained_ones_alone(bench,
     assert (logits(start, bench.samples[0]) - expected).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora"])
-def test_the_adapter_folder_is_loaded_by_peft(bench, quickstart, kind, tmp_path):
-    model = adapt(bench, quickstart, kind)
+@pytest.mark.parametrize(("kind", "rows"), [("lora", None), ("dora", None), ("lora", "coordinates")])
+def test_the_adapter_folder_is_loaded_by_peft(bench, quickstart, kind, rows, tmp_path):
+    model = adapt(bench, quickstart, kind, rows=rows)
     move_what_trains(model)
     save_adapter(model, tmp_path / "adapter")
     start = Qwen3VLForConditionalGeneration.from_pretrained(quickstart.model)
     loaded = PeftModel.from_pretrained(start, tmp_path / "adapter").base_model.model
     torch.testing.assert_close(logits(loaded, bench.samples[0]), logits(model, bench.samples[0]), atol=1e-5, rtol=1e-5)
+
+
+def test_of_the_embedding_exactly_the_coordinates_train(bench, quickstart):
+    table = bench.model.get_input_embeddings().weight.detach().clone()
+    model = adapt(bench, quickstart, "lora", rows="coordinates")
+    (rows,) = (p for name, p in model.named_parameters() if p.requires_grad and ".lora_" not in name)
+    ids = list(bench.vocabulary.coordinate_ids)
+    assert torch.equal(rows, table[ids])
+    move_what_trains(model)
+    exported = merged_weights(model)
+    after = exported["model.language_model.embed_tokens.weight"]
+    others = [row for row in range(len(table)) if row not in set(ids)]
+    assert torch.equal(after[others], table[others])
+    assert torch.equal(after[ids], rows) and not torch.equal(rows, table[ids])
+    assert exported["lm_head.weight"] is after  # the head is tied
 
 
 def test_a_model_without_adapters_is_exported_as_it_is(bench):
@@ -167,7 +185,7 @@ def test_the_optimizer_holds_what_trains_and_each_of_it_gets_a_gradient(
     values = merged(values, {"model.gradient_checkpointing": checkpointing, "model.freeze": ["vision"]})
     config = load_config(write_config(tmp_path / "c.yaml", values)).config
     model = load_checkpoint(config.model, min_pixels=None, max_pixels=None).model
-    add_adapters(model, tuner(kind), config.model.freeze, seed=0, source=quickstart.model)
+    add_adapters(model, tuner(kind), config.model.freeze, (), seed=0, source=quickstart.model)
     optimizer = build_optimizer(
         Objective(model, torch.tensor(bench.vocabulary.coordinate_ids), config.stage2_ab), config.training
     )
