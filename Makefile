@@ -73,6 +73,8 @@ soak: $(INSTALLED)
 	$(PY) -m pytest -q -m soak
 
 bench: $(INSTALLED)
+	@# The peer that packing is measured beside
+	$(PIP) binpacking
 	$(PY) -m pytest -q -m bench
 
 lint: $(INSTALLED)

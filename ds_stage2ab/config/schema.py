@@ -318,9 +318,8 @@ def _is_quoted_number(text: str, allowed: list[str]) -> bool:
 
 
 def _wrong_choice(error: ValidationError, text: str) -> tuple[str, str]:
-    choices = [str(choice) for choice in error.validator_value]
-    allowed = _one_of(choices)
-    near = difflib.get_close_matches(str(error.instance), choices, n=1)
+    allowed = _one_of(error.validator_value)
+    near = difflib.get_close_matches(str(error.instance), map(str, filter(None, error.validator_value)), n=1)
     return f"must be {allowed}, got {text}", f"did you mean {near[0]}?" if near else f"write {allowed}"
 
 

@@ -121,3 +121,29 @@ def test_every_shipped_config_stands_in_the_readme_of_configs():
     folder = ROOT / "configs"
     missing = [path for path in folder.rglob("*.yaml") if f"`{path.relative_to(folder).as_posix()}`" not in text]
     assert missing == []
+
+
+# What the runbook and the page on debugging tell users to type -> the test that runs it, with words that stand in both.
+COMMANDS = {
+    "python -m ds_stage2ab.validate": ("tests/unit/test_validate.py", "--learners"),
+    "ds-stage2ab plan": ("tests/unit/test_cli.py", "plan"),
+    "ds-stage2ab evaluate": ("tests/test_evaluate.py", "evaluate"),
+    "deepspeed --num_gpus": ("tests/parts.py", "--num_gpus"),
+    "DS_ACCELERATOR=cpu deepspeed --num_gpus": ("tests/parts.py", "DS_ACCELERATOR"),
+    "kill -USR1": ("tests/faults/planted.py", "SIGUSR1"),
+}
+TYPED = re.compile(r"^(?:[A-Z_]+=\S+ )?(?:python|deepspeed|ds-stage2ab|kill|make|pip) .*$", re.MULTILINE)
+
+
+@pytest.mark.parametrize("document", ["docs/training/STAGE2_RUNBOOK.md", "docs/debugging.md"])
+def test_every_command_that_users_are_told_is_run_by_a_test(document):
+    blocks = re.findall(r"^```\w*\n(.*?)^```", (ROOT / document).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    typed = [line for block in blocks for line in TYPED.findall(block)]
+    assert typed
+    unknown = [line for line in typed if not any(line.startswith(command) for command in COMMANDS)]
+    assert unknown == [], "name the test that runs it, or say in the document that it needs a GPU"
+
+
+def test_the_tests_that_run_them_do():
+    for path, word in COMMANDS.values():
+        assert word in (ROOT / path).read_text(encoding="utf-8"), path

@@ -1,3 +1,7 @@
+import math
+import random
+import statistics
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -80,3 +84,36 @@ def test_impossible_lengths_are_refused(lengths):
 
 def test_nothing_gives_nothing():
     assert pack_lengths([], 10) == []
+
+
+SETS, FEW_SETS, SET_SIZE, CAP = 500, 10, 256, 12_000
+SIGMA = 0.8  # of the logarithm: nine of ten lengths lie within a quarter and the fourfold of the median
+
+
+def log_normal(seed: int, median: int) -> list[int]:
+    """Lengths as those of samples are: many near the median, a few many times as long."""
+    rng = random.Random(f"{seed}/{median}")
+    drawn = (rng.lognormvariate(math.log(median), SIGMA) for _ in range(SET_SIZE))
+    return [min(CAP, max(1, round(length))) for length in drawn]
+
+
+def assert_close_to_the_bound(num_sets: int, median: int) -> None:
+    """Never more packs than either heuristic, and on average within 1 % of what no packing can beat."""
+    excess = []
+    for seed in range(num_sets):
+        lengths = log_normal(seed, median)
+        packs = len(pack_lengths(lengths, CAP))
+        assert packs <= min(len(first_fit(lengths, CAP)), len(best_fit_decreasing(lengths, CAP)))
+        excess.append(packs / math.ceil(sum(lengths) / CAP) - 1)
+    assert statistics.mean(excess) <= 0.01
+
+
+@pytest.mark.parametrize("median", [400, 2500])
+def test_few_more_packs_than_the_lower_bound(median):
+    assert_close_to_the_bound(FEW_SETS, median)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("median", [400, 2500])
+def test_few_more_packs_than_the_lower_bound_in_a_thousand_sets(median):
+    assert_close_to_the_bound(SETS, median)
