@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import Qwen2VLImageProcessorPil
 
-from ds_stage2ab.engine.tuner import adapters_of, merged_weights, save_adapter
+from ds_stage2ab.engine.shards import ShardWriter
+from ds_stage2ab.engine.tuner import adapters_of, merged_tensors, save_adapter
 from ds_stage2ab.engine.whole_model import WholeModel
 from ds_stage2ab.errors import EnvironmentFault
 from ds_stage2ab.world import World
@@ -73,15 +74,10 @@ class Checkpoints:
         self.world.doing("saving the state of the engine")
         with self.world.collective(), _explained(self.folder):
             self.engine.save_checkpoint(str(partial), tag="deepspeed", save_latest=False)
-        with (
-            self.whole_model(only_first=True, device="cpu") as model,
-            self.world.agree_on_failure("exporting the weights"),
-            _explained(self.folder),
-        ):
+        with self.world.agree_on_failure("exporting the weights"), _explained(self.folder):
+            export(self.whole_model, self.source, self.image_processor, partial / "hf")
+            self._save_adapters(partial / "adapter")
             if self.world.rank == 0:
-                export(model, self.source, self.image_processor, partial / "hf")
-                if adapters_of(model):
-                    save_adapter(model, partial / "adapter")
                 state = {"finished_steps": finished_steps, "world_size": self.world.size}
                 (partial / "state.json").write_text(json.dumps(state) + "\n")
                 _sync(partial)
@@ -91,6 +87,15 @@ class Checkpoints:
                 self._prune()
         return final
 
+    def _save_adapters(self, destination: Path) -> None:
+        layout = self.whole_model.layout
+        if not adapters_of(layout):
+            return
+        trained = [name for name, parameter in self.whole_model.model.named_parameters() if parameter.requires_grad]
+        with self.whole_model.part(trained, "cpu", only_first=True):
+            if self.world.rank == 0:
+                save_adapter(layout, destination)
+
     def _prune(self) -> None:
         """Delete the oldest complete checkpoints beyond `keep_last`."""
         complete = sorted(self.folder.glob("step-*"), key=lambda folder: int(folder.name.removeprefix("step-")))
@@ -98,17 +103,47 @@ class Checkpoints:
             shutil.rmtree(old)
 
 
-def export(model: nn.Module, source: Path, image_processor: Qwen2VLImageProcessorPil, destination: Path) -> None:
+def export(
+    whole_model: WholeModel, source: Path, image_processor: Qwen2VLImageProcessorPil, destination: Path
+) -> None:
     """Write a Hugging Face folder that `from_pretrained` and vLLM load; no checkpoint may be there yet.
 
-    Adapters are merged into the weights that are written; the model keeps its own.
+    All ranks enter together, rank 0 writes. Adapters are merged into the weights that are written; the model keeps its
+    own. Gathered weights are in memory one tensor at a time, and one file of them on rank 0.
+
+    Raises:
+        OSError: a file cannot be written; raised when all ranks have gathered everything, so that none is left waiting.
     """
+    writer, fault = None, None
+    if whole_model.world.rank == 0:
+        try:
+            writer = _begin(whole_model.layout, source, image_processor, destination)
+        except OSError as error:
+            fault = error
+    for tensor in merged_tensors(whole_model.layout):
+        with whole_model.part(tensor.needs, "cpu", only_first=True):
+            try:
+                if writer is not None and fault is None:
+                    writer.add(tensor.name, tensor.make())
+            except (OSError, SafetensorError) as error:
+                fault = error
+    if fault is not None:
+        raise fault
+    if writer is not None:
+        writer.close()
+
+
+def _begin(
+    model: nn.Module, source: Path, image_processor: Qwen2VLImageProcessorPil, destination: Path
+) -> ShardWriter:
+    """Everything but the weights."""
     destination.mkdir(parents=True)
     for file in source.iterdir():
         if file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES):
             shutil.copyfile(file, destination / file.name)
     _export_image_size(dict(image_processor.size), destination)
-    model.save_pretrained(destination, state_dict=merged_weights(model))
+    model.config.save_pretrained(destination)
+    return ShardWriter(destination)
 
 
 def _export_image_size(size: dict[str, int], folder: Path) -> None:

@@ -7,13 +7,15 @@ in a small table of their own that is put over the frozen one. A tied head reads
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.tuners.trainable_tokens import TrainableTokensLayer as RowsLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -95,45 +97,53 @@ def adapters_of(model: nn.Module) -> dict[str, LoraLayer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
-@torch.no_grad()
-def merged_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of the model without adapters whose outputs are those of `model`; nothing in it is changed.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merged:
+    """A tensor of the model without adapters whose outputs are those of the model with them."""
 
-    Each layer is merged in a copy and in fp32, and rounded once to its own precision.
+    name: str
+    # in a plain model
+    needs: tuple[str, ...]
+    # names of the parameters that it is made from
+    make: Callable[[], Tensor]
+    # makes it while these are there; nothing of the model is changed
+
+
+def merged_tensors(model: nn.Module) -> list[Merged]:
+    """Every tensor of the plain model, tied ones once.
+
+    A layer with adapters is merged in a copy and in fp32, and rounded once to its own precision.
     """
-    layers, tables = adapters_of(model), _tables(model)
-    weights = {}
-    for name, tensor in model.state_dict().items():
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    changed = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer | RowsLayer)}
+    made, seen = [], set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
         layer, _, leaf = name.rpartition(".base_layer.")
-        if layer in layers:
-            weights[f"{layer}.{leaf}"] = _merged(layers[layer]) if leaf == "weight" else tensor
-        elif layer in tables:
-            weights[f"{layer.removesuffix(_OVER_A_TABLE)}.{leaf}"] = tables[layer]
-        elif not _is_of_an_adapter(name, layers) and _OVER_A_TABLE not in name:
-            weights[name] = tensor
-    return weights
+        inside = any(name.startswith(f"{owner}.") for owner in changed)
+        if (inside and layer not in changed) or id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        if layer in changed and leaf == "weight":
+            module = changed[layer]
+            needs = tuple(sorted({names[id(parameter)] for parameter in module.parameters()}))
+            made.append(Merged(name=_plain(layer, leaf), needs=needs, make=partial(_merged, module)))
+        else:
+            needs = (names[id(tensor)],) if id(tensor) in names else ()
+            made.append(Merged(name=_plain(layer, leaf) if inside else name, needs=needs, make=tensor.detach))
+    return made
 
 
-def _tables(model: nn.Module) -> dict[str, Tensor]:
-    """Name -> the table with its trained rows, of each layer that has some; tied ones are one tensor."""
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, TrainableTokensLayer)}
-    merged: dict[int, Tensor] = {}
-    for layer in layers.values():
-        rows = id(layer.trainable_tokens_delta)
-        if rows not in merged:
-            merged[rows] = layer.get_merged_weights(layer.active_adapters)
-    return {name: merged[id(layer.trainable_tokens_delta)] for name, layer in layers.items()}
+def _plain(layer: str, leaf: str) -> str:
+    return f"{layer.removesuffix(_OVER_A_TABLE)}.{leaf}"
 
 
-def _merged(layer: LoraLayer) -> Tensor:
+@torch.no_grad()
+def _merged(layer: LoraLayer | RowsLayer) -> Tensor:
+    if isinstance(layer, RowsLayer):
+        return layer.get_merged_weights(layer.active_adapters)
     copied = copy.deepcopy(layer).float()
     copied.merge()
     return copied.get_base_layer().weight.to(layer.get_base_layer().weight.dtype)
-
-
-def _is_of_an_adapter(name: str, layers: dict[str, LoraLayer]) -> bool:
-    owner, _, _ = name.partition(".lora_")
-    return owner != name and owner in layers
 
 
 def save_adapter(model: nn.Module, destination: Path) -> None:

@@ -6,7 +6,7 @@ into a copy without hooks, which each rank uses as it likes and which is empty a
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import deepspeed
@@ -17,42 +17,50 @@ from ds_stage2ab.world import World
 
 
 class WholeModel:
-    """Lends a model whose weights are all there.
+    """Lends a model whose weights are all there, or some of them.
 
     Args:
         model: the model that trains; not yet given to DeepSpeed.
-        is_partitioned: whether DeepSpeed will partition its parameters (ZeRO 3).
         world: the learner ranks.
+        is_partitioned: whether DeepSpeed will partition its parameters (ZeRO 3).
     """
 
     def __init__(self, model: nn.Module, world: World, *, is_partitioned: bool) -> None:
         self.model = model
         self.world = world
-        self.shell = _without_weights(model) if is_partitioned else None
+        self.is_partitioned = is_partitioned
+        self.layout = _without_weights(model) if is_partitioned else model
+        # the model that is lent; its weights may be looked at while it is
 
     @contextmanager
-    def __call__(self, *, only_first: bool = False, device: str | None = None) -> Iterator[nn.Module]:
-        """All ranks enter it together.
+    def __call__(self) -> Iterator[nn.Module]:
+        """The whole of it, where it trains; all ranks enter together."""
+        with self.part([name for name, _ in self.model.named_parameters()], self.world.device):
+            yield self.layout
+
+    @contextmanager
+    def part(self, names: Collection[str], device: str, *, only_first: bool = False) -> Iterator[None]:
+        """Inside, the parameters of these names are there in `layout`; all ranks enter together.
 
         Args:
-            only_first: only rank 0 uses the model; on the others it may have no weights.
-            device: where a gathered copy lies; None: where the model trains.
+            device: where gathered copies lie.
+            only_first: only on rank 0.
         """
-        if self.shell is None:
-            yield self.model
+        if not self.is_partitioned:
+            yield
             return
-        names = dict(self.shell.named_parameters())
+        sources, copies = dict(self.model.named_parameters()), dict(self.layout.named_parameters())
         keep = not only_first or self.world.rank == 0
         with torch.no_grad(), self.world.collective():
-            for name, parameter in self.model.named_parameters():
-                with deepspeed.zero.GatheredParameters([parameter]):
+            for name in names:
+                with deepspeed.zero.GatheredParameters([sources[name]]):
                     if keep:
-                        names[name].data = parameter.data.to(device or self.world.device, copy=True)
+                        copies[name].data = sources[name].data.to(device, copy=True)
         try:
-            yield self.shell
+            yield
         finally:
-            for parameter in names.values():
-                parameter.data = torch.empty(0, dtype=parameter.dtype)
+            for name in names:
+                copies[name].data = torch.empty(0, dtype=copies[name].dtype)
 
 
 def _without_weights(model: nn.Module) -> nn.Module:

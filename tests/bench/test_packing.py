@@ -4,7 +4,6 @@ import math
 import random
 import time
 
-import binpacking
 import pytest
 
 from ds_stage2ab.packs.binpack import pack_lengths
@@ -28,6 +27,8 @@ def timed(function, *arguments):
 @pytest.mark.bench
 def test_a_hundred_thousand_lengths(capsys):
     """The peer is quadratic: it is asked for a tenth, which is compared with ours on the same tenth."""
+    import binpacking  # installed by `make bench` alone
+
     seconds, bins = min(timed(pack_lengths, drawn(LENGTHS), CAP) for _ in range(3))
     few = drawn(PEER_LENGTHS)
     own, own_bins = min(timed(pack_lengths, few, CAP) for _ in range(3))

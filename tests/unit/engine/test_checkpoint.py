@@ -49,8 +49,12 @@ def own(source):
 
 
 @pytest.fixture
-def checkpoints(source, own, engine, bench, world, tmp_path):
-    whole_model = WholeModel(bench.model, world, is_partitioned=False)
+def whole_model(bench, world):
+    return WholeModel(bench.model, world, is_partitioned=False)
+
+
+@pytest.fixture
+def checkpoints(source, own, engine, whole_model, world, tmp_path):
     return Checkpoints(tmp_path / "checkpoints", source, own, engine, whole_model, world, keep_last=2)
 
 
@@ -86,9 +90,9 @@ def assert_same_weights(seen, expected):
     assert all(torch.equal(seen[name], tensor) for name, tensor in expected.items())
 
 
-def test_an_exported_model_gives_the_same_logits_bit_by_bit(bench, source, own, tmp_path):
+def test_an_exported_model_gives_the_same_logits_bit_by_bit(bench, whole_model, source, own, tmp_path):
     move(bench.model, seed=1)
-    export(bench.model, source, own, tmp_path / "hf")
+    export(whole_model, source, own, tmp_path / "hf")
     loaded = Qwen3VLForConditionalGeneration.from_pretrained(tmp_path / "hf")
     sample = bench.samples[0]
     assert torch.equal(logits(loaded, sample), logits(bench.model, sample))
@@ -96,8 +100,8 @@ def test_an_exported_model_gives_the_same_logits_bit_by_bit(bench, source, own, 
     assert not torch.equal(logits(original, sample), logits(bench.model, sample))
 
 
-def test_tied_weights_stay_tied_and_are_stored_once(bench, source, own, tmp_path):
-    export(bench.model, source, own, tmp_path / "hf")
+def test_tied_weights_stay_tied_and_are_stored_once(bench, whole_model, source, own, tmp_path):
+    export(whole_model, source, own, tmp_path / "hf")
     with safe_open(tmp_path / "hf" / "model.safetensors", framework="pt") as stored:
         names = set(stored.keys())
     assert "lm_head.weight" not in names
@@ -106,12 +110,12 @@ def test_tied_weights_stay_tied_and_are_stored_once(bench, source, own, tmp_path
     assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
 
 
-def test_everything_but_weights_is_copied(bench, source, own, tmp_path):
+def test_everything_but_weights_is_copied(bench, whole_model, source, own, tmp_path):
     for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "a.gguf"):
         (source / name).write_text("weights of another form")
     (source / "NOTICE").write_text("kept")
     (source / "original").mkdir()
-    export(bench.model, source, own, tmp_path / "hf")
+    export(whole_model, source, own, tmp_path / "hf")
     weights_of_others = {"model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin"}
     assert set(listed(tmp_path / "hf")) == set(listed(source)) - weights_of_others - {"a.gguf", "original"}
     copied = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "NOTICE")
@@ -147,7 +151,7 @@ LIMITS = [
 
 @pytest.mark.parametrize("limits", LIMITS, ids=["min", "max", "both"])
 @pytest.mark.parametrize("form", ["size", "older names", "nested", "plain processor_config"])
-def test_the_export_resizes_as_training_did(bench, source, tmp_path, form, limits):
+def test_the_export_resizes_as_training_did(bench, whole_model, source, tmp_path, form, limits):
     path = source / "preprocessor_config.json"
     settings = json.loads(path.read_text())
     if form == "older names":
@@ -158,7 +162,7 @@ def test_the_export_resizes_as_training_did(bench, source, tmp_path, form, limit
     elif form == "plain processor_config":
         (source / "processor_config.json").write_text('{"more": 1}')
     training = trained_with(source, tmp_path, **limits)
-    export(bench.model, source, training, tmp_path / "hf")
+    export(whole_model, source, training, tmp_path / "hf")
     exported = Qwen2VLImageProcessorPil.from_pretrained(tmp_path / "hf")
     values, grids = pixels(exported)
     expected_values, expected_grids = pixels(training)
@@ -173,10 +177,10 @@ def test_the_export_resizes_as_training_did(bench, source, tmp_path, form, limit
         assert (tmp_path / "hf" / "processor_config.json").read_text() == '{"more": 1}'
 
 
-def test_without_limits_the_files_stay_as_they_are(bench, source, tmp_path):
+def test_without_limits_the_files_stay_as_they_are(bench, whole_model, source, tmp_path):
     path = source / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"max_pixels": 250 * 250}, indent=7))
-    export(bench.model, source, trained_with(source, tmp_path), tmp_path / "hf")
+    export(whole_model, source, trained_with(source, tmp_path), tmp_path / "hf")
     assert (tmp_path / "hf" / path.name).read_bytes() == path.read_bytes()
 
 

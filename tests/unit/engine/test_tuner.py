@@ -10,7 +10,8 @@ from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.sections import TunerSection
 from ds_stage2ab.engine.build import build_optimizer, load_checkpoint
 from ds_stage2ab.engine.checkpoint import export
-from ds_stage2ab.engine.tuner import adapted_layers, adapters_of, add_adapters, merged_weights, part_of, save_adapter
+from ds_stage2ab.engine.tuner import adapted_layers, adapters_of, add_adapters, merged_tensors, part_of, save_adapter
+from ds_stage2ab.engine.whole_model import WholeModel
 from ds_stage2ab.losses.objective import Objective
 from tests.parts import config_values, merged, write_config
 from tests.unit.parts import load_bench
@@ -54,6 +55,10 @@ def move_what_trains(model, seed: int = 1) -> None:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+
+
+def merged_weights(model) -> dict[str, torch.Tensor]:
+    return {one.name: one.make() for one in merged_tensors(model)}
 
 
 def test_every_linear_layer_of_the_parts_that_train_is_adapted_and_no_other(bench, quickstart):
@@ -119,12 +124,15 @@ def test_the_first_weights_follow_from_the_seed_alone(bench, quickstart):
 
 
 @pytest.mark.parametrize(("kind", "rows"), [("lora", None), ("dora", None), ("lora", "coordinates")])
-def test_an_export_holds_merged_weights_and_leaves_the_trained_ones_alone(bench, quickstart, kind, rows, tmp_path):
+def test_an_export_holds_merged_weights_and_leaves_the_trained_ones_alone(
+    bench, quickstart, world, kind, rows, tmp_path
+):
     model = adapt(bench, quickstart, kind, rows=rows)
     move_what_trains(model)
     expected = logits(model, bench.samples[0])
     kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    export(model, quickstart.model, bench.encoder.image_processor, tmp_path / "hf")
+    whole_model = WholeModel(model, world, is_partitioned=False)
+    export(whole_model, quickstart.model, bench.encoder.image_processor, tmp_path / "hf")
     assert all(torch.equal(tensor, kept[name]) for name, tensor in model.state_dict().items())
     plain, report = Qwen3VLForConditionalGeneration.from_pretrained(tmp_path / "hf", output_loading_info=True)
     assert not any(report.values())
@@ -156,14 +164,31 @@ def test_of_the_embedding_exactly_the_coordinates_train(bench, quickstart):
     others = [row for row in range(len(table)) if row not in set(ids)]
     assert torch.equal(after[others], table[others])
     assert torch.equal(after[ids], rows) and not torch.equal(rows, table[ids])
-    assert exported["lm_head.weight"] is after  # the head is tied
+    assert "lm_head.weight" not in exported  # the head is tied
 
 
 def test_a_model_without_adapters_is_exported_as_it_is(bench):
-    weights = merged_weights(bench.model)
-    state = bench.model.state_dict()
-    assert weights.keys() == state.keys()
-    assert all(weights[name] is state[name] or torch.equal(weights[name], state[name]) for name in state)
+    """Each tensor once, though the head is tied, made from itself alone and in its own memory."""
+    parameters = dict(bench.model.named_parameters())
+    tensors = merged_tensors(bench.model)
+    assert [one.name for one in tensors] == list(parameters)
+    for one in tensors:
+        assert one.needs == (one.name,)
+        assert one.make().data_ptr() == parameters[one.name].data_ptr()
+
+
+@pytest.mark.parametrize("rows", [None, "coordinates"])
+def test_a_merged_tensor_says_what_it_is_made_from(bench, quickstart, rows):
+    """With everything else emptied, as under ZeRO 3, it is made all the same."""
+    model = adapt(bench, quickstart, "lora", rows=rows)
+    move_what_trains(model)
+    expected = merged_weights(model)
+    parameters = dict(model.named_parameters())
+    kept = {name: parameter.data for name, parameter in parameters.items()}
+    for one in merged_tensors(model):
+        for name, parameter in parameters.items():
+            parameter.data = kept[name] if name in one.needs else torch.empty(0)
+        assert torch.equal(one.make(), expected[one.name]), one.name
 
 
 def test_a_merge_in_bf16_rounds_once(bench, quickstart):

@@ -1,0 +1,60 @@
+"""Tensors -> safetensors files as Hugging Face names them, one file at a time in memory."""
+
+import json
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+SHARD_BYTES = 2**32
+"""Of one file at most, but for a tensor that is larger: what is held in memory while a model is written."""
+INDEX = "model.safetensors.index.json"
+
+
+class ShardWriter:
+    """Writes tensors in the order in which they come.
+
+    Args:
+        folder: exists, and holds no weights yet.
+        shard_bytes: largest size of a file.
+    """
+
+    def __init__(self, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
+        self.folder = folder
+        self.shard_bytes = shard_bytes
+        self._pending: dict[str, Tensor] = {}
+        self._pending_bytes = 0
+        self._shards: list[list[str]] = []
+        # names in each file
+        self._total = 0
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Take one tensor; it must stay as it is until `close`, or be the caller's no longer."""
+        size = tensor.numel() * tensor.element_size()
+        if self._pending and self._pending_bytes + size > self.shard_bytes:
+            self._flush()
+        self._pending[name] = tensor.cpu().contiguous()
+        self._pending_bytes += size
+        self._total += size
+
+    def close(self) -> None:
+        """Write the rest, and name the files: one alone is `model.safetensors`, several have an index."""
+        self._flush()
+        count = len(self._shards)
+        names = [f"model-{n + 1:05d}-of-{count:05d}.safetensors" for n in range(count)]
+        if count == 1:
+            names = ["model.safetensors"]
+        for number, name in enumerate(names):
+            self._partial(number).rename(self.folder / name)
+        if count > 1:
+            places = {tensor: name for name, shard in zip(names, self._shards, strict=True) for tensor in shard}
+            index = {"metadata": {"total_size": self._total}, "weight_map": places}
+            (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    def _flush(self) -> None:
+        save_file(self._pending, self._partial(len(self._shards)), metadata={"format": "pt"})
+        self._shards.append(list(self._pending))
+        self._pending, self._pending_bytes = {}, 0
+
+    def _partial(self, number: int) -> Path:
+        return self.folder / f"model-{number + 1:05d}.partial"
