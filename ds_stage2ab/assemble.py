@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ds_stage2ab import ops
-from ds_stage2ab.carriers import Record, StepResult
+from ds_stage2ab.carriers import StepResult
 from ds_stage2ab.channels.expectation import Expectation
 from ds_stage2ab.channels.rollout_matching import RolloutMatching
 from ds_stage2ab.codec.bins import NUM_BINS
@@ -17,11 +17,9 @@ from ds_stage2ab.config.load import LoadedConfig
 from ds_stage2ab.config.rules import rollout_fits_length
 from ds_stage2ab.config.sections import Config
 from ds_stage2ab.config.servers import BACKEND
-from ds_stage2ab.data.box_space import other_convention
+from ds_stage2ab.data.datasets import SKIP, Datasets, data_warnings, read_datasets
 from ds_stage2ab.data.encode import Encoder
 from ds_stage2ab.data.feed import Feed, Reader
-from ds_stage2ab.data.images import check_image
-from ds_stage2ab.data.records import read_records
 from ds_stage2ab.data.stream import SampleOrder
 from ds_stage2ab.engine.build import (
     Checkpoint,
@@ -50,8 +48,6 @@ from ds_stage2ab.world import World
 
 PARTITIONED = 3
 """The ZeRO stage that leaves a part of each parameter on every rank."""
-SKIP = "skip"
-"""The value of `data.on_bad_sample` and `data.on_overlong` that goes on without the sample."""
 MAX_SKIPPED_TOLD = 3
 """Skipped samples of a step whose reason is told; `metrics.jsonl` names all of them."""
 
@@ -100,34 +96,6 @@ class Run:
             self.metrics.close()
         finally:
             self.folder.release()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Datasets:
-    """Checked records."""
-
-    train: list[Record]
-    validation: list[Record]
-    # empty when none is configured
-
-
-def read_datasets(config: Config, world: World) -> Datasets:
-    """Read both sets on every rank, and look at every image's header, each rank at its share.
-
-    Raises:
-        DataError: a line, a box or an image is not what the data contract says.
-    """
-    data = config.data
-    with world.agree_on_failure("reading the records"):
-        train, validation = (
-            [] if path is None else read_records(path, image_root=data.image_root, box_format=data.box_format)
-            for path in (data.train, data.validation)
-        )
-        validation = validation[: config.evaluation.max_samples]
-    with world.agree_on_failure("looking at the images"):
-        for record in [*train, *validation][world.rank :: world.size]:
-            check_image(record)
-    return Datasets(train=train, validation=validation)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -349,17 +317,8 @@ def _facts(parts: Parts) -> tuple[tuple[str, str], ...]:
         ("rollouts", _rollout_words(parts)),
         ("engine", f"DeepSpeed, ZeRO stage {plan.zero_stage}, {parts.config.model.precision}"),
         ("run folder", str(parts.folder.path)),
-        *(("warning", warning) for warning in (*plan.warnings, *_data_warnings(parts)) if warning),
+        *(("warning", warning) for warning in (*plan.warnings, *data_warnings(parts.config.data, datasets))),
     )
-
-
-def _data_warnings(parts: Parts) -> tuple[str, str]:
-    """What looks wrong in the training and in the held-out set; empty texts where nothing does."""
-    data, datasets = parts.config.data, parts.datasets
-    sets = ((data.train, datasets.train), (data.validation, datasets.validation))
-    found = [(path, other_convention(records, data.box_format)) for path, records in sets]
-    first, second = (f"{path}: {warning}" if warning else "" for path, warning in found)
-    return first, second
 
 
 def _tuner_facts(parts: Parts) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ waits in vain for the others, because one of them has died or hangs, says so and
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TypeVar
 
@@ -56,6 +56,7 @@ class World:
         self._notes: dist.TCPStore | None = None
         if self.size > 1:
             self._notes = self._open_notes()
+            self.doing(self.now)
 
     def _open_notes(self) -> dist.TCPStore:
         """What each rank is doing, held by rank 0 beside the process group: readable when that has broken."""
@@ -71,7 +72,8 @@ class World:
         """Note what this rank is at now, for the others to read if it never comes back from it."""
         self.now = what
         if self._notes is not None:
-            self._notes.set(str(self.rank), what)
+            with suppress(RuntimeError):  # rank 0 is gone, and its store with it: the next collective says so
+                self._notes.set(str(self.rank), what)
 
     def all_max(self, *values: int) -> list[int]:
         """Largest of each value over all ranks."""
@@ -129,17 +131,13 @@ class World:
 
     def _others(self) -> list[tuple[int, str]]:
         """(rank, what it is doing) of the ranks that are not waiting themselves, as far as rank 0 can still tell."""
-        found = []
-        for rank in range(self.size):
-            if rank == self.rank or self._notes is None:
-                continue
-            try:
-                doing = self._notes.get(str(rank)).decode()
-            except RuntimeError:  # torch.distributed's own: rank 0 is gone, or the rank has noted nothing yet
-                doing = "not known"
-            if doing != WAITING:
-                found.append((rank, doing))
-        return found[:MAX_NAMED]
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        try:
+            noted = [rank for rank in others if self._notes.check([str(rank)])]
+            doing = [self._notes.get(str(rank)).decode() for rank in noted]
+        except RuntimeError:  # torch.distributed's own: its store has gone with rank 0
+            return [(0, "not known, it is gone")]
+        return [pair for pair in zip(noted, doing, strict=True) if pair[1] != WAITING][:MAX_NAMED]
 
     def agree_on_failure(self, doing: str, *, num_flags: int = 0) -> "Agreement":
         """`with world.agree_on_failure("reading the data"):` around a block that may fail on some ranks.

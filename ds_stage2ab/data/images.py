@@ -42,6 +42,10 @@ _DECODER_ERRORS = (
 """What Pillow's decoders raise on bytes that are not what they claim."""
 
 
+class Unusable(DataError):
+    """The path of an image is one that a record may have, and there is no image that could be read."""
+
+
 def find_image(root: Path, text: str) -> Path:
     """The regular file that `text` names inside `root`.
 
@@ -52,7 +56,8 @@ def find_image(root: Path, text: str) -> Path:
     Returns: absolute, resolved path.
 
     Raises:
-        DataError: no relative path, it leads out of the root, or there is no readable regular file; without `where`.
+        Unusable: there is no such file, or it is empty; without `where`, as the next.
+        DataError: no relative path, it leads out of the root, or there is no readable regular file.
     """
     if _URL.match(text):
         raise DataError(f"image {text!r} is a URL", fix="download it and write its path inside the image root")
@@ -65,7 +70,7 @@ def find_image(root: Path, text: str) -> Path:
         found = Path(os.path.realpath(root / text, strict=True))
         status = found.stat()
     except FileNotFoundError:
-        raise DataError(f"image {text!r} does not exist in {root}", fix=_spelling(root, text)) from None
+        raise Unusable(f"image {text!r} does not exist in {root}", fix=_spelling(root, text)) from None
     except OSError as error:
         raise DataError(f"image {text!r} cannot be reached: {error.strerror}", fix=f"look at {root / text}") from None
     if not found.is_relative_to(root):
@@ -76,7 +81,7 @@ def find_image(root: Path, text: str) -> Path:
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"image {text!r} is {_kind(status.st_mode)}, not a file", fix="write the path of an image file")
     if status.st_size == 0:
-        raise DataError(f"image {text!r} is an empty file", fix="fetch it again")
+        raise Unusable(f"image {text!r} is an empty file", fix="fetch it again")
     return found
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from ds_stage2ab.carriers import Box, Record, Truth
 from ds_stage2ab.codec.bins import MAX_BIN, bin_of_token, pixel_to_bin
-from ds_stage2ab.data.images import check_image, find_image, load_image
+from ds_stage2ab.data.images import Unusable, check_image, find_image, load_image
 from ds_stage2ab.errors import DataError
 
 __all__ = ["BoxFormat", "check_image", "load_image", "read_records"]
@@ -56,16 +56,20 @@ class _Reader:
     path: Path
     root: Path
     box_format: BoxFormat
+    keep_unusable: bool
     line_of_id: dict[str, int] = field(default_factory=dict)
 
 
-def read_records(path: Path, *, image_root: Path | None, box_format: BoxFormat) -> list[Record]:
+def read_records(
+    path: Path, *, image_root: Path | None, box_format: BoxFormat, keep_unusable: bool = False
+) -> list[Record]:
     """Read a whole file; no image is opened, but each must be there.
 
     Args:
         path: the JSONL file.
         image_root: the folder that image paths start from and never leave; None: the file's own folder.
         box_format: `bins` (0..999, whole numbers or `<|coord_k|>`) or `pixel`.
+        keep_unusable: a record whose image is missing or empty is kept; who loads the image finds out.
 
     Returns: one record per line, in file order; the objects of each sorted by (y1, x1), stable.
 
@@ -77,7 +81,7 @@ def read_records(path: Path, *, image_root: Path | None, box_format: BoxFormat) 
     root = path.parent if image_root is None else image_root
     if not root.is_dir():
         raise DataError("the image root is no folder", where=str(root), fix="correct data.image_root")
-    reader = _Reader(path=path, root=root.resolve(), box_format=box_format)
+    reader = _Reader(path=path, root=root.resolve(), box_format=box_format, keep_unusable=keep_unusable)
     records: list[Record] = []
     problems: list[_Problem] = []
     for number, line in _lines(path):
@@ -236,6 +240,8 @@ def _image(reader: _Reader, value: Any) -> Path:
     try:
         return find_image(reader.root, _text(value[0], "images[0]"))
     except DataError as error:
+        if isinstance(error, Unusable) and reader.keep_unusable:
+            return reader.root / value[0]
         raise _Refused(error.why, error.fix) from None
 
 

@@ -1,4 +1,4 @@
-"""`train.py` with a fault on rank 1, really done to the process at a step: `FAULT=kill:3`; steps count from 0.
+"""`train.py` with a fault, really done to the process of rank `FAULTY_RANK` at a step: `FAULT=kill:3`, from 0.
 
 nan     a weight is NaN for the length of the step (several steps: `nan:1,2`)
 kill    SIGKILL in front of the step's rollouts
@@ -28,7 +28,7 @@ FOR_EVER_S = 600
 
 def planted(loaded, world):
     run = assembled(loaded, world)
-    if world.rank == 1:
+    if world.rank == int(os.environ["FAULTY_RANK"]):
         run_step, run.window.run = run.window.run, lambda step, channel: faulty(run, run_step, step, channel)
     return run
 

@@ -19,7 +19,7 @@ def run(quickstart, tmp_path):
         )  # fmt: skip
         config = write_config(tmp_path / "small.yaml", values)
         path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-        environment = {"FAULT": f"nan:{bad_steps}", "PYTHONPATH": path}
+        environment = {"FAULT": f"nan:{bad_steps}", "FAULTY_RANK": "1", "PYTHONPATH": path}
         return launch_script("tests/faults/planted.py", "--config", str(config), ranks=2, environment=environment)
 
     return launched

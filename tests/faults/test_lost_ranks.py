@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from ds_stage2ab.data.stream import SampleOrder
 from ds_stage2ab.errors import EXIT_DATA, EXIT_OK
 from ds_stage2ab.metrics.journal import read_history
 from tests.parts import ROOT, config_values, launch_script, merged, write_config
@@ -18,12 +19,13 @@ FEW_STEPS = {"training.max_steps": 4, "custom.extra.rollout_matching.max_new_tok
 
 @pytest.fixture
 def run(quickstart, tmp_path):
-    """Launches with a fault planted on rank 1; gives what it said, and the steps that were finished."""
+    """Launches with a fault planted on one rank; gives what it said, and the steps that were finished."""
 
-    def launched(fault, changes):
+    def launched(fault, changes, rank=1):
         values = merged(config_values(quickstart, tmp_path / "runs", "small"), {**FEW_STEPS, **changes})
         config = write_config(tmp_path / "small.yaml", values)
-        environment = {"FAULT": fault, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        environment = {"FAULT": fault, "FAULTY_RANK": str(rank), "PYTHONPATH": path}
         start = time.monotonic()
         done = launch_script("tests/faults/planted.py", "--config", str(config), ranks=2, environment=environment)
         assert time.monotonic() - start < LONGEST_S
@@ -52,11 +54,12 @@ def command_lines():
                 continue  # it has just ended
 
 
-def test_a_killed_rank_ends_the_other(run):
-    done, steps = run("kill:1", {"stage2_ab.schedule.b_ratio": 1})
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_ends_the_other(run, rank):
+    done, steps = run("kill:1", {"stage2_ab.schedule.b_ratio": 1}, rank)
     assert done.returncode not in (EXIT_OK, None)
     assert [step.step for step in steps] == [1]
-    assert re.search("error: .*rank 0(:| waited)", done.stderr), done.stderr[-2000:]
+    assert re.search(f"error: .*rank {1 - rank}(:| waited)", done.stderr), done.stderr[-2000:]
     assert "Traceback" not in done.stderr
 
 
@@ -88,13 +91,16 @@ def test_an_image_that_vanishes_ends_both(run, vanishing, workers):
     assert "Traceback" not in done.stderr
 
 
-def test_an_image_that_vanishes_can_be_gone_past(run, vanishing):
-    """Of every second image of step 3, with workers that read it ahead."""
+def test_an_image_that_vanishes_can_be_gone_past(run, vanishing, tmp_path):
+    """Of every second image of step 3, with workers that read it ahead; and one that is missing from the start."""
+    order = SampleOrder(42, 64, 64)
+    (tmp_path / "data" / "images" / f"train-{order.record_of(33):06d}.png").unlink()  # nobody draws it in 4 steps
     done, steps = run("vanish:0", {**vanishing, "data.on_bad_sample": "skip", "data.workers": 2})
     assert done.returncode == EXIT_OK, done.stderr[-2000:]
     assert [len(step.skipped) for step in steps] == [0, 0, 4, 0]
     assert [step.metrics["train/samples"] for step in steps] == [8] * 4
     assert f"step 3 skipped sample {steps[2].skipped[0]}: image " in done.stdout
+    assert "1 of 64 images cannot be used, and their samples will be skipped; the first: " in done.stdout
 
 
 def test_a_rank_without_memory_says_which_keys_help(run):

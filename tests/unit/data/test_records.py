@@ -7,7 +7,7 @@ from jsonschema import Draft202012Validator
 from PIL import Image
 
 from ds_stage2ab.carriers import Truth
-from ds_stage2ab.data.records import MAX_LINE_BYTES, read_records
+from ds_stage2ab.data.records import MAX_LINE_BYTES, load_image, read_records
 from ds_stage2ab.errors import DataError
 
 SCHEMA = json.loads((Path(__file__).parents[3] / "schemas" / "record.schema.json").read_text())
@@ -267,3 +267,19 @@ def test_schema_and_reader_agree(folder, value, box_format, accepted):
 
 def test_the_schema_is_one():
     Draft202012Validator.check_schema(SCHEMA)
+
+
+def test_a_record_without_its_image_can_be_kept(folder):
+    """Missing or empty; a path that no record may have is refused all the same."""
+    (folder / "empty.png").touch()
+    names = ("gone.png", "empty.png")
+    path = write(folder, *(line(images=[name]) for name in names))
+    kept = read_records(path, image_root=None, box_format="bins", keep_unusable=True)
+    assert [record.image.name for record in kept] == list(names)
+    for record in kept:
+        with pytest.raises(DataError, match=r"is gone|is no image of a supported format"):
+            load_image(record)
+    for bad in ("../x.png", "/etc/passwd", "http://host/x.png"):
+        path = write(folder, line(images=[bad]))
+        with pytest.raises(DataError):
+            read_records(path, image_root=None, box_format="bins", keep_unusable=True)

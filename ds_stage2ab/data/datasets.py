@@ -1,0 +1,70 @@
+"""The two sets of a run: read and checked before anything else is built."""
+
+from dataclasses import dataclass
+from itertools import chain
+
+from ds_stage2ab.carriers import Record
+from ds_stage2ab.config.sections import Config, DataSection
+from ds_stage2ab.data.box_space import other_convention
+from ds_stage2ab.data.images import check_image
+from ds_stage2ab.data.records import read_records
+from ds_stage2ab.errors import DataError
+from ds_stage2ab.world import World
+
+SKIP = "skip"
+"""The value of `data.on_bad_sample` and `data.on_overlong` that goes on without the sample."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Datasets:
+    """Checked records."""
+
+    train: list[Record]
+    validation: list[Record]
+    # empty when none is configured
+    unusable: list[str]
+    # what is wrong with training images whose samples will be skipped
+
+
+def read_datasets(config: Config, world: World) -> Datasets:
+    """Read both sets on every rank, and look at every image's header, each rank at its share.
+
+    Raises:
+        DataError: a line, a box or an image is not what the data contract says.
+    """
+    data, skips = config.data, config.data.on_bad_sample == SKIP
+    with world.agree_on_failure("reading the records"):
+        form = {"image_root": data.image_root, "box_format": data.box_format}
+        train = read_records(data.train, **form, keep_unusable=skips)
+        validation = [] if data.validation is None else read_records(data.validation, **form)
+        validation = validation[: config.evaluation.max_samples]
+    with world.agree_on_failure("looking at the images"):
+        unusable = _unusable(train[world.rank :: world.size], raises=not skips)
+        _unusable(validation[world.rank :: world.size], raises=True)
+    return Datasets(train=train, validation=validation, unusable=list(chain.from_iterable(world.gather(unusable))))
+
+
+def _unusable(records: list[Record], *, raises: bool) -> list[str]:
+    """What is wrong with the images of these records, in words; or an error about the first, if that is wanted."""
+    found = []
+    for record in records:
+        try:
+            check_image(record)
+        except DataError as error:
+            if raises:
+                raise
+            found.append(f"{error.where}: {error.why}")
+    return found
+
+
+def data_warnings(section: DataSection, datasets: Datasets) -> list[str]:
+    """What looks wrong in the training and in the held-out set."""
+    found = []
+    for path, records in ((section.train, datasets.train), (section.validation, datasets.validation)):
+        warning = other_convention(records, section.box_format)
+        found += [f"{path}: {warning}"] if warning else []
+    if datasets.unusable:
+        share = f"{len(datasets.unusable)} of {len(datasets.train)} images cannot be used"
+        skipped = "and their samples will be skipped; the first"
+        found.append(f"{section.train}: {share}, {skipped}: {min(datasets.unusable)}")
+    return found
