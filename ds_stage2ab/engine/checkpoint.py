@@ -72,7 +72,7 @@ class Checkpoints:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
         self.world.doing("saving the state of the engine")
-        with self.world.collective(), _explained(self.folder):
+        with _explained(self.folder), self.world.collective():
             self.engine.save_checkpoint(str(partial), tag="deepspeed", save_latest=False)
         with self.world.agree_on_failure("exporting the weights"), _explained(self.folder):
             export(self.whole_model, self.source, self.image_processor, partial / "hf")
