@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.sections import ModelSection, TrainingSection
 from ds_stage2ab.errors import EnvironmentFault
+from ds_stage2ab.losses.attention import use_segments
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -117,6 +118,8 @@ def load_checkpoint(section: ModelSection, *, min_pixels: int | None, max_pixels
     size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
     changed = {name: value for name, value in size.items() if value is not None}
     image_processor.size = {**dict(image_processor.size), **changed}
+    if section.attn_implementation == "sdpa":
+        use_segments(model)
     if section.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return Checkpoint(folder=folder, model=model, tokenizer=tokenizer, image_processor=image_processor)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ds_stage2ab.carriers import Pack
 from ds_stage2ab.codec.bins import MAX_BIN
 from ds_stage2ab.config.sections import Stage2ABSection
+from ds_stage2ab.losses.attention import segment_arguments
 from ds_stage2ab.losses.boxes import complete_iou_loss, smooth_l1
 from ds_stage2ab.losses.coordinates import (
     SlotDistribution,
@@ -92,7 +93,7 @@ class Objective(nn.Module):
                     expected_MD = expected_MD.detach() if detach else expected_MD
                     inputs_TD = inputs_TD.index_copy(0, pack.slots, expected_MD.to(inputs_TD.dtype))
                 rows = torch.cat([text_rows, slot_rows]) if first else slot_rows
-                logits = self._logits(inputs_TD, pack.position_ids, vision, rows)
+                logits = self._logits(inputs_TD, pack, vision, rows)
             if first:
                 text_logits, logits = logits[: len(text_rows)], logits[len(text_rows) :]
             slot_logits = logits
@@ -104,7 +105,7 @@ class Objective(nn.Module):
         p_MK = torch.softmax(inside_MK / self.section.softctx_temperature, dim=-1)
         return p_MK @ self.model.get_input_embeddings()(self.coordinate_ids).float()
 
-    def _logits(self, inputs_TD: Tensor, position_ids: Tensor, vision: object, rows: Tensor) -> Tensor:
+    def _logits(self, inputs_TD: Tensor, pack: Pack, vision: object, rows: Tensor) -> Tensor:
         """Logits [rows, V] of one packed forward.
 
         Exactly this form is block-diagonal: four rows of positions, no mask, no cache. With a cache, a mask
@@ -112,11 +113,12 @@ class Objective(nn.Module):
         """
         return self.model(
             inputs_embeds=inputs_TD[None],
-            position_ids=position_ids[:, None],
+            position_ids=pack.position_ids[:, None],
             attention_mask=None,
             use_cache=False,
             logits_to_keep=rows,
             mm_encoder_outputs={"image": vision},
+            **segment_arguments(self.model, pack.boundaries),
         ).logits[0]
 
     def _geometry_terms(self, slots: SlotDistribution, pack: Pack, num_samples: int) -> dict[str, Tensor]:

@@ -51,4 +51,4 @@ def test_packed_passes_beside_one_segment_per_pack(shipped, tmp_path, capsys):
             print(f"\ncap {cap or 'of one segment'}: {speed:,.0f} tokens/s, {speed / speeds[None]:.2f}", end="")
     draw(speeds, tmp_path / "packing.png")
     assert (tmp_path / "packing.png").stat().st_size > 10_000
-    assert max(speed for cap, speed in speeds.items() if cap) > 1.2 * speeds[None]
+    assert min(speed for cap, speed in speeds.items() if cap) > 1.2 * speeds[None]

@@ -21,7 +21,7 @@ def logits(bench, pack):
     vision = bench.model.get_image_features(pack.vision.pixel_values, pack.vision.image_grid_thw, return_dict=True)
     inputs = bench.model.get_input_embeddings()(pack.input_ids)
     with torch.no_grad():
-        return objective._logits(inputs, pack.position_ids, vision, torch.arange(len(pack.input_ids)))
+        return objective._logits(inputs, pack, vision, torch.arange(len(pack.input_ids)))
 
 
 def gradient(bench, loss):
