@@ -296,6 +296,8 @@ def activation_bytes(shape: ModelShape, config: Config, parts: list[str]) -> int
         layer += tokens * _scaled_outputs(shape, "language") // text.layers
     language = _kept(layer, tokens * text.width, text.layers, checkpointing)
     language += tokens * (copy + 2) * text.width  # the last norm
+    if shape.tied and config.tuner.trainable_token_rows:
+        language += text.vocabulary * text.width  # the head's own copy of the table, with the trained rows in it
     image = _image_token_values(shape, parts, copy, checkpointing, has_magnitudes)
     answer = text.vocabulary * (1 + copy + (copy if copy > 1 else 0))
     return size * (_kept_passes(config) * language + tokens * max(image, answer))

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from peft import PeftModel
 from safetensors.torch import load_file
+from torch import nn
 from transformers import Qwen3VLForConditionalGeneration
 
 from ds_stage2ab.errors import EXIT_CONFIG
@@ -47,29 +49,55 @@ def check(
     assert "".join(record.channel for record in steps) == "ABAB"
     assert all(record.applied and record.metrics["train/samples"] == BATCH for record in steps)
     newest = run / "checkpoints" / f"step-{STEPS:06d}"
-    exported = Qwen3VLForConditionalGeneration.from_pretrained(newest / "hf", dtype=torch.float32).state_dict()
+    exported = Qwen3VLForConditionalGeneration.from_pretrained(newest / "hf", dtype=torch.float32)
+    weights = exported.state_dict()
     start = load_file(shipped.model / "model.safetensors")
-    moved = {name for name in start if not torch.equal(exported[name], start[name].to(dtype).float())}
+    moved = {name for name in start if not torch.equal(weights[name], start[name].to(dtype).float())}
     assert any("language_model" in name for name in moved)
     assert any("merger" in name for name in moved)
     tables = {"model.language_model.embed_tokens.weight", "lm_head.weight"}
     assert all("_proj" in name or "merger.linear_fc" in name or "merger_list" in name for name in moved - tables)
     for name in tables & moved:
-        rows = (exported[name] != start[name].to(dtype).float()).any(dim=1).nonzero().squeeze(-1)
+        rows = (weights[name] != start[name].to(dtype).float()).any(dim=1).nonzero().squeeze(-1)
         assert {*rows.tolist()} <= {*range(len(start[name]) - 1000, len(start[name]))}, "coordinates are the last rows"
         assert len(rows) > 900
     assert bool(tables & moved) == rows_train
+    saved = base_weights(newest)
+    assert saved.keys() == start.keys() - {"lm_head.weight"}
+    assert all(torch.equal(tensor, start[name].to(dtype).float()) for name, tensor in saved.items())
     base = Qwen3VLForConditionalGeneration.from_pretrained(shipped.model, dtype=torch.float32)
-    adapted = PeftModel.from_pretrained(base, newest / "adapter").merge_and_unload().state_dict()
-    for name, tensor in adapted.items():
-        torch.testing.assert_close(exported[name], tensor, atol=tolerance, rtol=tolerance)
+    adapted = PeftModel.from_pretrained(base, newest / "adapter")
+    torch.testing.assert_close(logits(exported), logits(adapted), atol=tolerance, rtol=tolerance)
+    for name, tensor in adapted.merge_and_unload().state_dict().items():
+        torch.testing.assert_close(weights[name], tensor, atol=tolerance, rtol=tolerance)
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    """Of ten words and ten coordinates."""
+    last = model.get_input_embeddings().weight.shape[0]
+    with torch.no_grad():
+        return model.eval()(input_ids=torch.tensor([[*range(10, 20), *range(last - 10, last)]])).logits
+
+
+def base_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Name in a plain model -> the weight under the adapters, from DeepSpeed's own files. A tied head has none."""
+    whole = checkpoint / "deepspeed" / "mp_rank_00_model_states.pt"  # but for stage 3, where each rank has its parts
+    if whole.exists():
+        state = torch.load(whole, weights_only=False)["module"]
+    else:
+        state = get_fp32_state_dict_from_zero_checkpoint(checkpoint, tag="deepspeed")
+    plain = {name.removeprefix("model."): tensor for name, tensor in state.items() if tensor is not None}
+    for layer in (".base_layer", ".token_adapter"):
+        plain = {name.replace(layer, ""): tensor for name, tensor in plain.items()}
+    added = (".lora_", ".trainable_tokens_", "lm_head.")
+    return {name: tensor.float() for name, tensor in plain.items() if not any(word in name for word in added)}
 
 
 def test_lora_trains_on_both_channels(shipped, tmp_path):
     check(train(shipped, tmp_path, {"tuner.type": "lora"}), shipped, tolerance=1e-5)
 
 
-ROWS = {"tuner.type": "lora", "tuner.trainable_token_rows": "coordinates"}
+ROWS = {"tuner.type": "lora", "tuner.trainable_token_rows": "coordinates", "training.weight_decay": 0.1}
 
 
 def test_the_rows_of_the_coordinates_train_beside_adapters(shipped, tmp_path):

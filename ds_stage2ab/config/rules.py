@@ -153,6 +153,16 @@ def rows_are_trained_beside_adapters(trainable_token_rows: str | None, tuner: st
         )
 
 
+def trained_rows_lie_in_a_part_that_trains(trainable_token_rows: str | None, freeze: list[str]) -> None:
+    """The embedding table is of the language model: one of the two keys would be ignored."""
+    if trainable_token_rows is not None and "language" in freeze:
+        raise ConfigError(
+            f"{trainable_token_rows} would train rows of the language model, which {FREEZE} keeps as it is",
+            where=TOKEN_ROWS,
+            fix=f"take language out of {FREEZE}, or delete {TOKEN_ROWS}",
+        )
+
+
 def some_part_trains(freeze: list[str]) -> None:
     """A model with every part frozen has nothing to learn with."""
     if len(freeze) == MODEL_PARTS:
@@ -212,6 +222,7 @@ RULES = (
     Rule(constant_rate_does_not_fall, (SCHEDULER, FINAL_RATE)),
     Rule(offload_needs_zero, (OFFLOAD, ZERO_STAGE)),
     Rule(rows_are_trained_beside_adapters, (TOKEN_ROWS, TUNER)),
+    Rule(trained_rows_lie_in_a_part_that_trains, (TOKEN_ROWS, FREEZE)),
     Rule(some_part_trains, (FREEZE,)),
     Rule(pixel_limits_are_ordered, (MIN_PIXELS, MAX_PIXELS)),
     Rule(evaluation_has_data, (EVALUATE_EVERY, VALIDATION)),

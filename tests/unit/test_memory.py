@@ -190,14 +190,18 @@ class Kept:
         self.hooks.__exit__(*error)
 
     @property
-    def total(self) -> int:
+    def sizes(self) -> list[int]:
         storages = [tensor.untyped_storage() for saved in self.saved if (tensor := saved()) is not None]
         sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
-        return sum(size for address, size in sizes.items() if address not in self.own)
+        return [size for address, size in sizes.items() if address not in self.own]
+
+    @property
+    def total(self) -> int:
+        return sum(self.sizes)
 
 
-def real_model(attention: str, dtype: torch.dtype) -> nn.Module:
-    shape = Qwen3VLConfig.from_pretrained(STAGE1)
+def real_model(attention: str, dtype: torch.dtype, *, tied: bool = True) -> nn.Module:
+    shape = Qwen3VLConfig.from_pretrained(STAGE1, tie_word_embeddings=tied)
     return Qwen3VLForConditionalGeneration._from_config(shape, attn_implementation=attention, dtype=dtype).train()
 
 
@@ -239,6 +243,28 @@ def test_with_adapters_it_keeps_no_more_than_is_estimated(precision, dtype, kind
     add_adapters(model, asked.tuner, ("vision", "aligner"), (), seed=0, source=STAGE1)
     estimated = activation_bytes(without_logits(), asked, ["language"])
     assert 1 < estimated / kept_by_language(model) < most
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("precision", "dtype"), DTYPES)
+def test_trained_rows_keep_a_copy_of_the_table_for_a_tied_head_in_each_pass(precision, dtype, tied):
+    """The embedding makes one as well, and its graph lets go of it: it needs the ids alone."""
+    asked = changed(model={"precision": precision, "freeze": ("vision", "aligner")}, stage2_ab={"n_softctx_iter": 2})
+    with_rows = replace(asked, tuner=replace(asked.tuner, type="lora", trainable_token_rows="coordinates"))
+    model = real_model("sdpa", dtype, tied=tied)
+    add_adapters(model, with_rows.tuner, asked.model.freeze, range(300, 1300), seed=0, source=STAGE1)
+    passes, positions = [], torch.arange(16).expand(4, 1, 16).contiguous()
+    with Kept(model) as kept:
+        for _ in range(2):
+            embedded = model.get_input_embeddings()(torch.arange(16)[None] + 290)
+            output = model(inputs_embeds=embedded, position_ids=positions, use_cache=False, logits_to_keep=4)
+            passes.append(output.logits)
+    table = 1401 * 128 * dtype.itemsize
+    seen = sum(size for size in kept.sizes if size == table)
+    assert seen == (2 * table if tied else 0)
+    shape = replace(read_shape(STAGE1), tied=tied)
+    lora = replace(with_rows, tuner=replace(with_rows.tuner, trainable_token_rows=None))
+    assert activation_bytes(shape, with_rows, ["language"]) - activation_bytes(shape, lora, ["language"]) == seen
 
 
 @pytest.mark.parametrize(("precision", "dtype"), DTYPES)

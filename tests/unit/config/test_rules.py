@@ -20,6 +20,7 @@ from ds_stage2ab.config.rules import (
     servers_differ,
     some_part_trains,
     temperature_can_be_felt,
+    trained_rows_lie_in_a_part_that_trains,
     vllm_has_servers,
 )
 from ds_stage2ab.config.schema import config_schema, leaves
@@ -46,6 +47,8 @@ BORDERS = [
     (offload_needs_zero, ("none", 0), ("cpu", 0)),
     (rows_are_trained_beside_adapters, ("coordinates", "lora"), ("coordinates", "full")),
     (rows_are_trained_beside_adapters, (None, "full"), ("coordinates", "full")),
+    (trained_rows_lie_in_a_part_that_trains, ("coordinates", ["vision", "aligner"]), ("coordinates", ["language"])),
+    (trained_rows_lie_in_a_part_that_trains, (None, ["language"]), ("coordinates", ["vision", "language"])),
     (some_part_trains, (["vision", "aligner"],), (["vision", "aligner", "language"],)),
     (pixel_limits_are_ordered, (100, 100), (101, 100)),
     (pixel_limits_are_ordered, (100, None), (2, 1)),

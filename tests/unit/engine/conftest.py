@@ -5,6 +5,7 @@ import torch
 
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.engine.build import build_engine, build_optimizer
+from ds_stage2ab.engine.tuner import FULL, add_adapters
 from ds_stage2ab.engine.window import Window
 from ds_stage2ab.losses.objective import Objective
 from ds_stage2ab.plan import make_plan
@@ -15,13 +16,16 @@ from tests.unit.parts import load_bench
 
 @pytest.fixture
 def build(quickstart, world, tmp_path):
-    """Makes a stage from changes to the small SGD run."""
+    """Makes a stage from changes to the small SGD run; `parts` are another checkpoint and its data."""
 
-    def built(changes=None):
-        values = merged(config_values(quickstart, tmp_path, "window"), changes or {})
+    def built(changes=None, parts=quickstart):
+        values = merged(config_values(parts, tmp_path, "window"), changes or {})
         config = load_config(write_config(tmp_path / "config.yaml", values)).config
         plan = make_plan(config, 1, NUM_SAMPLES)
-        bench, drawn = load_bench(quickstart, num_samples=NUM_SAMPLES), []
+        bench, drawn = load_bench(parts, num_samples=NUM_SAMPLES), []
+        if config.tuner.type != FULL:
+            coordinates = bench.vocabulary.coordinate_ids
+            add_adapters(bench.model, config.tuner, config.model.freeze, coordinates, seed=0, source=parts.model)
         objective = Objective(bench.model, torch.tensor(bench.vocabulary.coordinate_ids), config.stage2_ab)
         engine = build_engine(objective, build_optimizer(objective, config.training), plan.deepspeed_config)
 
