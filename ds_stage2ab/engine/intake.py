@@ -1,5 +1,6 @@
 """What a rank takes in during one step: counts and terms of raw samples, as their segments come and go into packs."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from ds_stage2ab.carriers import Pack, Sample, Segment, Skipped
@@ -14,7 +15,7 @@ class Intake:
     """
 
     def __init__(self, drawn: list[Sample | Skipped], term_names: tuple[str, ...]) -> None:
-        self.num_drawn = len(drawn)
+        self.drawn_ids = [one.id if isinstance(one, Sample) else one.sample_id for one in drawn]
         self.samples = [one for one in drawn if isinstance(one, Sample)]
         self.skipped = [one for one in drawn if isinstance(one, Skipped)]
         self.terms = dict.fromkeys(term_names, (0.0, 0.0))
@@ -38,6 +39,15 @@ class Intake:
                 more = one.terms[name]
                 self.terms[name] = total + more[0], count + more[1]
             yield one
+
+    @property
+    def num_drawn(self) -> int:
+        return len(self.drawn_ids)
+
+    def assert_used_once(self) -> None:
+        """Each raw sample stood in one pack, or was skipped; a sample that was drawn twice, twice."""
+        used = Counter([*self.packed_ids, *(one.sample_id for one in self.skipped)])
+        assert used == Counter(self.drawn_ids), "the packs of a step hold other samples than were drawn"
 
     def count(self, pack: Pack) -> None:
         """Note a pack of this rank that is about to be trained."""

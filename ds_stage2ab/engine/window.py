@@ -80,6 +80,7 @@ class Window:
         with clock("data"):
             intake = Intake(self._buffer(step), channel.term_names)
         losses = self._accumulate(step, channel, intake, clock)
+        intake.assert_used_once()
         with clock("optimizer"):
             sums = self._summed({**losses, **intake.terms, **self._sizes(intake)})
             skipped = self._skipped(intake, step, kept=sums[KEPT][0])

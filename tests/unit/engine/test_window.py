@@ -97,6 +97,18 @@ def test_a_segment_without_a_term_of_its_channel_is_a_mistake(build):
         stage.window.run(0, Forgetful(stage.bench))
 
 
+@pytest.mark.parametrize("change", [lambda made: made[1:], lambda made: [*made, made[0]], lambda made: made[:1] * R])
+def test_a_channel_that_loses_or_repeats_a_sample_is_a_mistake(build, change):
+    class Careless(Watched):
+        def segments(self, samples, step, clock):
+            return change(super().segments(samples, step, clock))
+
+    stage = build()
+    with pytest.raises(AssertionError, match="the packs of a step hold other samples than were drawn"):
+        stage.window.run(0, Careless(stage.bench))
+    assert stage.engine.global_steps == 0
+
+
 class Mixed:
     """Channel B whose answers find, miss, invent, break off and keep silent."""
 
