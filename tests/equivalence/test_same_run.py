@@ -145,6 +145,12 @@ def test_bf16_follows_fp32(run, quickstart):
     assert torch.cosine_similarity(*moves, dim=0) > 0.9
 
 
+def test_clipping_had_something_to_clip(run, plainest):
+    plainest("a-clipped-two-passes")
+    norms = [step.metrics["train/grad_norm"] for step in run.history("a-clipped-two-passes").steps]
+    assert min(norms) > KINDS["a-clipped-two-passes"]["deepspeed.gradient_clipping"]
+
+
 def test_the_runs_move_every_weight(plainest, start):
     """Runs that never move would agree in everything."""
     for name, tensor in plainest("mixed")[1].items():

@@ -3,7 +3,8 @@
 nan     a weight is NaN for the length of the step (several steps: `nan:1,2`)
 kill    SIGKILL in front of the step's rollouts
 hang    the step's rollouts never end
-vanish  every second image of the samples of the step after the next is deleted in front of it
+orphan  SIGKILL to the launcher's own child, which is the parent of all ranks, in front of the step's rollouts
+vanish  every third image of the samples of the step after the next is deleted in front of it
 memory  the process may not grow any more
 """
 
@@ -41,10 +42,10 @@ def faulty(run, run_step, step, channel):
     if kind == "vanish":
         reader = run.window.draw.reader
         first = (step + 2) * run.plan.effective_batch_size
-        for draw in range(first, first + run.plan.effective_batch_size, 2):
+        for draw in range(first, first + run.plan.effective_batch_size, 3):
             reader.records[reader.order.record_of(draw)].image.unlink()
-    if kind in ("kill", "hang"):
-        channel.backend.generate = killed if kind == "kill" else hung
+    if kind in ROLLOUTS:
+        channel.backend.generate = ROLLOUTS[kind]
     if kind == "memory":
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used, used))
@@ -68,6 +69,13 @@ def hung(*arguments, **options):
     os.kill(os.getpid(), signal.SIGUSR1)  # where is it?
     time.sleep(FOR_EVER_S)
 
+
+def orphaned(*arguments, **options):
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(FOR_EVER_S)
+
+
+ROLLOUTS = {"kill": killed, "hang": hung, "orphan": orphaned}
 
 if __name__ == "__main__":
     composition.assemble = planted

@@ -1,6 +1,7 @@
 """A weight of one of two ranks becomes NaN: no rank applies the step; the run goes on or ends as the config says."""
 
 import os
+import time
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from safetensors.torch import load_file
 from ds_stage2ab.errors import EXIT_OK, EXIT_TRAINING
 from ds_stage2ab.metrics.journal import read_history
 from tests.parts import ROOT, config_values, launch_script, merged, write_config
+
+LONGEST_S = 60
 
 
 @pytest.fixture
@@ -20,7 +23,10 @@ def run(quickstart, tmp_path):
         config = write_config(tmp_path / "small.yaml", values)
         path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
         environment = {"FAULT": f"nan:{bad_steps}", "FAULTY_RANK": "1", "PYTHONPATH": path}
-        return launch_script("tests/faults/planted.py", "--config", str(config), ranks=2, environment=environment)
+        start = time.monotonic()
+        done = launch_script("tests/faults/planted.py", "--config", str(config), ranks=2, environment=environment)
+        assert time.monotonic() - start < LONGEST_S
+        return done
 
     return launched
 

@@ -1,5 +1,6 @@
 """What happens to one of two ranks in the middle of a run: both end within a minute, and who can speak says why."""
 
+import json
 import os
 import re
 import shutil
@@ -74,6 +75,14 @@ def test_a_rank_that_hangs_is_named(run):
     assert "Traceback" not in done.stderr
 
 
+def test_no_rank_outlives_its_launcher(run):
+    """The kernel ends both, the one that hangs too, although nobody is left who could."""
+    done, steps = run("orphan:1", {"stage2_ab.schedule.b_ratio": 1})
+    assert [step.step for step in steps] == [1]
+    for rank in (0, 1):
+        assert f"error: rank {rank}: ended by SIGTERM; it was at: " in done.stderr, done.stderr[-2000:]
+
+
 @pytest.fixture
 def vanishing(quickstart, tmp_path):
     """Images that a test may delete."""
@@ -91,13 +100,17 @@ def test_an_image_that_vanishes_ends_both(run, vanishing, workers):
     assert "Traceback" not in done.stderr
 
 
-def test_an_image_that_vanishes_can_be_gone_past(run, vanishing, tmp_path):
-    """Of every second image of step 3, with workers that read it ahead; and one that is missing from the start."""
+@pytest.mark.parametrize("changes", [{}, {"stage2_ab.schedule.b_ratio": 1, "deepspeed.zero_stage": 3}], ids=str)
+def test_an_image_that_vanishes_can_be_gone_past(run, vanishing, tmp_path, changes):
+    """Of every third image of step 3, with workers that read it ahead; and one that is missing from the start.
+
+    Rank 0 is left with two of its four samples and rank 1 with three: in B under ZeRO 3 one decodes fewer rollouts.
+    """
     order = SampleOrder(42, 64, 64)
     (tmp_path / "data" / "images" / f"train-{order.record_of(33):06d}.png").unlink()  # nobody draws it in 4 steps
-    done, steps = run("vanish:0", {**vanishing, "data.on_bad_sample": "skip", "data.workers": 2})
+    done, steps = run("vanish:0", {**vanishing, **changes, "data.on_bad_sample": "skip", "data.workers": 2})
     assert done.returncode == EXIT_OK, done.stderr[-2000:]
-    assert [len(step.skipped) for step in steps] == [0, 0, 4, 0]
+    assert [len(step.skipped) for step in steps] == [0, 0, 3, 0]
     assert [step.metrics["train/samples"] for step in steps] == [8] * 4
     assert f"step 3 skipped sample {steps[2].skipped[0]}: image " in done.stdout
     assert "1 of 64 images cannot be used, and their samples will be skipped; the first: " in done.stdout
@@ -110,6 +123,21 @@ def test_a_rank_without_memory_says_which_keys_help(run):
     assert "error: rank 1 is out of memory in step 2, in a pack of " in done.stderr, done.stderr[-3000:]
     for key in ("training.global_max_length", "model.gradient_checkpointing", "deepspeed.zero_stage"):
         assert key in done.stderr
+
+
+def test_a_sample_of_one_rank_that_is_too_long_ends_both(run, vanishing, tmp_path):
+    """Draw 13 is of rank 1 in the second step of 8, and nobody draws its record elsewhere."""
+    number, path = SampleOrder(42, 64, 64).record_of(13), tmp_path / "data" / "train.jsonl"
+    lines = path.read_text().splitlines()
+    record = json.loads(lines[number])
+    record["objects"] = [{"desc": "one two three " * 200, "bbox_2d": [0, 0, 9, 9]}]
+    lines[number] = json.dumps(record)
+    path.write_text("\n".join(lines) + "\n")
+    done, steps = run("none:-1", vanishing)
+    assert done.returncode == EXIT_DATA, done.stderr[-2000:]
+    assert [step.step for step in steps] == [1]
+    assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
+    assert re.search(f"error: train-0*{number}: rank 1: prompt and answer are [0-9]+ tokens long", done.stderr)
 
 
 @pytest.mark.parametrize(("rule", "code"), [("fail", EXIT_DATA), ("skip", EXIT_OK)])

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import deepspeed
 import torch
 
 from ds_stage2ab.engine.window import Window
@@ -46,7 +47,9 @@ class Stage:
     drawn: list
 
     def weights(self):
-        return {name: p.detach().clone() for name, p in self.bench.model.named_parameters()}
+        named = dict(self.bench.model.named_parameters())
+        with deepspeed.zero.GatheredParameters(list(named.values())):  # of no effect below stage 3
+            return {name: parameter.detach().clone() for name, parameter in named.items()}
 
 
 def mean_loss_alone(stage, step):

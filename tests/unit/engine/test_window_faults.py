@@ -83,6 +83,37 @@ def test_a_bad_step_is_gone_past_and_leaves_nothing_behind(build, zero_stage, pl
         assert gap <= UPDATE_TOLERANCE * moved + 1e-7
 
 
+class Spoiled(torch.autograd.Function):
+    """The same number, whose gradient is none."""
+
+    @staticmethod
+    def forward(context, loss):
+        return loss.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient * torch.nan
+
+
+@pytest.mark.parametrize("spoil", [lambda loss: loss * torch.nan, Spoiled.apply], ids=["loss", "gradient"])
+def test_under_zero_3_a_bad_step_moves_no_weight_and_the_next_one_does(build, spoil):
+    stage = build({"deepspeed.zero_stage": 3, "training.max_bad_steps": 1})
+    before, forward = stage.weights(), stage.objective.forward
+    assert all(weight.numel() for weight in before.values())
+
+    def spoiled(pack):
+        loss, terms = forward(pack)
+        return spoil(loss), terms
+
+    with mock.patch.object(stage.objective, "forward", spoiled):
+        assert not stage.window.run(0, stage.channel).applied
+    assert_bit_equal(stage.weights(), before)
+    assert stage.window.run(1, stage.channel).applied
+    after = stage.weights()
+    assert all(torch.isfinite(weight).all() for weight in after.values())
+    assert not any(torch.equal(after[name], weight) for name, weight in before.items())
+
+
 def test_too_many_bad_steps_in_a_row_end_the_run(build):
     stage = build({"training.max_bad_steps": 1, "deepspeed.zero_stage": 1})
     hook = stage.bench.model.model.language_model.norm.weight.register_hook(lambda gradient: gradient * torch.nan)
