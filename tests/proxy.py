@@ -1,0 +1,104 @@
+"""A proxy before a real server that takes some routes on itself: it says 200 to them and does nothing.
+
+By default these are the weight routes: every update seems to succeed and the server keeps its weights, which a client
+must notice.
+`with Proxy("http://127.0.0.1:8000") as proxy: proxy.base_url`, or by hand `python -m tests.proxy http://127.0.0.1:8000`.
+"""
+
+import argparse
+import http.client
+import json
+import threading
+from urllib.parse import urlsplit
+
+from tests.loopback import Exchange, LoopbackServer, serve_by_hand
+
+WEIGHT_ROUTES = frozenset(
+    ("/init_weight_transfer_engine", "/start_weight_update", "/update_weights", "/finish_weight_update")
+)
+OWN = "/weight_info"
+# Headers of one connection, which are not passed on.
+HOP = frozenset(("connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "proxy-connection"))
+REPLACED = frozenset(("content-length", "date", "server"))  # those that this end writes itself
+
+
+class Proxy(LoopbackServer):
+    """Passes everything on to `upstream` but `swallowed`; with `passing` (which a test may set) really everything."""
+
+    def __init__(
+        self,
+        upstream: str,
+        *,
+        swallowed: frozenset[str] = WEIGHT_ROUTES,
+        passing: bool = False,
+        timeout: float = 600.0,
+        port: int = 0,
+    ):
+        super().__init__(port)
+        self.upstream = urlsplit(upstream)
+        self.swallowed, self.passing, self.timeout = swallowed, passing, timeout
+        self.weight_version: str | None = None  # the last that a swallowed finish named
+        self._lock = threading.Lock()
+        self._paths: list[tuple[str, bool]] = []
+
+    @property
+    def paths(self) -> list[tuple[str, bool]]:
+        """(path, whether it was swallowed) of every request in order of arrival."""
+        with self._lock:
+            return list(self._paths)
+
+    def respond(self, exchange: Exchange):
+        path = urlsplit(exchange.path).path
+        invented = path == OWN and self.weight_version is not None
+        swallows = not self.passing and (invented or path in self.swallowed)
+        with self._lock:
+            self._paths.append((path, swallows))
+        if not swallows:
+            self._pass(exchange)
+        elif path == OWN:
+            say(exchange, 200, {"weight_version": self.weight_version})
+        else:
+            if path == "/finish_weight_update":
+                self.weight_version = json.loads(exchange.body or b"{}").get("weight_version", self.weight_version)
+            say(exchange, 200, {"message": f"{path}: done"})
+
+    def _pass(self, exchange: Exchange):
+        # The client's Host goes along, so that a redirect of the server names this proxy.
+        upstream = http.client.HTTPConnection(self.upstream.hostname, self.upstream.port, timeout=self.timeout)
+        try:
+            upstream.putrequest(exchange.command, exchange.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in kept(exchange.headers.items()):
+                upstream.putheader(name, value)
+            upstream.endheaders(exchange.body)
+            response = upstream.getresponse()
+            content = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            say(exchange, 502, {"error": f"{self.upstream.geturl()}: {error!r}"})
+            return
+        finally:
+            upstream.close()
+        headers = [pair for pair in kept(response.getheaders()) if pair[0].lower() not in REPLACED]
+        exchange.send(response.status, content, dict(headers))
+
+
+def kept(headers) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in headers if name.lower() not in HOP]
+
+
+def say(exchange: Exchange, status: int, reply: dict[str, str | None]):
+    exchange.send(status, json.dumps(reply).encode(), {"Content-Type": "application/json"})
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m tests.proxy", description="Swallows a server's weight routes.")
+    parser.add_argument("upstream", help="address of the real server, such as http://127.0.0.1:8000")
+    parser.add_argument("--port", type=int, default=0, help="0: the system chooses")
+    parser.add_argument("--swallow", action="append", help="a path, may be repeated; default: the weight routes")
+    parser.add_argument("--pass-through", action="store_true", help="swallow nothing")
+    given = parser.parse_args()
+    swallowed = frozenset(given.swallow) if given.swallow else WEIGHT_ROUTES
+    serve_by_hand(Proxy(given.upstream, swallowed=swallowed, passing=given.pass_through, port=given.port))
+
+
+if __name__ == "__main__":
+    main()
