@@ -100,6 +100,10 @@ class Probabilities:
     # [T] probability of all coordinate tokens together where the token was drawn
 
 
+Finish = Literal["stop", "length", "repeat"]
+"""How an answer ended: by itself, at the token limit, by the repetition guard."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """What the model answered to one prompt."""
@@ -109,13 +113,15 @@ class Rollout:
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     # the stop token removed
-    finish: Literal["stop", "length", "repeat"]
+    finish: Finish
     weight_version: str
     # "<start id>/<finished steps>" of the weights that wrote it
     seed: int
     source: str
     # backend, and the server's address if there is one
     seconds: float
+    attempt: int
+    # 1: the request was answered at once; 2: after one repetition
     probabilities: Probabilities | None
     # of its tokens, where they were asked for and the backend gives them
 

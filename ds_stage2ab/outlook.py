@@ -97,7 +97,7 @@ def look_ahead(
         lengths=_lengths(config, train, shape),
         memory=shape and estimate(shape, config, learners=plan.learners, zero_stage=plan.zero_stage),
         no_memory=no_memory,
-        warnings=(*plan.warnings, *_unused_devices(uses_servers, rollout_devices)),
+        warnings=(*plan.warnings, *_unused_devices(config.rollout_matching.rollout_backend, rollout_devices)),
     )
 
 
@@ -144,10 +144,11 @@ def _lengths(config: Config, train: list[Size] | None, shape: ModelShape | None)
     )
 
 
-def _unused_devices(uses_servers: bool, rollout_devices: int | None) -> tuple[str, ...]:
-    if uses_servers or not rollout_devices:
+def _unused_devices(backend: str, rollout_devices: int | None) -> tuple[str, ...]:
+    if backend == "vllm" or not rollout_devices:
         return ()
-    return ("rollout_backend is hf: the learners draw the rollouts themselves, and no step uses a rollout device",)
+    who = "the learners draw the rollouts themselves" if backend == "hf" else "the rollouts are read from files"
+    return (f"rollout_backend is {backend}: {who}, and no step uses a rollout device",)
 
 
 # -- steps -----------------------------------------------------------------------------------------------------------
@@ -201,9 +202,9 @@ def as_data(outlook: Outlook) -> dict:
         "rollouts": {
             "backend": section.rollout_backend,
             "decode_batch_size": section.decode_batch_size,
-            "decode_calls_per_rank": None
-            if outlook.uses_servers
-            else math.ceil(plan.samples_per_rank / section.decode_batch_size),
+            "decode_calls_per_rank": math.ceil(plan.samples_per_rank / section.decode_batch_size)
+            if section.rollout_backend == "hf"
+            else None,
             "servers": _servers_as_data(plan, section.decode_batch_size) if outlook.uses_servers else None,
         },
         "evaluation": {

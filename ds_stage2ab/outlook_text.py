@@ -111,7 +111,8 @@ def _room_words(lengths: Lengths, cap: int) -> str:
 
 
 def _rollout_rows(outlook: Outlook) -> list[tuple[str, str]]:
-    plan, at_once = outlook.plan, outlook.config.rollout_matching.decode_batch_size
+    plan, section = outlook.plan, outlook.config.rollout_matching
+    at_once = section.decode_batch_size
     per_step = f"{counted(plan.samples_per_rank, 'rollout')} of a rank in a B step"
     if outlook.uses_servers:
         servers, replicas = len(plan.server_replicas), counted(sum(plan.server_replicas), "replica")
@@ -122,6 +123,8 @@ def _rollout_rows(outlook: Outlook) -> list[tuple[str, str]]:
         each = f"{min(shares)} to {max(shares)} for each" if servers > MAX_SHARES else " + ".join(map(str, shares))
         in_flight = f"{plan.request_window} or more in flight"
         return [*rows, ("requests", f"{per_step} = {each} by server, {in_flight}")] if plan.b_ratio else rows
+    if plan.b_ratio and section.rollout_backend == "replay":
+        return [("rollouts", f"replay: {per_step}, from {section.replay.run}")]
     if plan.b_ratio:
         calls = counted(math.ceil(plan.samples_per_rank / at_once), "decode call")
         return [("rollouts", f"hf: {per_step}, in {calls} of at most {at_once}")]

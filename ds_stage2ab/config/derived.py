@@ -31,7 +31,7 @@ class Derived:
     decode_batch_size: int
     backend: str
     servers: ServerShare | None
-    # None: the learners generate themselves
+    # None: no server is asked
 
     @property
     def sentence(self) -> str:
@@ -45,7 +45,8 @@ class Derived:
             replicas = counted(sum(self.servers.replicas), "server replica")
             window = f"request window {self.servers.request_window} per rank"
             return f"; {replicas}, {window}, whose {per_rank} go {_in_words(self.servers.per_server)}"
-        return "" if self.b_ratio == "0" else f"; {per_rank} per rank, {self.decode_batch_size} at a time"
+        how = "replayed" if self.backend == "replay" else f"{self.decode_batch_size} at a time"
+        return "" if self.b_ratio == "0" else f"; {per_rank} per rank, {how}"
 
     @property
     def numbers(self) -> dict:

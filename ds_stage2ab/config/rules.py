@@ -32,6 +32,7 @@ MIN_PIXELS = "data.min_pixels"
 MAX_PIXELS = "data.max_pixels"
 VALIDATION = "data.validation"
 EVALUATE_EVERY = "evaluation.every_steps"
+REPLAY_RUN = "custom.extra.rollout_matching.replay.run"
 
 LOWEST_TEMPERATURE = 1e-3  # below it a draw is greedy in all but name
 MODEL_PARTS = 3  # vision, aligner, language
@@ -199,6 +200,16 @@ def vllm_has_servers(rollout_backend: str, servers: list[dict]) -> None:
         )
 
 
+def replay_has_run(rollout_backend: str, run: str | None) -> None:
+    """Recorded rollouts come from the run that the config names."""
+    if rollout_backend == "replay" and run is None:
+        raise ConfigError(
+            f"replay takes rollouts from a recorded run, and {REPLAY_RUN} names none",
+            where=BACKEND,
+            fix=f"set {REPLAY_RUN} to the folder of a run with logging.rollouts: true, or set {BACKEND} to hf",
+        )
+
+
 def servers_differ(servers: list[dict]) -> None:
     """A server that is named twice would be counted twice, and two cannot meet at one port."""
     for key in ("base_url", "group_port"):
@@ -228,6 +239,7 @@ RULES = (
     Rule(evaluation_has_data, (EVALUATE_EVERY, VALIDATION)),
     Rule(vllm_has_servers, (BACKEND, SERVERS)),
     Rule(servers_differ, (SERVERS,)),
+    Rule(replay_has_run, (BACKEND, REPLAY_RUN)),
 )
 
 

@@ -135,9 +135,15 @@ class VllmSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReplaySection:
+    run: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutMatchingSection:
     rollout_backend: str
     vllm: VllmSection
+    replay: ReplaySection
     decode_batch_size: int
     max_new_tokens: int
     decoding: DecodingSection

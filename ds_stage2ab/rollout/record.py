@@ -1,23 +1,121 @@
-"""Every rollout of Channel B as a line of JSON, so that what a run trained on can be read afterwards."""
+"""Every rollout of Channel B as a line of JSON, so that what a run trained on can be read afterwards, and trained on
+again (`rollout.replay`).
 
+    {"finished_steps": 2, "draw": 16, "sample_id": "train.jsonl:3", "prompt_digest": "9f...", "response_ids": [10, 11],
+     "finish": "stop", "weight_version": "5d.../2", "seed": 77, "source": "hf", "seconds": 0.51, "attempt": 1}
+
+Each rank writes `rank-00000.jsonl`; when that is full it goes on in `rank-00000.1.jsonl`, `rank-00000.2.jsonl`, ...
+"""
+
+import hashlib
 import json
+import os
+import re
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import get_args
 
-from ds_stage2ab.carriers import Rollout
+from ds_stage2ab.carriers import Finish, Rollout
 from ds_stage2ab.errors import EnvironmentFault
+
+MAX_FILE_BYTES = 64 * 2**20
+"""No file becomes larger, unless a single line is: 64 MiB, some 20,000 answers of 500 tokens, still open in an
+editor."""
+DIGEST_BYTES = 16
+FILE_NAME = re.compile(r"rank-(\d{5,})(?:\.(\d+))?\.jsonl")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedRollout:
+    """One line, its fields in the order in which they are written."""
+
+    finished_steps: int
+    # of the learner when it drew
+    draw: int
+    sample_id: str
+    prompt_digest: str
+    # of the prompt's ids, which are many and the same for every image of one size
+    response_ids: tuple[int, ...]
+    finish: Finish
+    weight_version: str
+    seed: int
+    source: str
+    seconds: float
+    attempt: int
+
+    @property
+    def weight_steps(self) -> str:
+        """How many steps the weights that wrote it had seen, as their version says."""
+        return self.weight_version.rpartition("/")[2]
+
+
+def prompt_digest(prompt_ids: Sequence[int]) -> str:
+    """What tells prompts apart: blake2b of the ids with commas between them, 16 bytes in hex."""
+    text = ",".join(map(str, prompt_ids))
+    return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).hexdigest()
+
+
+def to_line(finished_steps: int, rollout: Rollout) -> bytes:
+    """One line with its end."""
+    values = {
+        "finished_steps": finished_steps,
+        "draw": rollout.draw,
+        "sample_id": rollout.sample_id,
+        "prompt_digest": prompt_digest(rollout.prompt_ids),
+        "response_ids": rollout.response_ids,
+        "finish": rollout.finish,
+        "weight_version": rollout.weight_version,
+        "seed": rollout.seed,
+        "source": rollout.source,
+        "seconds": round(rollout.seconds, 6),
+        "attempt": rollout.attempt,
+    }
+    return (json.dumps(values, ensure_ascii=False) + "\n").encode()
+
+
+def from_line(line: bytes) -> RecordedRollout:
+    """The inverse of `to_line`. Raises ValueError, with words, on any other line."""
+    values = json.loads(line)
+    names = [field.name for field in fields(RecordedRollout)]
+    if not isinstance(values, dict) or sorted(values) != sorted(names):
+        raise ValueError(f"it must be a mapping with exactly {', '.join(names)}")
+    ids = values["response_ids"]
+    if not isinstance(ids, list) or not all(type(token) is int and token >= 0 for token in ids):
+        raise ValueError("response_ids must be a list of token ids")
+    kinds = {field.name: field.type for field in fields(RecordedRollout) if field.type in (int, str)}
+    wrong = [name for name, kind in kinds.items() if type(values[name]) is not kind]
+    if wrong or type(values["seconds"]) not in (int, float) or values["finish"] not in get_args(Finish):
+        raise ValueError(f"the value of {wrong[0] if wrong else 'seconds or finish'} is none that is written there")
+    return RecordedRollout(**{**values, "response_ids": tuple(ids)})
+
+
+def recorded_files(folder: Path) -> list[tuple[int, int, Path]]:
+    """(rank, number, file) of all files in a folder, each rank's in the order in which they were written."""
+    named = ((FILE_NAME.fullmatch(path.name), path) for path in folder.glob("rank-*.jsonl"))
+    return sorted((int(name[1]), int(name[2] or 0), path) for name, path in named if name)
 
 
 class RolloutLog:
-    """Appends to one file per rank, each step at once.
+    """Appends to the files of one rank, each rollout at once and whole.
 
     Args:
         folder: `rollouts/` of the run folder; made when the first rollouts come.
-        rank: names the file, `rank-00000.jsonl`.
+        rank: names the files, `rank-00000.jsonl`, `rank-00000.1.jsonl`, ...
     """
 
     def __init__(self, folder: Path, rank: int) -> None:
-        self.path = folder / f"rank-{rank:05d}.jsonl"
+        self.folder = folder
+        self.rank = rank
+        self.number = max((number for owner, number, _ in recorded_files(folder) if owner == rank), default=0)
+        self._is_mended = False
+
+    @property
+    def path(self) -> Path:
+        """The file that is written now."""
+        part = f".{self.number}" if self.number else ""
+        return self.folder / f"rank-{self.rank:05d}{part}.jsonl"
 
     def __call__(self, step: int, rollouts: Sequence[Rollout]) -> None:
         """Write the rollouts that were drawn after `step` finished steps.
@@ -26,9 +124,9 @@ class RolloutLog:
             EnvironmentFault: the file cannot be written.
         """
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(_line(step, rollout) for rollout in rollouts)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for rollout in rollouts:
+                self._append(to_line(step, rollout))
         except OSError as error:
             raise EnvironmentFault(
                 f"the rollouts of step {step + 1} cannot be written: {error.strerror}",
@@ -36,17 +134,39 @@ class RolloutLog:
                 fix="free space on that disk, or set logging.rollouts to false",
             ) from error
 
+    def _append(self, line: bytes) -> None:
+        """The whole line, or nothing of it."""
+        if not self._is_mended:
+            _drop_half_line(self.path)
+            self._is_mended = True
+        size = _size(self.path)
+        if size and size + len(line) > MAX_FILE_BYTES:
+            self.number += 1
+        with self.path.open("ab", buffering=0) as file:
+            before = file.seek(0, os.SEEK_END)
+            try:
+                written = 0
+                while written < len(line):
+                    written += file.write(line[written:])
+            except OSError:
+                with suppress(OSError):  # what stopped the writing is what is told
+                    file.truncate(before)
+                raise
 
-def _line(step: int, rollout: Rollout) -> str:
-    values = {
-        "finished_steps": step,
-        "draw": rollout.draw,
-        "sample_id": rollout.sample_id,
-        "response_ids": rollout.response_ids,
-        "finish": rollout.finish,
-        "weight_version": rollout.weight_version,
-        "seed": rollout.seed,
-        "source": rollout.source,
-        "seconds": round(rollout.seconds, 6),
-    }
-    return json.dumps(values, ensure_ascii=False) + "\n"
+
+def _size(path: Path) -> int:
+    """Bytes; 0 of a file that is not there yet."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def _drop_half_line(path: Path) -> None:
+    """Cut off what a process left behind that was killed as it wrote: nothing was trained on it."""
+    size = _size(path)
+    if not size:
+        return
+    with path.open("r+b") as file:
+        complete = 0
+        for line in file:
+            complete += len(line) if line.endswith(b"\n") else 0
+        if complete < size:
+            file.truncate(complete)

@@ -155,6 +155,17 @@ def test_rollout_devices_of_a_run_without_servers_are_warned_of():
     assert "no step uses a rollout device" in as_text(outlook).split("\n")[-1]
 
 
+def test_a_replay_draws_nothing_in_its_b_steps():
+    section = "custom.extra.rollout_matching"
+    replay = (f"{section}.rollout_backend=replay", f"{section}.replay.run=runs/recorded")
+    outlook = look(QUICKSTART, *replay, rollout_devices=1)
+    assert rows(outlook)["rollouts"] == "replay: 16 rollouts of a rank in a B step, from runs/recorded"
+    assert as_data(outlook)["rollouts"]["decode_calls_per_rank"] is None
+    assert "the rollouts are read from files, and no step uses a rollout device" in as_text(outlook)
+    alone = look(QUICKSTART, *replay, "stage2_ab.schedule.b_ratio=0")
+    assert rows(alone)["rollouts"].startswith("hf: for evaluations alone")
+
+
 def test_channels_that_are_alone_or_never_come():
     assert rows(look(PROD, "stage2_ab.schedule.b_ratio=0"))["channels"] == "A alone"
     assert rows(look(PROD, "stage2_ab.schedule.b_ratio=1"))["channels"] == "B alone"

@@ -37,6 +37,9 @@ def test_more_devices_make_more_replicas_of_each_server():
 def test_learners_that_generate_themselves_name_the_rows_at_a_time():
     mixed = {**MIXED, "custom": {"extra": {"rollout_matching": {"rollout_backend": "hf", "decode_batch_size": 4}}}}
     assert derive(mixed, 2, None).sentence.endswith("; b_ratio 0.5; 64 rollouts per rank, 4 at a time")
+    section = {"rollout_backend": "replay", "decode_batch_size": 4}
+    replayed = {**MIXED, "custom": {"extra": {"rollout_matching": section}}}
+    assert derive(replayed, 2, None).sentence.endswith("; b_ratio 0.5; 64 rollouts per rank, replayed")
     assert derive(MINIMAL, None, None).sentence.endswith("b_ratio 0")
 
 

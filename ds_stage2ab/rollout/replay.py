@@ -1,0 +1,237 @@
+"""The rollouts of a recorded run once more: Channel B without a model that writes, the same on any number of ranks.
+
+A rollout is looked up by its draw, and used where sample, prompt, seed and number of finished steps are those of the
+recording. Whether the weights are the same too nothing here can tell: they are where nothing else was changed.
+"""
+
+import bisect
+from array import array
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from ds_stage2ab.carriers import Rollout, Sample
+from ds_stage2ab.config.rules import MAX_NEW_TOKENS, REPLAY_RUN
+from ds_stage2ab.errors import ConfigError, DataError, EnvironmentFault
+from ds_stage2ab.rollout.base import Sampling, request_seed, weight_version
+from ds_stage2ab.rollout.record import RecordedRollout, from_line, prompt_digest, recorded_files
+
+ROLLOUTS = "rollouts"
+"""The folder of a run that holds its recording."""
+PROMPT_KEYS = "data.system_prompt, data.user_prompt, data.min_pixels, data.max_pixels and model.path"
+"""What a prompt's ids follow from: of the model its tokenizer and its chat template."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recording:
+    """Where the line of each draw begins; 20 bytes for each, so that a long run fits in memory.
+
+    The three arrays have one entry for each draw, `draws` ascending.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    draws: array
+    file_of: array
+    # index into `files`
+    offsets: array
+    # bytes
+
+    def __len__(self) -> int:
+        return len(self.draws)
+
+    def find(self, draw: int) -> RecordedRollout | None:
+        """The rollout of a draw, read from its file; None where there is none."""
+        place = bisect.bisect_left(self.draws, draw)
+        if place == len(self.draws) or self.draws[place] != draw:
+            return None
+        path = self.files[self.file_of[place]]
+        try:
+            with path.open("rb") as file:
+                file.seek(self.offsets[place])
+                found = from_line(file.readline())
+        except (OSError, ValueError) as error:
+            raise _changed(path) from error
+        if found.draw != draw:
+            raise _changed(path)
+        return found
+
+
+def read_recording(run: Path) -> Recording:
+    """Look through a recording: every line is checked, the place of each draw is kept.
+
+    A last line without a line end is left out: a process was killed as it wrote. Of two lines of one rank for one draw
+    the later counts, as in a run that went on from a checkpoint.
+
+    Args:
+        run: the run folder, or its folder `rollouts/`.
+
+    Raises:
+        ConfigError: nothing is recorded there.
+        DataError: a line is no recorded rollout, or two ranks have recorded one draw.
+        EnvironmentFault: a file cannot be read.
+    """
+    folder = run / ROLLOUTS if (run / ROLLOUTS).is_dir() else run
+    ranks, _, files = zip(*recorded_files(folder), strict=True) if recorded_files(folder) else ((), (), ())
+    places: dict[int, tuple[int, int]] = {}
+    for index, (rank, path) in enumerate(zip(ranks, files, strict=True)):
+        for draw, offset in _draws(path):
+            earlier, _ = places.get(draw, (index, offset))
+            if ranks[earlier] != rank:
+                raise DataError(
+                    f"draw {draw} stands in {files[earlier].name} too: no telling which of the two was trained on",
+                    where=str(path),
+                    fix="name a run that was not started again on another number of ranks",
+                )
+            places[draw] = index, offset
+    if not places:
+        raise ConfigError(
+            f"{folder} holds no recorded rollouts (rank-00000.jsonl, ...)",
+            where=REPLAY_RUN,
+            fix="name the folder of a run with B steps and logging.rollouts: true",
+        )
+    draws = array("q", sorted(places))
+    return Recording(
+        folder=folder,
+        files=files,
+        draws=draws,
+        file_of=array("i", (places[draw][0] for draw in draws)),
+        offsets=array("q", (places[draw][1] for draw in draws)),
+    )
+
+
+def _draws(path: Path) -> Iterator[tuple[int, int]]:
+    """(draw, offset of its line) of every whole line."""
+    offset = 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    return
+                yield _draw(line, f"{path}:{number}"), offset
+                offset += len(line)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"the recorded rollouts cannot be read: {error.strerror}", where=str(path), fix="make the file readable"
+        ) from error
+
+
+def _draw(line: bytes, where: str) -> int:
+    try:
+        return from_line(line).draw
+    except ValueError as error:
+        raise DataError(
+            f"this is no recorded rollout: {error}",
+            where=where,
+            fix="name another run, or record this one again with logging.rollouts: true",
+        ) from error
+
+
+class ReplayBackend:
+    """Gives each sample the rollout that was recorded for its draw.
+
+    It draws nothing for evaluations, which are not recorded: those need a backend that has the weights.
+
+    Args:
+        recording: what was recorded.
+        start_id: first half of the weight version that the learner expects now.
+        seed: `training.seed`.
+    """
+
+    streams = False
+    probe_gap = None
+
+    def __init__(self, recording: Recording, *, start_id: str, seed: int) -> None:
+        self.recording = recording
+        self.start_id = start_id
+        self.seed = seed
+
+    def current_weights(self, finished_steps: int) -> AbstractContextManager[None]:
+        """Nothing: no weights are needed to read."""
+        return nullcontext()
+
+    def prove(self, finished_steps: int) -> None:
+        """Nothing: the recorded versions are looked at one by one."""
+
+    def generate(self, samples: list[Sample], sampling: Sampling, *, finished_steps: int) -> list[Rollout]:
+        """The recorded rollout of each sample, in the samples' order, with the version of the weights of now.
+
+        Raises:
+            ConfigError: this run asks for other samples, prompts, seeds, steps or lengths than were recorded.
+            DataError: the recording was changed as this run read it.
+        """
+        assert not sampling.with_probabilities, "no probabilities are recorded"
+        return [self._rollout(sample, sampling, finished_steps) for sample in samples]
+
+    def _rollout(self, sample: Sample, sampling: Sampling, finished_steps: int) -> Rollout:
+        found = self.recording.find(sample.draw)
+        if found is None:
+            raise ConfigError(
+                f"no rollout is recorded for draw {sample.draw}, which step {finished_steps + 1} needs: the"
+                f" {len(self.recording)} that are recorded reach from draw {self.recording.draws[0]} to draw"
+                f" {self.recording.draws[-1]}",
+                where=str(self.recording.folder),
+                fix="set training.max_steps to a step that was recorded, and training.effective_batch_size and"
+                " stage2_ab.schedule.b_ratio as they were",
+            )
+        self._refuse_another_run(found, sample, finished_steps)
+        if len(found.response_ids) > sampling.max_new_tokens:
+            raise ConfigError(
+                f"the rollout of draw {sample.draw} has {len(found.response_ids)} tokens, more than the"
+                f" {sampling.max_new_tokens} that are allowed",
+                where=MAX_NEW_TOKENS,
+                fix=f"set {MAX_NEW_TOKENS} as it was when the run was recorded",
+            )
+        return Rollout(
+            sample_id=sample.id,
+            draw=sample.draw,
+            prompt_ids=sample.prompt_ids,
+            response_ids=found.response_ids,
+            finish=found.finish,
+            weight_version=weight_version(self.start_id, finished_steps),
+            seed=found.seed,
+            source="replay",
+            seconds=found.seconds,
+            attempt=found.attempt,
+            probabilities=None,
+        )
+
+    def _refuse_another_run(self, found: RecordedRollout, sample: Sample, finished_steps: int) -> None:
+        """What was recorded must be what would be asked now, in this order: each key explains the ones after it."""
+        seed, digest = request_seed(self.seed, sample.draw, sample.id), prompt_digest(sample.prompt_ids)
+        rows = (
+            (
+                found.sample_id != sample.id,
+                f"of sample {found.sample_id}, and is of sample {sample.id} here",
+                "set data.train, data.epoch_end and training.seed as they were when the run was recorded",
+            ),
+            (
+                found.prompt_digest != digest,
+                f"with another prompt of sample {sample.id} than it has here",
+                f"set {PROMPT_KEYS} as they were when the run was recorded",
+            ),
+            (
+                found.seed != seed,
+                f"with the seed {found.seed}, and has the seed {seed} here",
+                "set training.seed as it was when the run was recorded",
+            ),
+            (
+                found.weight_steps != str(finished_steps),
+                f"by weights of {found.weight_steps} finished steps, and is asked for after {finished_steps}",
+                "set training.effective_batch_size as it was when the run was recorded",
+            ),
+        )
+        for differs, what, fix in rows:
+            if differs:
+                raise ConfigError(
+                    f"the rollout of draw {sample.draw} was recorded {what}", where=str(self.recording.folder), fix=fix
+                )
+
+
+def _changed(path: Path) -> DataError:
+    return DataError(
+        "the recorded rollouts were changed while this run read them",
+        where=str(path),
+        fix="start again, with a recording that nobody writes to",
+    )
