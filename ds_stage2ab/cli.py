@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from ds_stage2ab import __version__, validate
+from ds_stage2ab import __version__, launch, validate
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.overrides import add_set_option, read_overrides
 from ds_stage2ab.errors import EXIT_OK, Stage2Error, exit_code
@@ -24,11 +24,10 @@ def main(arguments: list[str] | None = None) -> int:
         return validate.main(words[1:])
     options = _parser().parse_args(words)
     try:
-        options.run(options)
+        return options.run(options) or EXIT_OK
     except Stage2Error as error:
         print(f"error: {error}", file=sys.stderr)
         return exit_code(error)
-    return EXIT_OK
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -97,6 +96,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan(commands.add_parser("plan", help="say what a run would do and take: no torch, no GPU, from anywhere"))
 
     _add_evaluate(commands.add_parser("evaluate", help="judge a checkpoint on data.validation, by description too"))
+
+    together = commands.add_parser(
+        "launch", help="start the rollout servers of a config and the learner, end all together"
+    )
+    launch.add_launch_options(together)
+    together.set_defaults(run=launch.launch)
 
     tokens = commands.add_parser("add-coord-tokens", help="give a Qwen3-VL checkpoint the 1,000 coordinate tokens")
     tokens.add_argument("source", type=Path, metavar="SRC", help="checkpoint folder (Hugging Face layout)")

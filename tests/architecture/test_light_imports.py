@@ -17,6 +17,8 @@ LIGHT = (
     "ds_stage2ab.config.sections",
     "ds_stage2ab.data.records",
     "ds_stage2ab.errors",
+    "ds_stage2ab.keeper",
+    "ds_stage2ab.launch",
     "ds_stage2ab.lengths",
     "ds_stage2ab.matching.assign",
     "ds_stage2ab.matching.score",

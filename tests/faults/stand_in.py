@@ -1,0 +1,63 @@
+"""Takes the place of a vLLM server or of a learner rank; each has a child that leads its own process group.
+
+STAND_IN says what a server does: `dies` with words, `stays` without ever answering and deaf to SIGTERM, or `serves`
+/health. A rank writes each SIGTERM to FOLDER/rank-N and leaves with 75; it leaves with 5 when FOLDER/go is there.
+"""
+
+import http.server
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+FOR_EVER_S = 600
+RANK_STOPPED = 75
+RANK_DONE = 5
+
+
+def have_a_child():
+    subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({FOR_EVER_S})"], start_new_session=True)
+
+
+class Health(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+
+def serve(port):
+    kind = os.environ["STAND_IN"]
+    print(f"a server that {kind} at {port}", flush=True)
+    if kind == "dies":
+        sys.exit("no memory for the cache")
+    have_a_child()
+    if kind == "stays":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(FOR_EVER_S)
+    http.server.HTTPServer(("127.0.0.1", port), Health).serve_forever()
+
+
+def learn(folder):
+    notes = folder / f"rank-{os.environ['RANK']}"
+
+    def note(number, frame):
+        with notes.open("a") as file:
+            file.write("SIGTERM\n")
+        time.sleep(1)  # a second signal would be noted too
+        sys.exit(RANK_STOPPED)
+
+    signal.signal(signal.SIGTERM, note)
+    have_a_child()
+    notes.write_text("up\n")
+    while not (folder / "go").exists():
+        time.sleep(0.1)
+    sys.exit(RANK_DONE)
+
+
+if __name__ == "__main__":
+    if "RANK" in os.environ:
+        learn(Path(os.environ["FOLDER"]))
+    else:
+        serve(int(sys.argv[sys.argv.index("--port") + 1]))

@@ -1,0 +1,253 @@
+"""`ds-stage2ab launch` with real processes: whatever ends it, nothing is left, and one line says what was stopped.
+
+Stand-ins take the place of vLLM and of the learner's ranks; between them stand the real launcher and DeepSpeed's.
+"""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ds_stage2ab.errors import EXIT_CONFIG, EXIT_ENVIRONMENT
+from tests.faults.stand_in import RANK_DONE, RANK_STOPPED
+from tests.parts import ROOT, config_values, free_port, merged, write_config
+
+MARK = "LAUNCH_TEST"
+START_S = 120
+STOP_S = 40
+KILLED_S = 60
+SERVERS = 2
+MATCHING = "custom.extra.rollout_matching"
+
+
+class Launched:
+    """One launcher, and every process that carries its mark."""
+
+    def __init__(self, quickstart, folder, kind, *arguments, changes=None, ports=None):
+        self.folder = folder
+        self.mark = f"{MARK}={folder}"
+        self.ports = ports or [free_port() for _ in range(SERVERS)]
+        servers = [{"base_url": f"http://127.0.0.1:{port}"} for port in self.ports]
+        keys = {f"{MATCHING}.rollout_backend": "vllm", f"{MATCHING}.vllm.server.servers": servers, **(changes or {})}
+        config = write_config(folder / "c.yaml", merged(config_values(quickstart, folder / "runs", "small"), keys))
+        python = folder / "python"
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/faults/stand_in.py "$@"\n')
+        python.chmod(0o755)
+        command = [sys.executable, "tests/faults/launched.py", "launch", "--config", str(config), "--cpu"]
+        command += ["--train-ranks", "2", "--server-python", str(python), *arguments]
+        variables = {MARK: str(folder), "STAND_IN": kind, "FOLDER": str(folder), "OMP_NUM_THREADS": "1"}
+        variables["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        self.output = folder / "output"
+        with self.output.open("wb") as file:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env={**os.environ, **variables}, stdout=file, stderr=file, start_new_session=True
+            )
+
+    @property
+    def said(self):
+        return self.output.read_text(errors="replace")
+
+    @property
+    def stop_lines(self):
+        return re.findall("^launch: .*; stopped .*$", self.said, re.MULTILINE)
+
+    def wait_for(self, is_so):
+        wait_for(is_so, START_S, lambda: self.said[-3000:])
+
+    def ends(self, within_s):
+        """The exit code, after which nothing is left."""
+        start = time.monotonic()
+        code = self.process.wait(within_s)
+        wait_for(lambda: not self.left(), within_s - (time.monotonic() - start), self.left)
+        return code
+
+    def left(self):
+        """(pid, command line) of the processes that carry the mark."""
+        return [pair for pair in processes() if self.mark.encode() in read(pair[0], "environ").split(b"\0")]
+
+    def with_words(self, *words):
+        return [pid for pid, command in self.left() if all(word.encode() in command for word in words)]
+
+    def rank_notes(self):
+        return [path.read_text() for path in sorted(self.folder.glob("rank-*"))]
+
+    def end(self):
+        for pid, _ in self.left():
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def processes():
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and (command := read(folder.name, "cmdline")):  # a dead one has none
+            yield int(folder.name), command
+
+
+def read(pid, name):
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""  # it has just ended
+
+
+def wait_for(is_so, within_s, said):
+    deadline = time.monotonic() + within_s
+    while not is_so():
+        assert time.monotonic() < deadline, said()
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def launched(quickstart, tmp_path):
+    started = []
+
+    def start(kind, *arguments, **options):
+        started.append(Launched(quickstart, tmp_path, kind, *arguments, **options))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.end()
+
+
+@pytest.fixture
+def waiting(launched):
+    """A launcher whose servers are up with their children, and never answer."""
+    one = launched("stays")
+    one.wait_for(lambda: "0 of 2 servers ready" in one.said and len(one.with_words("time.sleep")) == SERVERS)
+    return one
+
+
+@pytest.fixture
+def learning(launched):
+    """A launcher whose servers answer and whose two ranks are up."""
+    one = launched("serves")
+    one.wait_for(lambda: one.rank_notes() == ["up\n"] * 2 and len(one.with_words("time.sleep")) == SERVERS + 2)
+    return one
+
+
+def names(one):
+    return ", ".join(f"server http://127.0.0.1:{port}" for port in one.ports)
+
+
+def test_ctrl_c_while_servers_start(waiting):
+    """They are deaf to SIGTERM, and their children lead process groups of their own."""
+    waiting.process.send_signal(signal.SIGINT)
+    assert waiting.ends(STOP_S) == 128 + signal.SIGINT
+    logs = waiting.folder / "runs" / "small.launch-logs"
+    assert waiting.stop_lines == [f"launch: SIGINT; stopped {names(waiting)}; logs in {logs}"]
+    assert "Traceback" not in waiting.said
+
+
+def test_a_killed_launcher_leaves_no_server(waiting):
+    waiting.process.kill()
+    assert waiting.ends(KILLED_S) == -signal.SIGKILL
+
+
+def test_a_second_signal_does_not_wait(waiting):
+    waiting.process.send_signal(signal.SIGTERM)
+    time.sleep(2.5)
+    start = time.monotonic()
+    waiting.process.send_signal(signal.SIGTERM)
+    assert waiting.ends(STOP_S) == 128 + signal.SIGTERM
+    assert time.monotonic() - start < 3  # of the 6 seconds that servers have
+
+
+def test_ctrl_c_while_ranks_learn(learning):
+    """Each rank gets one SIGTERM, and the code with which all of them leave comes through."""
+    learning.process.send_signal(signal.SIGINT)
+    assert learning.ends(STOP_S) == RANK_STOPPED
+    assert learning.rank_notes() == ["up\nSIGTERM\n"] * 2
+    assert [line.split("; ")[:2] for line in learning.stop_lines] == [
+        ["launch: SIGINT", f"stopped {names(learning)}, the learner"]
+    ]
+
+
+def test_a_killed_launcher_leaves_no_rank(learning):
+    learning.process.kill()
+    assert learning.ends(KILLED_S) == -signal.SIGKILL
+    assert learning.rank_notes() == ["up\nSIGTERM\n"] * 2
+
+
+def test_a_lost_server_is_told_of_and_the_learner_ends_by_itself(learning):
+    lost, other = learning.ports
+    os.kill(next(pid for pid in learning.with_words("stand_in.py", f"{lost}") if not is_keeper(pid)), signal.SIGKILL)
+    learning.wait_for(lambda: "ended with code 137" in learning.said)
+    assert f"\n    a server that serves at {lost}\n" in learning.said
+    (learning.folder / "go").touch()
+    assert learning.ends(STOP_S) == RANK_DONE
+    assert learning.stop_lines[0].startswith(
+        f"launch: the learner ended with code {RANK_DONE}; stopped server http://127.0.0.1:{other}; logs in "
+    )
+
+
+def test_a_killed_keeper_leaves_no_server(waiting):
+    keeper = next(pid for pid in waiting.with_words("ds_stage2ab.keeper", f"{waiting.ports[0]}"))
+    os.kill(keeper, signal.SIGKILL)
+    assert waiting.ends(STOP_S) == EXIT_ENVIRONMENT
+    assert f"error: http://127.0.0.1:{waiting.ports[0]}: the server ended with code -9" in waiting.said
+
+
+def is_keeper(pid):
+    return b"ds_stage2ab.keeper" in read(pid, "cmdline")
+
+
+def test_a_server_that_dies_at_its_start_is_quoted(launched):
+    one = launched("dies")
+    assert one.ends(STOP_S) == EXIT_ENVIRONMENT
+    assert re.search("error: http://127.0.0.1:[0-9]+: the server ended with code 1 before it was ready\n", one.said)
+    assert re.search("\n    a server that dies at [0-9]+\n    no memory for the cache\n  fix: ", one.said)
+    assert len(one.stop_lines) == 1 and "; stopped " in one.stop_lines[0]
+    assert "Traceback" not in one.said
+
+
+def test_a_server_that_never_answers_has_a_bound(launched):
+    one = launched("stays", "--wait", "3")
+    assert one.ends(STOP_S) == EXIT_ENVIRONMENT
+    assert "the server was not ready after 3 s\n  the last lines of " in one.said
+    assert one.stop_lines[0].startswith(f"launch: a server was not ready; stopped {names(one)}; logs in ")
+
+
+def test_a_port_in_use_is_refused_before_anything_starts(launched):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        one = launched("serves", ports=[free_port(), other.getsockname()[1]])
+        assert one.ends(START_S) == EXIT_ENVIRONMENT
+    assert f"error: 127.0.0.1:{one.ports[1]}: the port of a server cannot be had" in one.said
+    assert "starting" not in one.said
+
+
+def test_a_folder_that_holds_a_run_is_refused_before_anything_starts(launched, tmp_path):
+    (tmp_path / "runs" / "small").mkdir(parents=True)
+    (tmp_path / "runs" / "small" / "config.json").write_text("{}")
+    one = launched("serves")
+    assert one.ends(START_S) == EXIT_CONFIG
+    assert "this folder already holds a run" in one.said and "starting" not in one.said
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({f"{MATCHING}.rollout_backend": "hf"}, EXIT_CONFIG, "hf needs no server"),
+        ({"training.effective_batch_size": 9}, EXIT_CONFIG, "is not a multiple of 8"),
+        ({"model.path": "nowhere"}, EXIT_ENVIRONMENT, "nowhere: no checkpoint there"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_starts(launched, changes, code, words):
+    one = launched("serves", changes=changes)
+    assert one.ends(START_S) == code
+    assert words in one.said and "starting" not in one.said and "Traceback" not in one.said
+
+
+def test_success_is_not_believed_when_ranks_are_orphaned():
+    """DeepSpeed's launcher ends with 0 when the parent of the ranks has been killed."""
+    tree = "LOCAL_RANK=0 sleep 600 & sleep 2; exit 0"
+    command = [sys.executable, "-m", "ds_stage2ab.keeper", "5", "ranks", "sh", "-c", tree]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as keeper:
+        assert keeper.wait(START_S) == EXIT_ENVIRONMENT
+        assert "error: the process between DeepSpeed's launcher and the ranks was killed" in keeper.stderr.read()
