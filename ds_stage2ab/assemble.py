@@ -16,11 +16,10 @@ from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.load import LoadedConfig
 from ds_stage2ab.config.rules import rollout_fits_length
 from ds_stage2ab.config.sections import Config
-from ds_stage2ab.config.servers import BACKEND
 from ds_stage2ab.data.datasets import SKIP, Datasets, data_warnings, read_datasets
 from ds_stage2ab.data.encode import Encoder
 from ds_stage2ab.data.feed import Feed, Reader
-from ds_stage2ab.data.stream import SampleOrder
+from ds_stage2ab.data.stream import SampleOrder, evaluation_draw
 from ds_stage2ab.engine.build import (
     Checkpoint,
     build_engine,
@@ -31,10 +30,9 @@ from ds_stage2ab.engine.build import (
 )
 from ds_stage2ab.engine.checkpoint import Checkpoints
 from ds_stage2ab.engine.run_folder import RunFolder
-from ds_stage2ab.engine.tuner import FULL, adapters_of, add_adapters, freeze_parts
+from ds_stage2ab.engine.tuner import FULL, adapters_of, add_adapters, freeze_parts, merged_tensors
 from ds_stage2ab.engine.whole_model import WholeModel
 from ds_stage2ab.engine.window import Channel, Window
-from ds_stage2ab.errors import ConfigError
 from ds_stage2ab.evaluation import Evaluator
 from ds_stage2ab.losses.objective import Objective
 from ds_stage2ab.metrics.health_watch import HealthWatch
@@ -42,8 +40,12 @@ from ds_stage2ab.metrics.recorder import Metrics
 from ds_stage2ab.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink
 from ds_stage2ab.plan import RunPlan, batch_shape, make_plan
 from ds_stage2ab.rollout.base import RolloutBackend, evaluation_sampling
+from ds_stage2ab.rollout.chat import Conversation
+from ds_stage2ab.rollout.handshake import Needs
 from ds_stage2ab.rollout.hf import HfBackend
 from ds_stage2ab.rollout.record import RolloutLog
+from ds_stage2ab.rollout.replay import Recording, ReplayBackend, read_recording
+from ds_stage2ab.rollout.servers import open_servers
 from ds_stage2ab.world import World
 
 PARTITIONED = 3
@@ -63,6 +65,7 @@ class Run:
     channels: dict[str, Channel]
     metrics: Metrics
     health: HealthWatch
+    backend: RolloutBackend
     evaluator: Evaluator | None
     checkpoints: Checkpoints
     facts: tuple[tuple[str, str], ...]
@@ -90,6 +93,12 @@ class Run:
         for warning in self.health.after_evaluation(values):
             self.metrics.warn(warning)
 
+    def save_finished(self) -> None:
+        """Save the last finished step, if no checkpoint holds it: the weights are good, whatever ended the run."""
+        finished = self.window.finished_steps
+        if finished > self.checkpoints.newest:
+            self.checkpoints.save(finished)
+
     def close(self) -> None:
         """Close what is open, whatever happened in the loop."""
         try:
@@ -110,6 +119,10 @@ class Parts:
     vocabulary: Vocabulary
     encoder: Encoder
     folder: RunFolder
+    longest_prompt: int
+    # tokens, of the records that the model answers
+    recording: Recording | None
+    # what Channel B replays; None: its rollouts are drawn
 
 
 def assemble(loaded: LoadedConfig, world: World) -> Run:
@@ -131,9 +144,10 @@ def assemble(loaded: LoadedConfig, world: World) -> Run:
         folder=parts.folder,
         world=world,
         window=Window(engine, parts.plan, world, _feed(parts), stand_in),
-        channels={"A": teacher, "B": _rollout_matching(parts, backend, start_id)},
+        channels={"A": teacher, "B": _rollout_matching(parts, _drawn_or_replayed(parts, backend, start_id), start_id)},
         metrics=metrics,
         health=HealthWatch(parts.config.stage2_ab.channel_b.health),
+        backend=backend,
         evaluator=_evaluator(parts, backend) if parts.datasets.validation else None,
         checkpoints=Checkpoints(
             parts.folder.checkpoints,
@@ -148,28 +162,15 @@ def assemble(loaded: LoadedConfig, world: World) -> Run:
     )
 
 
-def rollouts_come_from_the_learners(rollout_backend: str) -> None:
-    """Refuse a run that would draw its rollouts from servers; it never draws them elsewhere instead.
-
-    Raises:
-        ConfigError: the backend is `vllm`.
-    """
-    if rollout_backend != "hf":
-        raise ConfigError(
-            "training cannot draw rollouts from vLLM servers yet: such a config can be checked and planned",
-            where=BACKEND,
-            fix=f"let the learners draw them: --set {BACKEND}=hf",
-        )
-
-
 def _read(loaded: LoadedConfig, world: World) -> Parts:
     """Everything that comes from files, cheap checks first; nothing is written."""
     config = loaded.config
     folder = RunFolder(config.logging.root / loaded.name)
     with world.agree_on_failure("reading the config"):
-        rollouts_come_from_the_learners(config.rollout_matching.rollout_backend)
+        matching = config.rollout_matching
         batch_shape(config.training, world.size)  # the batch rules need no file
         folder.refuse_earlier_run()
+        recording = read_recording(matching.replay.run) if matching.rollout_backend == "replay" else None
     datasets = read_datasets(config, world)
     with world.agree_on_failure("loading the checkpoint"):
         plan = make_plan(config, world.size, len(datasets.train))
@@ -194,9 +195,10 @@ def _read(loaded: LoadedConfig, world: World) -> Parts:
             user_prompt=config.data.user_prompt,
         )
         answered = [*datasets.validation, *(datasets.train if plan.b_steps else ())]
+        longest = max((encoder.prompt_length(*size) for size in {(r.width, r.height) for r in answered}), default=0)
         if answered:
             rollout_fits_length(
-                max(encoder.prompt_length(*size) for size in {(r.width, r.height) for r in answered}),
+                longest,
                 config.rollout_matching.max_new_tokens,
                 config.training.global_max_length,
                 source.model.config.text_config.max_position_embeddings,
@@ -210,6 +212,8 @@ def _read(loaded: LoadedConfig, world: World) -> Parts:
         vocabulary=vocabulary,
         encoder=encoder,
         folder=folder,
+        longest_prompt=longest,
+        recording=recording,
     )
 
 
@@ -239,6 +243,8 @@ def _expectation(parts: Parts) -> Expectation:
 
 
 def _backend(parts: Parts, whole_model: WholeModel, start_id: str) -> RolloutBackend:
+    if parts.config.rollout_matching.rollout_backend == "vllm":
+        return _servers(parts, whole_model, start_id)
     return HfBackend(
         whole_model,
         parts.vocabulary,
@@ -247,6 +253,46 @@ def _backend(parts: Parts, whole_model: WholeModel, start_id: str) -> RolloutBac
         start_id=start_id,
         seed=parts.config.training.seed,
     )
+
+
+def _servers(parts: Parts, whole_model: WholeModel, start_id: str) -> RolloutBackend:
+    """The first record is the real sample that servers are tried with, in the handshake and in every probe."""
+    config, data = parts.config, parts.config.data
+    with parts.world.agree_on_failure("reading the sample that the rollout servers are tried with"):
+        sample = parts.encoder.encode(parts.datasets.train[0], evaluation_draw(0))
+    needs = Needs(
+        conversation=Conversation(
+            system_prompt=data.system_prompt,
+            user_prompt=data.user_prompt,
+            forbidden=tuple(parts.source.tokenizer.convert_ids_to_tokens(list(parts.vocabulary.vision_ids))),
+            stop_id=parts.vocabulary.stop_id,
+        ),
+        vocabulary=parts.vocabulary,
+        sample=sample,
+        decode_batch_size=config.rollout_matching.decode_batch_size,
+        room=parts.longest_prompt + config.rollout_matching.max_new_tokens,
+        precision=config.model.precision,
+        infer_timeout_s=parts.plan.infer_timeout_s,
+    )
+    return open_servers(
+        config.rollout_matching.vllm,
+        needs,
+        parts.source.model,
+        position_index(parts.source.model),
+        whole_model,
+        lambda: merged_tensors(whole_model.layout),
+        parts.world,
+        start_id=start_id,
+        seed=config.training.seed,
+        probe_tolerance=parts.plan.probe_tolerance,
+    )
+
+
+def _drawn_or_replayed(parts: Parts, backend: RolloutBackend, start_id: str) -> RolloutBackend:
+    """Whom Channel B asks: evaluations are not recorded, so the backend draws those in a replay too."""
+    if parts.recording is None:
+        return backend
+    return ReplayBackend(parts.recording, start_id=start_id, seed=parts.config.training.seed)
 
 
 def _rollout_matching(parts: Parts, backend: RolloutBackend, start_id: str) -> RolloutMatching:
@@ -334,7 +380,8 @@ def _rollout_words(parts: Parts) -> str:
     section = parts.config.rollout_matching
     temperature = section.decoding.temperature
     how = f"temperature {temperature:g}" if temperature else "greedy"
-    return (
-        f"{section.rollout_backend}, at most {section.decode_batch_size} at once on each rank, {how};"
-        f" packing operators: {ops.implementation()}"
-    )
+    place = "replica of a server" if section.rollout_backend == "vllm" else "rank"
+    drawn = f"{section.rollout_backend}, at most {section.decode_batch_size} at once on each {place}, {how}"
+    if parts.recording is not None:
+        drawn = f"replay, {len(parts.recording):,} that stand in {parts.recording.folder}"
+    return f"{drawn}; packing operators: {ops.implementation()}"

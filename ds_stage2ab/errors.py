@@ -61,6 +61,10 @@ class EnvironmentFault(Stage2Error):
     code = EXIT_ENVIRONMENT
 
 
+class ServerFault(EnvironmentFault):
+    """A rollout server cannot do its part. The weights of the last finished step are good: the run saves them first."""
+
+
 class OwnFault(EnvironmentFault):
     """A fault that this rank could not tell the others of: each rank that has one says it itself."""
 

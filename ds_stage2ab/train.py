@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.overrides import add_set_option, read_overrides
-from ds_stage2ab.errors import EXIT_OK, OwnFault, Stage2Error, exit_code
+from ds_stage2ab.errors import EXIT_OK, OwnFault, ServerFault, Stage2Error, exit_code
 from ds_stage2ab.leave import end_with_parent, leave, leave_with_traceback, say, speak_when_terminated
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 def train(run: "Run") -> None:
     """The loop: one optimizer step per turn."""
     plan = run.plan
+    run.backend.prove(0)
     if run.evaluator and plan.evaluate.at_start:
         run.record_evaluation(0, run.evaluator.run(0).figures)
     for step in range(plan.total_steps):
@@ -36,6 +37,7 @@ def train(run: "Run") -> None:
             run.checkpoints.save(step + 1)
         if run.evaluator and plan.evaluate.due(step):
             run.record_evaluation(step + 1, run.evaluator.run(step + 1).figures)
+    run.backend.prove(plan.total_steps)
 
 
 def main() -> int:
@@ -76,6 +78,9 @@ def _run(config: Path, overrides: list[str]) -> None:
         if world.rank == 0:
             print(banner(run.plan.batch_sentence, run.facts), flush=True)
         train(run)
+    except ServerFault:
+        run.save_finished()
+        raise
     finally:
         run.close()
     with world.agree_on_failure("writing the report"):

@@ -67,7 +67,9 @@ def check(
     assert all(torch.equal(tensor, start[name].to(dtype).float()) for name, tensor in saved.items())
     base = Qwen3VLForConditionalGeneration.from_pretrained(shipped.model, dtype=torch.float32)
     adapted = PeftModel.from_pretrained(base, newest / "adapter")
-    torch.testing.assert_close(logits(exported), logits(adapted), atol=tolerance, rtol=tolerance)
+    # Merged weights are rounded once each; in bf16 four layers of such roundings add up in the logits.
+    most = tolerance if dtype is torch.float32 else 4 * tolerance
+    torch.testing.assert_close(logits(exported), logits(adapted), atol=most, rtol=most)
     for name, tensor in adapted.merge_and_unload().state_dict().items():
         torch.testing.assert_close(weights[name], tensor, atol=tolerance, rtol=tolerance)
 

@@ -20,6 +20,8 @@ from ds_stage2ab.matching.parse import parse_rollout
 from ds_stage2ab.matching.targets import build_target
 from ds_stage2ab.rollout.base import RolloutBackend, training_sampling, weight_version
 
+PROBE_GAP = "rollout/probe_gap"
+
 
 class RolloutMatching:
     """Samples -> segments for Channel B.
@@ -40,7 +42,7 @@ class RolloutMatching:
 
     name = "B"
     num_passes = 1
-    term_names = TERM_NAMES
+    term_names = (*TERM_NAMES, PROBE_GAP)
 
     def __init__(
         self,
@@ -121,8 +123,12 @@ class RolloutMatching:
             channel=self.name,
             max_length=self.max_length,
             remedy="custom.extra.rollout_matching.max_new_tokens",
-            terms=rollout_terms(rollout, parsed, match, sample.objects),
+            terms={**rollout_terms(rollout, parsed, match, sample.objects), PROBE_GAP: self._probe_term()},
         )
+
+    def _probe_term(self) -> tuple[float, float]:
+        gap = self.backend.probe_gap
+        return (0.0, 0.0) if gap is None else (gap, 1.0)
 
     def _refuse_stale(self, rollout: Rollout, step: int) -> None:
         wanted = weight_version(self.start_id, step)

@@ -13,6 +13,9 @@ BACKEND = "custom.extra.rollout_matching.rollout_backend"
 DECODE_BATCH = "custom.extra.rollout_matching.decode_batch_size"
 SERVERS = "custom.extra.rollout_matching.vllm.server.servers"
 
+MODEL_NAME = "ds_stage2ab"
+"""Under which every server knows the model: a path would differ from machine to machine."""
+
 
 def replicas_of(tensor_parallel_sizes: list[int], rollout_devices: int | None) -> list[int]:
     """Replicas of each server: every server gets as many as every other.

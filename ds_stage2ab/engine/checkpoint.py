@@ -62,6 +62,7 @@ class Checkpoints:
         self.whole_model = whole_model
         self.world = world
         self.keep_last = keep_last
+        self.newest = 0  # finished steps at the last one
 
     def save(self, finished_steps: int) -> Path:
         """Write the checkpoint after `finished_steps` steps; every rank calls it. Returns its folder."""
@@ -85,6 +86,7 @@ class Checkpoints:
                 _sync(self.folder)
                 _replace_text(self.folder / "latest", name + "\n")
                 self._prune()
+        self.newest = finished_steps
         return final
 
     def _save_adapters(self, destination: Path) -> None:

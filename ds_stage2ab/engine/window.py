@@ -91,6 +91,11 @@ class Window:
             sums, skipped=skipped, fault=fault, learning_rate=learning_rate, grad_norm=grad_norm, seconds=seconds
         )
 
+    @property
+    def finished_steps(self) -> int:
+        """Steps that are done, those without an update among them."""
+        return self.engine.global_steps + self.updates_left_out
+
     def _slowest(self, clock: Clock) -> dict[str, float]:
         """The seconds of rollouts, if the channel draws them, are those of the slowest rank: it sets the pace."""
         if "rollout" not in clock.seconds:
@@ -212,8 +217,7 @@ class Window:
         self.engine.set_gradient_accumulation_boundary(None)
         if not self.engine.was_step_applied() or self.engine.skipped_steps != skipped_before:
             return learning_rate, math.inf
-        finished = self.engine.global_steps + self.updates_left_out
-        assert finished == step + 1, "the engine's step counter and the loop disagree"
+        assert self.finished_steps == step + 1, "the engine's step counter and the loop disagree"
         return learning_rate, own_norm if own_norm is not None else float(self.engine.get_global_grad_norm())
 
     def _leave_update_out(self) -> None:

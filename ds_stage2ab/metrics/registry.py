@@ -95,6 +95,8 @@ ROLLOUT = (
             "Share of rollouts that the repetition guard ended."),
     _metric("rollout/values_dropped_rate", "fraction", "mean", "B", "lower",
             "Share of complete values that were no valid object."),
+    _metric("rollout/probe_gap", "nats/token", "mean", "B", "lower",
+            "Rollout servers alone: how far log-probabilities of the same tokens differ between server and learner."),
 )
 
 MATCH = (

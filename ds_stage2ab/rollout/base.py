@@ -78,6 +78,8 @@ class RolloutBackend(Protocol):
 
     streams: bool
     # `generate` returns at once, and its rollouts come one by one
+    probe_gap: float | None
+    # how far what wrote them computes from the learner, nats per token; None: it is the learner
 
     def current_weights(self, finished_steps: int) -> AbstractContextManager[None]:
         """All ranks enter it together; inside, `generate` uses the weights after so many steps.
@@ -88,4 +90,8 @@ class RolloutBackend(Protocol):
 
     def generate(self, samples: list[Sample], sampling: Sampling, *, finished_steps: int) -> Iterable[Rollout]:
         """One rollout for each sample, in the samples' order, each stamped with the weights' version."""
+        ...
+
+    def prove(self, finished_steps: int) -> None:
+        """Show that rollouts would be of the weights after so many steps; all ranks enter together."""
         ...

@@ -40,6 +40,7 @@ class HfBackend:
     """
 
     streams = False
+    probe_gap = None
 
     def __init__(
         self,
@@ -67,6 +68,9 @@ class HfBackend:
                 yield
             finally:
                 self.model = None
+
+    def prove(self, finished_steps: int) -> None:
+        """Nothing: the weights are the learner's own."""
 
     def generate(self, samples: list[Sample], sampling: Sampling, *, finished_steps: int) -> list[Rollout]:
         """One rollout for each sample, in order; inside `current_weights`."""
@@ -123,6 +127,7 @@ class HfBackend:
                 seed=seed,
                 source="hf",
                 seconds=seconds,
+                attempt=1,
                 probabilities=probabilities[row],
             )
             for row, (sample, response, ended, seed) in enumerate(

@@ -6,6 +6,7 @@ row that broke one no token but the stop. A rule whose limit is None is off.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import astuple
 
 import torch
@@ -37,6 +38,15 @@ def repeats(generated_BL: Tensor, coordinate_ids: Tensor, limits: RepeatTerminat
     if limits.max_objects is not None:
         broken_B |= torch.isin(generated_BL, coordinate_ids).sum(1) > COORDINATES_PER_OBJECT * limits.max_objects
     return broken_B
+
+
+def first_repeat(response_ids: Sequence[int], coordinate_ids: Tensor, limits: RepeatTerminateSection) -> int | None:
+    """How many tokens of a whole answer stand when it first breaks a rule; None if it never does."""
+    if all(limit is None for limit in astuple(limits)):
+        return None
+    ids_1L = torch.tensor([response_ids], dtype=torch.long)
+    ends = range(1, ids_1L.shape[1] + 1)
+    return next((end for end in ends if bool(repeats(ids_1L[:, :end], coordinate_ids, limits))), None)
 
 
 class RepeatGuard(LogitsProcessor):

@@ -127,6 +127,7 @@ def test_every_shipped_config_stands_in_the_readme_of_configs():
 COMMANDS = {
     "python -m ds_stage2ab.validate": ("tests/unit/test_validate.py", "--learners"),
     "ds-stage2ab plan": ("tests/unit/test_cli.py", "plan"),
+    "ds-stage2ab launch": ("tests/faults/test_launcher.py", "launch"),
     "ds-stage2ab evaluate": ("tests/test_evaluate.py", "evaluate"),
     "deepspeed --num_gpus": ("tests/parts.py", "--num_gpus"),
     "DS_ACCELERATOR=cpu deepspeed --num_gpus": ("tests/parts.py", "DS_ACCELERATOR"),

@@ -23,6 +23,7 @@ class Arriving:
     """The rollouts of a real backend; `generate` hands out one after the other, each as soon as it has arrived."""
 
     streams = True
+    probe_gap = None
 
     def __init__(self, backend, rank):
         self.backend = backend
@@ -30,6 +31,9 @@ class Arriving:
 
     def current_weights(self, finished_steps):
         return self.backend.current_weights(finished_steps)
+
+    def prove(self, finished_steps):
+        self.backend.prove(finished_steps)
 
     def generate(self, samples, sampling, *, finished_steps):
         rollouts = self.backend.generate(samples, sampling, finished_steps=finished_steps)

@@ -24,6 +24,7 @@ from ds_stage2ab.config.sections import (
     HealthSection,
     ModelSection,
     RepeatTerminateSection,
+    ReplaySection,
     RolloutMatchingSection,
     ScheduleSection,
     Stage2ABSection,
@@ -77,6 +78,7 @@ MATCHING = RolloutMatchingSection(
         sync=VllmSyncSection(mode="auto", bucket_mb=256, timeout_s=300),
         probe=VllmProbeSection(tolerance=None, every_syncs=1),
     ),
+    replay=ReplaySection(run=None),
     decode_batch_size=4,
     max_new_tokens=64,
     decoding=DecodingSection(temperature=0.7, top_p=0.9, top_k=50),
@@ -107,6 +109,7 @@ class WrittenBackend:
     """
 
     streams = False
+    probe_gap = None
 
     def __init__(self, answers, *, truncated=(), start_id=START_ID, steps_behind=0):
         self.answers = answers
@@ -131,6 +134,7 @@ class WrittenBackend:
                 seed=7,
                 source="written",
                 seconds=0.5,
+                attempt=1,
                 probabilities=None,
             )
             for sample in samples

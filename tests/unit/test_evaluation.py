@@ -49,6 +49,7 @@ class Scripted:
                 seed=0,
                 source="scripted",
                 seconds=0.0,
+                attempt=1,
                 probabilities=self.probabilities,
             )
             for sample in samples

@@ -248,7 +248,8 @@ def test_positions_and_image_are_the_samples(bench, answer):
     assert torch.equal(segment.position_ids, position_index(bench.model)(segment.input_ids, grid))
     assert segment.vision is sample.vision
     assert (segment.sample_id, segment.draw, segment.channel) == ("train-000000", 0, "B")
-    assert tuple(segment.terms) == TERM_NAMES
+    assert tuple(segment.terms) == (*TERM_NAMES, "rollout/probe_gap") == bench.rollout_matching(None).term_names
+    assert segment.terms["rollout/probe_gap"] == (0, 0), "nobody but the learner wrote the answer"
 
 
 def bins_with(bench, truth, answer, **matching):

@@ -1,0 +1,191 @@
+"""What a run must know of a server before it relies on it, all in one page where something is wrong.
+
+Nothing of the server is changed here, but that one which an earlier learner left paused is let go on.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ds_stage2ab.carriers import Sample
+from ds_stage2ab.codec.vocabulary import Vocabulary
+from ds_stage2ab.config.servers import DECODE_BATCH, MODEL_NAME
+from ds_stage2ab.errors import ServerFault
+from ds_stage2ab.rollout.chat import Conversation, other_prompt, read_answer
+from ds_stage2ab.rollout.vllm_api import NEEDED_ROUTES, ServerApi
+from ds_stage2ab.rollout.wire import Refused, Unanswered
+
+SUPPORTED = (0, 32)
+"""Version of vLLM whose routes and answers are known; a patch release changes neither."""
+GLOO = "ds_stage2ab_gloo"
+"""The weight transfer engine of `vllm_plugin`, which cannot be imported here."""
+STARTED_SO = f'--weight-transfer-config \'{{"backend": "{GLOO}"}}\''
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What the run asks of every server."""
+
+    conversation: Conversation
+    vocabulary: Vocabulary
+    sample: Sample
+    # a real one, whose prompt the server must read as the learner does
+    decode_batch_size: int
+    room: int
+    # tokens of the longest prompt and answer
+    precision: str
+    infer_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a server is."""
+
+    world_size: int
+    # devices
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Line:
+    what: str
+    saw: str
+    fix: str
+
+
+def shake_hands(servers: Sequence[ServerApi], sizes: Sequence[int], needs: Needs) -> list[Facts]:
+    """Look at every server.
+
+    Args:
+        sizes: devices of one replica of each, by the config; asked of servers that can tell.
+
+    Raises:
+        ServerFault: names everything that is wrong at any server, with a remedy for each.
+    """
+    found, pages = [], []
+    for server, size in zip(servers, sizes, strict=True):
+        lines = list(_wrong(server, needs))
+        facts = None if lines else _facts(server, size, lines)
+        found.append(facts)
+        if lines:
+            told = "\n".join(f"    {line.what}: {line.saw}\n      fix: {line.fix}" for line in lines)
+            pages.append(f"  {server.url}\n{told}")
+    if pages:
+        raise ServerFault(
+            f"{len(pages)} of {len(servers)} rollout servers cannot be used\n" + "\n".join(pages),
+            fix="start the servers as docs/rollout.md says, or let ds-stage2ab launch start them",
+        )
+    return found
+
+
+def _wrong(server: ServerApi, needs: Needs) -> Iterator[_Line]:
+    """Everything wrong, in the order in which one thing hides the next."""
+    reach = "start it, or correct base_url; when it has just been started, wait for its /health"
+    opened = _asked(lambda: server.get("/openapi.json")["paths"], "reached", reach)
+    if isinstance(opened, _Line):
+        yield opened
+        return
+    missing = [route for route in NEEDED_ROUTES if route not in opened]
+    if missing:
+        saw = f"it has no {', '.join(missing)}"
+        yield _Line(what="routes", saw=saw, fix="start it with VLLM_SERVER_DEV_MODE=1, on a loopback or closed network")
+        return
+    yield from _wrong_version(server)
+    yield from _wrong_settings(server, needs)
+    let_go = _asked(lambda: _let_go(server), "paused", "start it again")
+    if isinstance(let_go, _Line):
+        yield let_go
+        return
+    yield from _wrong_prompt(server, needs)
+
+
+def _wrong_version(server: ServerApi) -> Iterator[_Line]:
+    fix = f"use vLLM {SUPPORTED[0]}.{SUPPORTED[1]}: other versions have other routes for weights"
+    version = _asked(lambda: str(server.get("/version")["version"]), "version", fix)
+    if isinstance(version, _Line):
+        yield version
+    elif not version.startswith(f"{SUPPORTED[0]}.{SUPPORTED[1]}."):
+        yield _Line(what="version", saw=version, fix=fix)
+
+
+def _wrong_settings(server: ServerApi, needs: Needs) -> Iterator[_Line]:
+    fix = "use a vLLM of the supported range"
+    settings = "/server_info?config_format=json"
+    lines = _asked(lambda: list(_compared(server.get(settings)["vllm_config"], needs)), "settings", fix)
+    yield from [lines] if isinstance(lines, _Line) else lines
+
+
+def _compared(info: dict[str, Any], needs: Needs) -> Iterator[_Line]:
+    """What a server runs with beside what it must run with."""
+    model = info["model_config"]
+    dtype = {"fp32": "float32", "bf16": "bfloat16"}[needs.precision]
+    backend = (info.get("weight_transfer_config") or {}).get("backend")
+    wanted: list[tuple[str, object, object, str]] = [
+        ("weight transfer", backend, GLOO, f"{STARTED_SO}, with this package installed in its environment"),
+        ("generation config", model["generation_config"], "vllm", "--generation-config vllm"),
+        ("precision", str(model["dtype"]).removeprefix("torch."), dtype, f"--dtype {dtype}"),
+        ("log-probabilities", model["logprobs_mode"], "raw_logprobs", "--logprobs-mode raw_logprobs"),
+        ("served name", model["served_model_name"], MODEL_NAME, f"--served-model-name {MODEL_NAME}"),
+    ]
+    for what, saw, right, flag in wanted:
+        if saw != right:
+            yield _Line(what=what, saw=f"{saw}, not {right}", fix=f"start it with {flag}")
+    if int(model["max_model_len"]) < needs.room:
+        saw = f"it takes {model['max_model_len']} tokens, prompt and answer need {needs.room}"
+        yield _Line(what="length", saw=saw, fix=f"start it with --max-model-len {needs.room} or more")
+    most = int(info["scheduler_config"]["max_num_seqs"])
+    if most != needs.decode_batch_size:
+        saw = f"it decodes {most} sequences at once, {DECODE_BATCH} is {needs.decode_batch_size}"
+        yield _Line(what="decode batch", saw=saw, fix=f"start it with --max-num-seqs {needs.decode_batch_size}")
+
+
+def _wrong_prompt(server: ServerApi, needs: Needs) -> Iterator[_Line]:
+    """One real prompt, answered by one token: the engine lives, and reads the prompt as the learner does."""
+    fix = (
+        "serve the folder of model.path: tokenizer, chat template and image limits must be the learner's;"
+        " data.min_pixels and data.max_pixels are given to a server by --mm-processor-kwargs"
+    )
+    body = needs.conversation.probe(needs.sample, num_tokens=1, seed=0)
+    answer = _asked(
+        lambda: read_answer(server.chat(body, read_s=needs.infer_timeout_s), needs.vocabulary), "an answer", fix
+    )
+    if isinstance(answer, _Line):
+        yield answer
+    elif answer.prompt_ids != needs.sample.prompt_ids:
+        yield _Line(what="prompt", saw=other_prompt(server.url, needs.sample, answer.prompt_ids).why, fix=fix)
+
+
+def _let_go(server: ServerApi) -> None:
+    if server.get("/is_paused")["is_paused"]:
+        server.resume()
+
+
+def _facts(server: ServerApi, size: int, lines: list[_Line]) -> Facts | None:
+    fix = "use a vLLM of the supported range"
+    told = _asked(server.world_size, "devices", fix)
+    replica = _asked(lambda: server.replica_size() if _tells_replicas(server) else size, "devices of a replica", fix)
+    unknown = [one for one in (told, replica) if isinstance(one, _Line)]
+    if unknown:
+        lines += unknown
+        return None
+    if replica < 1 or told < 1 or told % replica:
+        saw = f"{told} devices do not make whole replicas of {replica}"
+        lines.append(_Line(what="replicas", saw=saw, fix="set tensor_parallel_size to what the server runs with"))
+        return None
+    return Facts(world_size=told, replicas=told // replica)
+
+
+def _tells_replicas(server: ServerApi) -> bool:
+    """Whether it knows `include_dp`: one that does not answers as if nothing had been said."""
+    parameters = server.get("/openapi.json")["paths"]["/get_world_size"]["get"].get("parameters")
+    return any(parameter["name"] == "include_dp" for parameter in parameters or ())
+
+
+def _asked(ask: Callable[[], Any], what: str, fix: str) -> Any:
+    """The answer, or the line that says that there is none."""
+    try:
+        return ask()
+    except (Unanswered, Refused) as error:
+        return _Line(what=what, saw=str(error), fix=fix)
+    except (KeyError, TypeError, ValueError) as error:
+        return _Line(what=what, saw=f"an answer of another form ({type(error).__name__}: {error})", fix=fix)

@@ -1,0 +1,108 @@
+"""A rank's requests to several servers: every server kept full up to this rank's places there, and never above them.
+
+Each place is a thread that takes the next request of its server as soon as it has an answer. When a server fails a
+request for good, what is left of its share goes to the others, whole requests each; they keep their own places.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+R = TypeVar("R")
+
+LOOK_S = 1.0
+"""How long a place sleeps before it looks for a request again, should nobody wake it."""
+
+Ask = Callable[[int, int, int], R]
+"""(request, server, attempt) -> its result; may raise `Lost`, or anything else, which ends the whole."""
+
+
+class Lost(Exception):
+    """This server cannot answer; another may."""
+
+
+class Slots(Generic[R]):
+    """One batch of requests; `results` yields them in order.
+
+    Args:
+        shares: the requests of each server, ascending.
+        places: how many requests of this rank each server may have in flight.
+        ask: draws one.
+    """
+
+    def __init__(self, shares: Sequence[range], places: Sequence[int], ask: Ask) -> None:
+        self.ask = ask
+        self.places = places
+        self.waiting = [deque((request, 1) for request in share) for share in shares]
+        self.futures: list[Future] = [Future() for share in shares for _ in share]
+        self.open = len(self.futures)
+        self.lost: dict[int, BaseException] = {}
+        self.changed = threading.Condition()
+        pool = ThreadPoolExecutor(max_workers=sum(places), thread_name_prefix="rollouts")
+        for server, count in enumerate(places):
+            for _ in range(count):
+                pool.submit(self._place, server).add_done_callback(self._left)
+        pool.shutdown(wait=False)
+
+    def results(self, *, within_s: float) -> Iterator[R]:
+        """Each as soon as it and those before it are there.
+
+        Args:
+            within_s: longest wait for one; no place waits longer for an answer.
+        """
+        for future in self.futures:
+            yield future.result(timeout=within_s)
+
+    def _place(self, server: int) -> None:
+        while (taken := self._take(server)) is not None:
+            request, attempt = taken
+            try:
+                result = self.ask(request, server, attempt)
+            except Lost as error:
+                self._give_up(server, request, attempt, error)
+            else:
+                with self.changed:
+                    if not self.futures[request].done():
+                        self.futures[request].set_result(result)
+                        self.open -= 1
+                    self.changed.notify_all()
+
+    def _left(self, place: Future) -> None:
+        """A place that anything but a lost server ended ends the batch: whoever waits for a result raises it."""
+        error = place.exception(timeout=0)
+        if error is not None:
+            self._end(error)
+
+    def _take(self, server: int) -> tuple[int, int] | None:
+        """The next request of this server; None when there will be none any more."""
+        with self.changed:
+            while self.open > 0 and server not in self.lost:
+                if self.waiting[server]:
+                    return self.waiting[server].popleft()
+                self.changed.wait(timeout=LOOK_S)
+            return None
+
+    def _give_up(self, server: int, request: int, attempt: int, error: Lost) -> None:
+        """Deal what this server has left out to the others with places; with none left the batch ends."""
+        with self.changed:
+            self.lost[server] = error
+            rest = [(request, attempt + 1), *self.waiting[server]]
+            self.waiting[server].clear()
+            others = [index for index, count in enumerate(self.places) if count and index not in self.lost]
+            for index, one in enumerate(rest if others else []):
+                self.waiting[others[index % len(others)]].append(one)
+            self.changed.notify_all()
+        if not others:
+            self._end(error.__cause__ or error)
+
+    def _end(self, error: BaseException) -> None:
+        with self.changed:
+            self.open = 0
+            for queue in self.waiting:
+                queue.clear()
+            for future in self.futures:
+                if not future.done():
+                    future.set_exception(error)
+            self.changed.notify_all()

@@ -1,0 +1,135 @@
+"""The routes of a vLLM server that a run needs, in the one shape that is supported: that of vLLM 0.32.
+
+Nothing else knows a path. `handshake.py` looks at the server before anything is asked of it.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ds_stage2ab.errors import ServerFault
+from ds_stage2ab.rollout.wire import Refused, Unanswered, Wire
+
+NEEDED_ROUTES = (
+    "/v1/chat/completions",
+    "/v1/models",
+    "/server_info",
+    "/get_world_size",
+    "/weight_info",
+    "/is_paused",
+    "/pause",
+    "/resume",
+    "/reset_prefix_cache",
+    "/reset_mm_cache",
+    "/reset_encoder_cache",
+    "/init_weight_transfer_engine",
+    "/start_weight_update",
+    "/update_weights",
+    "/finish_weight_update",
+)
+CACHE_TRIES, CACHE_PAUSE_S = 10, 0.2
+"""A cache cannot be emptied while a request that has just been aborted still holds a block."""
+
+
+class ServerApi:
+    """One server; every call is bounded.
+
+    Args:
+        base_url: scheme, host and port.
+        timeout_s: of a connection, and of a call that draws nothing.
+        connections: requests at once at most.
+    """
+
+    def __init__(self, base_url: str, *, timeout_s: float, connections: int) -> None:
+        self.wire = Wire(base_url, connect_s=timeout_s, connections=connections)
+        self.url = self.wire.base_url
+        self.timeout_s = timeout_s
+
+    def get(self, path: str) -> Any:
+        return self.wire.call("GET", path, read_s=self.timeout_s, repeat=True)
+
+    def chat(self, body: dict[str, Any], *, read_s: float) -> Any:
+        """One completion; it is seeded and changes nothing, so it may be asked for again."""
+        return self.wire.call("POST", "/v1/chat/completions", body, read_s=read_s, repeat=True)
+
+    def weight_version(self) -> str:
+        """The version that the last complete update gave its weights."""
+        return str(self.get("/weight_info")["weight_version"])
+
+    def world_size(self) -> int:
+        """Devices of the server, all replicas together."""
+        return int(self.get("/get_world_size/")["world_size"])
+
+    def replica_size(self) -> int:
+        """Devices of one replica."""
+        return int(self.get("/get_world_size?include_dp=false")["world_size"])
+
+    def pause(self) -> None:
+        """Let no request in; there is none of ours."""
+        self._post("/pause?mode=abort", repeat=True)
+
+    def resume(self) -> None:
+        self._post("/resume", repeat=True)
+
+    def clear_caches(self) -> None:
+        """Forget everything that was computed with the weights of now.
+
+        Raises:
+            Unanswered: the prefix cache stays in use.
+        """
+        for _ in range(CACHE_TRIES):
+            if self._post("/reset_prefix_cache", repeat=True)["success"]:
+                break
+            time.sleep(CACHE_PAUSE_S)
+        else:
+            raise Unanswered("its prefix cache cannot be emptied: somebody else's requests are running")
+        self._post("/reset_mm_cache", repeat=True)
+        self._post("/reset_encoder_cache", repeat=True)
+
+    def join_group(self, address: str, port: int, size: int, *, timeout_s: float) -> None:
+        """Let the server's workers meet the learner there; returns when they have."""
+        info = {"address": address, "port": port, "size": size, "timeout_s": timeout_s}
+        self._post("/init_weight_transfer_engine", {"init_info": info}, read_s=timeout_s)
+
+    def start_update(self, *, timeout_s: float) -> None:
+        """Begin an update; one that an earlier learner left open is closed first, all its weights come anew."""
+        try:
+            self._post("/start_weight_update", read_s=timeout_s)
+        except Unanswered:
+            self._post("/finish_weight_update", {}, read_s=timeout_s)
+            self._post("/start_weight_update", read_s=timeout_s)
+
+    def update(self, names: list[str], dtypes: list[str], shapes: list[list[int]], *, timeout_s: float) -> None:
+        """Let the workers receive one bucket; returns when they have loaded it."""
+        info = {"names": names, "dtypes": dtypes, "shapes": shapes}
+        self._post("/update_weights", {"update_info": info}, read_s=timeout_s)
+
+    def finish_update(self, version: str, *, timeout_s: float) -> None:
+        self._post("/finish_weight_update", {"weight_version": version}, read_s=timeout_s)
+
+    def _post(self, path: str, body: Any = None, *, read_s: float | None = None, repeat: bool = False) -> Any:
+        return self.wire.call("POST", path, body, read_s=read_s or self.timeout_s, repeat=repeat)
+
+
+@contextmanager
+def blamed(url: str, doing: str, *, fix: str = "") -> Iterator[None]:
+    """What a server did not do, as the fault that ends the run.
+
+    Raises:
+        ServerFault: names the server, what was asked of it, and what to do.
+    """
+    try:
+        yield
+    except (Unanswered, Refused) as error:
+        raise ServerFault(
+            f"{doing}: the server {error}" if isinstance(error, Refused) else f"{doing}: {error}",
+            where=url,
+            fix=fix or "look at the server's own log; when it is up again, start the run again",
+        ) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ServerFault(
+            f"{doing}: the server's answer has another form ({type(error).__name__}: {error})",
+            where=url,
+            fix="use a vLLM of the supported range",
+        ) from error

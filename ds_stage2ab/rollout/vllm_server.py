@@ -1,0 +1,194 @@
+"""Rollouts by vLLM servers on devices of their own, with weights that are proven to be the learner's.
+
+Before rollouts are drawn all ranks bring the servers to the weights of now, see the new version at every server, and
+probe what the servers compute. While they are drawn each rank keeps its own places at every server filled; afterwards
+it sees the same version again.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from ds_stage2ab.carriers import Rollout, Sample
+from ds_stage2ab.config.servers import split_requests
+from ds_stage2ab.errors import DataError, ServerFault
+from ds_stage2ab.rollout.base import Sampling, request_seed, weight_version
+from ds_stage2ab.rollout.chat import Answer, other_prompt, read_answer
+from ds_stage2ab.rollout.handshake import Needs
+from ds_stage2ab.rollout.probe import Probe
+from ds_stage2ab.rollout.repeat_guard import first_repeat
+from ds_stage2ab.rollout.slots import Lost, Slots
+from ds_stage2ab.rollout.vllm_api import ServerApi, blamed
+from ds_stage2ab.rollout.weight_sync import WeightSync
+from ds_stage2ab.rollout.wire import TRIES, Refused, Unanswered
+from ds_stage2ab.world import World
+
+ASK_AGAIN = "look at the server's own log; the rollouts of a step are complete or the step is not trained"
+
+
+class VllmBackend:
+    """Asks servers.
+
+    Args:
+        servers: all of them.
+        replicas: of each server.
+        places: requests that this rank may have in flight at each.
+        needs: how a prompt is put to them, and the longest wait for one answer.
+        sync: brings the weights there.
+        probe: compares what they compute; its gap is reported.
+        world: the learner ranks.
+        seed: `training.seed`.
+        probe_every: transfers between two probes.
+    """
+
+    streams = True
+
+    def __init__(
+        self,
+        servers: Sequence[ServerApi],
+        replicas: Sequence[int],
+        places: Sequence[int],
+        needs: Needs,
+        *,
+        sync: WeightSync,
+        probe: Probe,
+        world: World,
+        seed: int,
+        probe_every: int,
+    ) -> None:
+        self.servers = servers
+        # A server at which this rank has no place gets no request of its.
+        self.replicas = [count if place else 0 for count, place in zip(replicas, places, strict=True)]
+        self.places = places
+        self.sync = sync
+        self.probe = probe
+        self.world = world
+        self.conversation = needs.conversation
+        self.vocabulary = needs.vocabulary
+        self.seed = seed
+        self.infer_timeout_s = needs.infer_timeout_s
+        self.probe_every = probe_every
+        self.coordinate_ids = torch.tensor(needs.vocabulary.coordinate_ids)
+        self.sent = 0  # transfers that new weights asked for
+        self.probed = ""  # version of the last probe
+        self.probe_gap: float | None = None
+        # of the last probe, nats per token
+
+    @contextmanager
+    def current_weights(self, finished_steps: int) -> Iterator[None]:
+        """Inside, every server has the weights of now.
+
+        Raises:
+            ServerFault: on every rank, a server does not take the weights, has another version after a second
+                transfer, or computes with others.
+        """
+        sent = self.sync.bring(finished_steps)
+        if self._someone_sees_another(self.sync.version):
+            self.sync.bring(finished_steps, again=True)
+            if self._someone_sees_another(self.sync.version):
+                with self.world.agree_on_failure("looking at the weights' versions"):
+                    self._refuse_other_versions(finished_steps, self.servers)
+        self.sent += sent
+        if sent and self.sent % self.probe_every == 0:
+            self._probe()
+        yield
+
+    def prove(self, finished_steps: int) -> None:
+        """Bring the servers to the weights of now and probe them, whatever the interval; all ranks enter together.
+
+        Raises:
+            ServerFault: as `current_weights`.
+        """
+        with self.current_weights(finished_steps):
+            if self.probed != self.sync.version:
+                self._probe()
+
+    def _probe(self) -> None:
+        self.probe_gap = self.probe(self.servers, read_s=self.infer_timeout_s)
+        self.probed = self.sync.version
+
+    def generate(self, samples: list[Sample], sampling: Sampling, *, finished_steps: int) -> Iterator[Rollout]:
+        """One rollout for each sample, in order, each as soon as it is there; inside `current_weights`.
+
+        Raises:
+            ServerFault: no server answers a request, or one has other weights when all are drawn.
+            DataError: the servers refuse a sample.
+        """
+        version = weight_version(self.sync.start_id, finished_steps)
+
+        def ask(request: int, server: int, attempt: int) -> Rollout:
+            return self._ask(self.servers[server], samples[request], sampling, version, attempt)
+
+        drawn = Slots(split_requests(len(samples), self.replicas), self.places, ask)
+        return self._in_order(drawn, finished_steps, len(samples))
+
+    def _in_order(self, drawn: Slots[Rollout], finished_steps: int, count: int) -> Iterator[Rollout]:
+        # A request waits for those before it at its place, and each of them for every server in turn.
+        longest = self.infer_timeout_s * TRIES * len(self.servers) * (1 + count)
+        yield from drawn.results(within_s=longest)
+        self._refuse_other_versions(finished_steps, [s for n, s in enumerate(self.servers) if n not in drawn.lost])
+
+    def _ask(self, server: ServerApi, sample: Sample, sampling: Sampling, version: str, attempt: int) -> Rollout:
+        seed = request_seed(self.seed, sample.draw, sample.id)
+        begun = time.monotonic()
+        try:
+            reply = server.chat(self.conversation.request(sample, sampling, seed), read_s=self.infer_timeout_s)
+            answer = read_answer(reply, self.vocabulary)
+        except Unanswered as error:
+            fault = ServerFault(f"the rollout of sample {sample.id}: {error}", where=server.url, fix=ASK_AGAIN)
+            raise Lost from _caused(fault, error)
+        except Refused as error:
+            raise DataError(
+                f"a rollout server {error}", where=f"sample {sample.id}", fix="look at this image and its prompt"
+            ) from error
+        if answer.prompt_ids != sample.prompt_ids:
+            raise other_prompt(server.url, sample, answer.prompt_ids)
+        response, finish = self._guarded(answer, sampling)
+        return Rollout(
+            sample_id=sample.id,
+            draw=sample.draw,
+            prompt_ids=answer.prompt_ids,
+            response_ids=response,
+            finish=finish,
+            weight_version=version,
+            seed=seed,
+            source=f"vllm {server.url}",
+            seconds=time.monotonic() - begun,
+            attempt=attempt,
+            probabilities=None,
+        )
+
+    def _guarded(self, answer: Answer, sampling: Sampling) -> tuple[tuple[int, ...], str]:
+        """The answer up to where the repetition guard ends it: the same ids as if it had run inside the server."""
+        end = first_repeat(answer.response_ids, self.coordinate_ids, sampling.repeat_terminate)
+        if end is None or end == sampling.max_new_tokens:
+            return answer.response_ids, answer.finish
+        return answer.response_ids[:end], "repeat"
+
+    def _someone_sees_another(self, version: str) -> bool:
+        """Whether any rank sees a server with another version; all ranks enter together."""
+        with self.world.agree_on_failure("looking at the weights' versions"):
+            other = any(self._version_at(server) != version for server in self.servers)
+        return bool(self.world.all_max(int(other))[0])
+
+    def _refuse_other_versions(self, finished_steps: int, servers: Sequence[ServerApi]) -> None:
+        wanted = weight_version(self.sync.start_id, finished_steps)
+        for server in servers:
+            seen = self._version_at(server)
+            if seen != wanted:
+                raise ServerFault(
+                    f"the server has the weights {seen}, not the current ones, {wanted}",
+                    where=server.url,
+                    fix="let nobody else send it weights, nor start it again while a run uses it",
+                )
+
+    def _version_at(self, server: ServerApi) -> str:
+        with blamed(server.url, "telling the version of its weights"):
+            return server.weight_version()
+
+
+def _caused(fault: ServerFault, cause: BaseException) -> ServerFault:
+    fault.__cause__ = cause
+    return fault

@@ -1,0 +1,173 @@
+"""Rollouts never wait without a bound: every HTTP call has both time-outs, every wait for a thread has one."""
+
+import ast
+from collections.abc import Iterator
+
+import pytest
+
+from tests.architecture.sources import PACKAGE, imported_names, package_files, parse, relative
+
+ROLLOUT = [path for path in package_files() if path.is_relative_to(PACKAGE / "rollout")]
+# Methods that wait for another thread, process or machine until told otherwise, and how many arguments come before
+# their time-out. `get` of a queue; that of a mapping has a key, which comes first too.
+WAITS = {"wait": 0, "result": 0, "exception": 0, "join": 0, "acquire": 1, "wait_for": 1, "get": 1}
+CALLS = {"TCPStore": "timeout", "ProcessGroupGloo": 3, "create_connection": "timeout", "as_completed": "timeout"}
+NETWORK = ("requests", "urllib", "urllib3", "http", "httpx", "aiohttp", "ftplib", "socketserver", "asyncio")
+HTTP_METHODS = {"request", "get", "post", "put", "patch", "delete", "head", "options", "send", "urlopen"}
+
+
+# --- findings ---------------------------------------------------------------------------------------------------
+
+
+def unbounded_waits(tree: ast.AST) -> Iterator[int]:
+    """Lines of waits without a time-out."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and not _has_timeout(node):
+            yield node.lineno
+
+
+def _has_timeout(call: ast.Call) -> bool:
+    """Also calls that do not wait."""
+    named = {keyword.arg: keyword.value for keyword in call.keywords}
+    if "timeout" in named:
+        return not _is_none(named["timeout"])
+    name = call.func.attr
+    if name in CALLS:
+        return isinstance(CALLS[name], int) and len(call.args) > CALLS[name] and not _is_none(call.args[CALLS[name]])
+    if name == "get" and call.args and not _is_boolean(call.args[0]):
+        return True  # of a mapping
+    if name not in WAITS or _is_false(call, named):
+        return True
+    before = WAITS[name]
+    return len(call.args) > before and not _is_none(call.args[before])
+
+
+def _is_false(call: ast.Call, named: dict) -> bool:
+    """`acquire(False)` and `get(block=False)` come back at once."""
+    first = [*call.args[:1], *(named[name] for name in ("block", "blocking") if name in named)]
+    return any(isinstance(one, ast.Constant) and one.value is False for one in first)
+
+
+def _is_none(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
+
+
+def _is_boolean(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, bool)
+
+
+def calls_without_both_timeouts(tree: ast.AST) -> Iterator[int]:
+    """Lines of HTTP calls by `requests` or one of its sessions whose time-out is not a pair (connect, read)."""
+    for node in ast.walk(tree):
+        is_method = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        if not is_method or node.func.attr not in HTTP_METHODS:
+            continue
+        if not ast.unparse(node.func.value).endswith(("requests", "session")):
+            continue
+        pairs = [keyword.value for keyword in node.keywords if keyword.arg == "timeout"]
+        both = pairs[0].elts if pairs and isinstance(pairs[0], ast.Tuple) else []
+        if len(both) != 2 or any(map(_is_none, both)):
+            yield node.lineno
+
+
+def network_imports(tree: ast.AST) -> set[str]:
+    """Modules that could speak to a machine; `urllib.parse` cannot."""
+    names = {name for _, name in imported_names(tree) if not name.startswith("urllib.parse")}
+    return {name for name in names if name.split(".")[0] in NETWORK}
+
+
+# --- the package ------------------------------------------------------------------------------------------------
+
+
+def over_rollout(finder) -> list[str]:
+    return [f"{relative(path)}:{line}" for path in ROLLOUT for line in finder(parse(path))]
+
+
+def test_the_client_is_looked_at():
+    assert {"wire", "slots", "weight_sync", "gloo", "vllm_server"} <= {path.stem for path in ROLLOUT}
+
+
+def test_no_unbounded_wait():
+    assert over_rollout(unbounded_waits) == []
+
+
+def test_every_http_call_has_both_timeouts():
+    assert over_rollout(calls_without_both_timeouts) == []
+
+
+def test_one_module_speaks_http():
+    """So the rule above sees every call."""
+    assert [path.stem for path in ROLLOUT if network_imports(parse(path))] == ["wire"]
+    tree = parse(PACKAGE / "rollout" / "wire.py")
+    calls = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Call) and "session.request" in ast.unparse(node.func)
+    ]
+    assert len(calls) == 1
+
+
+# --- the rules on examples --------------------------------------------------------------------------------------
+
+UNBOUNDED = """
+event.wait()
+event.wait(None)
+event.wait(timeout=None)
+thread.join()
+future.result()
+future.exception()
+queue.get()
+queue.get(True)
+queue.get(block=True)
+lock.acquire()
+condition.wait_for(ready)
+dist.TCPStore(address, port)
+dist.ProcessGroupGloo(store, rank, size)
+"""
+BOUNDED = """
+event.wait(1)
+event.wait(timeout=limit)
+work.wait(self.timeout)
+thread.join(5)
+", ".join(names)
+future.result(timeout=within_s)
+queue.get(timeout=1)
+queue.get(True, 1)
+queue.get(block=False)
+mapping.get(key)
+lock.acquire(False)
+lock.acquire(True, 2)
+lock.acquire(timeout=2)
+condition.wait_for(ready, 3)
+dist.TCPStore(address, port, timeout=limit)
+dist.ProcessGroupGloo(store, rank, size, timeout)
+"""
+ONE_TIMEOUT = """
+requests.get(url)
+requests.post(url, timeout=3)
+self.session.request("GET", url, timeout=(3, None))
+session.get(url, timeout=limit)
+"""
+
+
+@pytest.mark.parametrize("line", UNBOUNDED.strip().splitlines())
+def test_an_unbounded_wait_is_found(line: str):
+    assert list(unbounded_waits(ast.parse(line))) == [1]
+
+
+@pytest.mark.parametrize("line", BOUNDED.strip().splitlines())
+def test_a_bounded_wait_is_left_alone(line: str):
+    assert list(unbounded_waits(ast.parse(line))) == []
+
+
+@pytest.mark.parametrize("line", ONE_TIMEOUT.strip().splitlines())
+def test_a_call_with_one_timeout_is_found(line: str):
+    assert list(calls_without_both_timeouts(ast.parse(line))) == [1]
+
+
+def test_a_call_with_both_timeouts_is_left_alone():
+    line = "self.session.request('GET', url, timeout=(self.connect_s, read_s))\nwire.get(url)"
+    assert list(calls_without_both_timeouts(ast.parse(line))) == []
+
+
+def test_another_way_to_the_network_is_found():
+    tree = ast.parse("import http.client\nfrom urllib.request import urlopen\nfrom urllib.parse import urljoin")
+    assert network_imports(tree) == {"http.client", "urllib.request.urlopen"}

@@ -1,0 +1,64 @@
+"""What is needed to draw rollouts from fake servers: they read prompts as the learner does and have its weights."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from ds_stage2ab.rollout.base import request_seed, weight_version
+from ds_stage2ab.rollout.chat import Conversation
+from ds_stage2ab.rollout.handshake import Needs
+from ds_stage2ab.rollout.vllm_api import ServerApi
+from ds_stage2ab.rollout.vllm_server import VllmBackend
+from tests.fakes import FakeServer
+from tests.unit.parts import START_ID, Bench
+
+LONG = 20.0  # seconds that no test waits for
+SEED, STEPS = 0, 3
+PLACES = 2  # of every backend at each server
+
+
+def needs_of(bench: Bench, *, infer_timeout_s: float = LONG) -> Needs:
+    """A bench as the servers of a run must fit it: 512 tokens in fp32, four sequences at once."""
+    vocabulary = bench.vocabulary
+    return Needs(
+        conversation=Conversation(
+            system_prompt=None,
+            user_prompt="Detect every digit.",
+            forbidden=("<|image_pad|>",),
+            stop_id=vocabulary.stop_id,
+        ),
+        vocabulary=vocabulary,
+        sample=bench.samples[0],
+        decode_batch_size=4,
+        room=512,
+        precision="fp32",
+        infer_timeout_s=infer_timeout_s,
+    )
+
+
+def seeds_of(bench: Bench) -> list[int]:
+    """By which a server can tell the samples apart."""
+    return [request_seed(SEED, sample.draw, sample.id) for sample in bench.samples]
+
+
+def fake_of(bench: Bench, **settings: Any) -> FakeServer:
+    """A server for the samples of a bench."""
+    prompts = dict(zip(seeds_of(bench), (list(sample.prompt_ids) for sample in bench.samples), strict=True))
+    server = FakeServer(prompt_ids=lambda body: prompts[body["seed"]], **settings)
+    server.state.weight_version = weight_version(START_ID, STEPS)
+    return server
+
+
+def drawn_from(bench: Bench, servers: list[FakeServer], sampling, *, infer_timeout_s: float = LONG) -> list:
+    """Rollouts of all samples; that the weights are the learner's is no part of it."""
+    backend = VllmBackend(
+        [ServerApi(server.base_url, timeout_s=LONG, connections=4) for server in servers],
+        [1 for _ in servers],
+        [PLACES for _ in servers],
+        needs_of(bench, infer_timeout_s=infer_timeout_s),
+        sync=SimpleNamespace(start_id=START_ID),
+        probe=None,
+        world=None,
+        seed=SEED,
+        probe_every=1,
+    )
+    return list(backend.generate(bench.samples, sampling, finished_steps=STEPS))

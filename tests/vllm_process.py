@@ -1,0 +1,85 @@
+"""A real vLLM server on the CPU, started as the launcher starts it, from the environment that `make vllm` makes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import requests
+
+from ds_stage2ab.config.load import load_config
+from ds_stage2ab.launch import server_command
+from tests.parts import ROOT, config_values, free_port, merged, write_config
+
+PYTHON = Path(os.environ.get("DS_STAGE2AB_VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
+LONGEST_START_S = 240
+MATCHING = "custom.extra.rollout_matching"
+
+
+class Server:
+    """One running server."""
+
+    def __init__(self, process: subprocess.Popen, base_url: str, log: Path) -> None:
+        self.process, self.base_url, self.log = process, base_url, log
+
+    def spoil_heads(self, *, spoil: bool) -> None:
+        body = {"method": "keep_old_heads", "kwargs": {"spoil": spoil}}
+        requests.post(f"{self.base_url}/collective_rpc", json=body, timeout=(5, 30)).raise_for_status()
+
+    def freeze(self, number: int = signal.SIGSTOP) -> None:
+        """Signal every process of the server."""
+        for one in [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)]:
+            one.send_signal(number)
+
+
+def server_changes(base_url: str) -> dict:
+    """What makes a small run draw its rollouts there."""
+    return {
+        f"{MATCHING}.rollout_backend": "vllm",
+        f"{MATCHING}.vllm.server.servers": [{"base_url": base_url}],
+        f"{MATCHING}.max_new_tokens": 96,
+        "stage2_ab.schedule.b_ratio": 0.5,
+        "data.max_pixels": 80 * 80,  # below many scenes: the server must reduce them alike
+        "logging.rollouts": True,
+    }
+
+
+@contextmanager
+def running(parts, folder: Path):
+    """A server with the weights of `parts.model`; it and all of its processes are gone afterwards."""
+    assert PYTHON.exists(), f"no vLLM server environment at {PYTHON}: run `make vllm`"
+    base_url = f"http://127.0.0.1:{free_port()}"
+    values = merged(config_values(parts, folder, "server"), server_changes(base_url))
+    config = load_config(write_config(folder / "server.yaml", values)).config
+    words, variables = server_command(config, config.rollout_matching.vllm.server.servers[0], python=PYTHON, devices=())
+    environment = {**os.environ, **variables, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    log = folder / "server.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [*words, "--worker-extension-cls", "tests.vllm_tools.Tools"],
+            cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True,
+        )  # fmt: skip
+    server = Server(process, base_url, log)
+    try:
+        _wait(server)
+        yield server
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=30)
+
+
+def _wait(server: Server) -> None:
+    begun = time.monotonic()
+    while time.monotonic() - begun < LONGEST_START_S and server.process.poll() is None:
+        try:
+            if requests.get(f"{server.base_url}/health", timeout=(1, 5)).ok:
+                return
+        except requests.RequestException:
+            time.sleep(0.5)
+    tail = server.log.read_text()[-3000:]
+    sys.stderr.write(tail)
+    raise AssertionError(f"the vLLM server did not start; its last words:\n{tail}")
