@@ -5,18 +5,31 @@ import os
 import signal
 import subprocess
 import time
+from dataclasses import replace
+from unittest import mock
 
 import psutil
 import pytest
 import requests
 import torch
 
+from ds_stage2ab.config.sections import ServerSection
+from ds_stage2ab.data.records import read_records
+from ds_stage2ab.engine.build import position_index, start_process_group
+from ds_stage2ab.engine.tuner import merged_tensors
+from ds_stage2ab.engine.whole_model import WholeModel
 from ds_stage2ab.errors import EXIT_ENVIRONMENT, EXIT_OK
 from ds_stage2ab.metrics.journal import read_history
+from ds_stage2ab.rollout.hf import HfBackend
+from ds_stage2ab.rollout.servers import open_servers
+from ds_stage2ab.world import World, fill_launcher_variables
 from tests.equivalence.runs import Runs
 from tests.parts import LAUNCHER, ROOT, config_values, free_port, launch, merged, write_config
 from tests.proxy import Proxy
-from tests.vllm_process import MATCHING, PYTHON, running, server_changes
+from tests.unit.parts import MATCHING as SECTION
+from tests.unit.parts import greedy_sampling, load_bench
+from tests.unit.serving import needs_of
+from tests.vllm_process import MATCHING, MAX_PIXELS, PYTHON, running, server_changes
 
 SCENES = 32
 TOLERANCE = 1e-3  # nats per token, in fp32
@@ -179,3 +192,52 @@ def alive():
     """The command lines of all processes of this machine."""
     for process in psutil.process_iter(["cmdline"]):
         yield " ".join(process.info["cmdline"] or []).encode()
+
+
+def test_no_cache_of_the_server_outlives_the_weights_that_filled_it(shipped, server):
+    """The same request three times: as it was, with another vision tower alone, with other tied embeddings alone."""
+    with mock.patch.dict(os.environ):
+        fill_launcher_variables()
+        world = World(start_process_group(1800))
+        bench = load_bench(shipped, num_samples=1)
+        image_processor = bench.encoder.image_processor
+        image_processor.size = {**dict(image_processor.size), "longest_edge": MAX_PIXELS}
+        records = read_records(shipped.data / "train.jsonl", image_root=None, box_format="bins")
+        bench = replace(bench, samples=[bench.encoder.encode(next(iter(records)), 0)])
+        served, alone = both_backends(bench, server.base_url, world)
+        answers = [the_answer(served, bench, 0)]
+        for step, changed in enumerate((bench.model.model.visual, bench.model.get_input_embeddings()), start=1):
+            disturb(changed)
+            answers.append(the_answer(served, bench, step))
+            assert served.probe_gap < TOLERANCE / 10
+            assert answers[-1] == the_answer(alone, bench, step)
+    assert len(set(answers)) == 3
+
+
+def both_backends(bench, base_url, world):
+    """(by the server, by the model itself), of the same weights."""
+    positions, lent = position_index(bench.model), WholeModel(bench.model, world, is_partitioned=False)
+    section = replace(SECTION.vllm, server=servers_at(base_url))
+    served = open_servers(
+        section, needs_of(bench), bench.model, positions, lent, lambda: merged_tensors(bench.model), world,
+        start_id="caches", seed=42, probe_tolerance=TOLERANCE,
+    )  # fmt: skip
+    return served, HfBackend(lent, bench.vocabulary, positions, decode_batch_size=4, start_id="caches", seed=42)
+
+
+def servers_at(base_url):
+    one = ServerSection(base_url=base_url, group_port=None, tensor_parallel_size=1)
+    return replace(SECTION.vllm.server, servers=(one,), timeout_s=30.0)
+
+
+def disturb(module):
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+
+
+def the_answer(backend, bench, step):
+    with backend.current_weights(step):
+        (rollout,) = backend.generate(bench.samples, greedy_sampling(), finished_steps=step)
+    assert rollout.weight_version == f"caches/{step}"
+    return rollout.response_ids

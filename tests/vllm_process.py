@@ -17,6 +17,7 @@ from tests.parts import ROOT, config_values, free_port, merged, write_config
 
 PYTHON = Path(os.environ.get("DS_STAGE2AB_VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
 LONGEST_START_S = 240
+MAX_PIXELS = 80 * 80  # below many scenes: the server must reduce them alike
 MATCHING = "custom.extra.rollout_matching"
 
 
@@ -43,7 +44,7 @@ def server_changes(base_url: str) -> dict:
         f"{MATCHING}.vllm.server.servers": [{"base_url": base_url}],
         f"{MATCHING}.max_new_tokens": 96,
         "stage2_ab.schedule.b_ratio": 0.5,
-        "data.max_pixels": 80 * 80,  # below many scenes: the server must reduce them alike
+        "data.max_pixels": MAX_PIXELS,
         "logging.rollouts": True,
     }
 
