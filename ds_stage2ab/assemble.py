@@ -256,10 +256,12 @@ def _backend(parts: Parts, whole_model: WholeModel, start_id: str) -> RolloutBac
 
 
 def _servers(parts: Parts, whole_model: WholeModel, start_id: str) -> RolloutBackend:
-    """The first record is the real sample that servers are tried with, in the handshake and in every probe."""
+    """The largest image is what servers are tried with, in the handshake and in every probe: limits show there."""
     config, data = parts.config, parts.config.data
     with parts.world.agree_on_failure("reading the sample that the rollout servers are tried with"):
-        sample = parts.encoder.encode(parts.datasets.train[0], evaluation_draw(0))
+        there = [record for record in parts.datasets.train if record.image.is_file()]
+        largest = max(there, key=lambda record: record.width * record.height)
+        sample = parts.encoder.encode(largest, evaluation_draw(0))
     needs = Needs(
         conversation=Conversation(
             system_prompt=data.system_prompt,

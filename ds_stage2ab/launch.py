@@ -162,6 +162,7 @@ def server_command(
         options["--mm-processor-kwargs"] = json.dumps(pixels)
     words = [str(python), "-m", "vllm.entrypoints.openai.api_server", *(w for pair in options.items() for w in pair)]
     environment = {"VLLM_SERVER_DEV_MODE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    words += ["--enable-scale-out", "--no-mm-device-do-normalize"]  # tells its pixels, as they are on the learner
     if devices:
         return words, {**environment, "CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))}
     return [*words, "--enforce-eager"], {**environment, CACHE_GIB: "1"}

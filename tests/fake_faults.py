@@ -64,3 +64,11 @@ def stream_huge(exchange: Exchange, request: Request, fault: Fault):
         block = b"a" * BLOCK
     if fault.chunked:
         exchange.wfile.write(b"0\r\n\r\n")
+
+
+def fault_of(text: str) -> Fault:
+    """`KIND[@PATH][:N,N...]`, such as `429:0,1` or `hang@/update_weights`."""
+    head, _, numbers = text.partition(":")
+    kind, _, path = head.partition("@")
+    when = {int(number) for number in numbers.split(",")} if numbers else None
+    return Fault(kind, path=path or CHAT, when=when)

@@ -5,6 +5,7 @@ request, and the number of completions in flight at every moment.
 """
 
 import argparse
+import base64
 import json
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from urllib.parse import parse_qsl, urlsplit
 
-from tests.fake_faults import ANY_REPLY, CHAT_REPLY, Fault, spoil, stream_huge
+from tests.fake_faults import ANY_REPLY, CHAT_REPLY, Fault, fault_of, spoil, stream_huge
 from tests.loopback import CHAT, JSON, SLICE, Exchange, Ledger, LoopbackServer, Request, peer_left, serve_by_hand
 
 Reply = tuple[int, JSON | None]  # status, body; None is an empty one
@@ -32,6 +33,7 @@ class State:
     weight_version: str = "default"
     updating: bool = False
     caches_reset: bool = True  # what /reset_prefix_cache says
+    image: bytes = b""  # what the render route tells of any image
     removed: set[str] = field(default_factory=set)  # paths that this server answers with 404
 
 
@@ -345,6 +347,7 @@ ROUTES: dict[tuple[str, str], Callable[[FakeServer, Request], Reply] | None] = {
     ("GET", "/is_paused"): lambda server, request: (200, {"is_paused": server.state.paused != ""}),
     ("GET", "/weight_info"): lambda server, request: (200, {"weight_version": server.state.weight_version}),
     ("POST", CHAT): None,
+    ("POST", f"{CHAT}/render"): lambda server, request: (200, rendered(server.state.image)),
     ("POST", "/pause"): FakeServer._pause,
     ("POST", "/resume"): FakeServer._resume,
     ("POST", "/abort_requests"): FakeServer._abort_requests,
@@ -359,16 +362,12 @@ ROUTES: dict[tuple[str, str], Callable[[FakeServer, Request], Reply] | None] = {
 }
 
 
+def rendered(image: bytes) -> JSON:
+    return {"features": {"kwargs_data": {"image": [base64.b64encode(image).decode()]}}}
+
+
 def refused(status: int, message: str) -> Reply:
     return status, {"error": {"message": message, "type": HTTPStatus(status).phrase, "param": None, "code": status}}
-
-
-def fault_of(text: str) -> Fault:
-    """`KIND[@PATH][:N,N...]`, such as `429:0,1` or `hang@/update_weights`."""
-    head, _, numbers = text.partition(":")
-    kind, _, path = head.partition("@")
-    when = {int(number) for number in numbers.split(",")} if numbers else None
-    return Fault(kind, path=path or CHAT, when=when)
 
 
 def main():

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ds_stage2ab.carriers import Sample
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.servers import DECODE_BATCH, MODEL_NAME
@@ -19,6 +21,7 @@ SUPPORTED = (0, 32)
 """Version of vLLM whose routes and answers are known; a patch release changes neither."""
 GLOO = "ds_stage2ab_gloo"
 """The weight transfer engine of `vllm_plugin`, which cannot be imported here."""
+OPENED = "VLLM_SERVER_DEV_MODE=1 and --enable-scale-out, on a loopback or closed network"
 STARTED_SO = f'--weight-transfer-config \'{{"backend": "{GLOO}"}}\''
 
 
@@ -88,7 +91,7 @@ def _wrong(server: ServerApi, needs: Needs) -> Iterator[_Line]:
     missing = [route for route in NEEDED_ROUTES if route not in opened]
     if missing:
         saw = f"it has no {', '.join(missing)}"
-        yield _Line(what="routes", saw=saw, fix="start it with VLLM_SERVER_DEV_MODE=1, on a loopback or closed network")
+        yield _Line(what="routes", saw=saw, fix=f"start it with {OPENED}")
         return
     yield from _wrong_version(server)
     yield from _wrong_settings(server, needs)
@@ -153,6 +156,28 @@ def _wrong_prompt(server: ServerApi, needs: Needs) -> Iterator[_Line]:
         yield answer
     elif answer.prompt_ids != needs.sample.prompt_ids:
         yield _Line(what="prompt", saw=other_prompt(server.url, needs.sample, answer.prompt_ids).why, fix=fix)
+    else:
+        yield from _wrong_pixels(server, needs, body)
+
+
+def _wrong_pixels(server: ServerApi, needs: Needs, body: dict[str, Any]) -> Iterator[_Line]:
+    """Two ways to reduce an image give as many patches, of other values."""
+    fix = (
+        "start it with --no-mm-device-do-normalize, and with this package installed in its environment: Pillow cuts the"
+        " learner's images, and the plugin lets it cut the server's"
+    )
+    seen = _asked(lambda: server.rendered_image(body, read_s=needs.infer_timeout_s), "pixel values", fix)
+    if isinstance(seen, _Line):
+        yield seen
+    elif not any(pixels in seen for pixels in _pixels(needs)):
+        yield _Line(what="pixel values", saw=f"other ones than the learner's for sample {needs.sample.id}", fix=fix)
+
+
+def _pixels(needs: Needs) -> Iterator[bytes]:
+    """The learner's pixel values as they may lie in a server's memory: as made, or in the model's precision."""
+    made = needs.sample.vision.pixel_values.contiguous()
+    for values in (made, made.bfloat16()) if needs.precision == "bf16" else (made,):
+        yield values.view(torch.uint8).numpy().tobytes()
 
 
 def _let_go(server: ServerApi) -> None:

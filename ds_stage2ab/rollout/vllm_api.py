@@ -3,6 +3,7 @@
 Nothing else knows a path. `handshake.py` looks at the server before anything is asked of it.
 """
 
+import base64
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from ds_stage2ab.rollout.wire import Refused, Unanswered, Wire
 
 NEEDED_ROUTES = (
     "/v1/chat/completions",
+    "/v1/chat/completions/render",
     "/v1/models",
     "/server_info",
     "/get_world_size",
@@ -52,6 +54,12 @@ class ServerApi:
     def chat(self, body: dict[str, Any], *, read_s: float) -> Any:
         """One completion; it is seeded and changes nothing, so it may be asked for again."""
         return self.wire.call("POST", "/v1/chat/completions", body, read_s=read_s, repeat=True)
+
+    def rendered_image(self, body: dict[str, Any], *, read_s: float) -> bytes:
+        """What the server made of the image of a chat request, its pixel values among it, as they are in memory."""
+        reply = self.wire.call("POST", "/v1/chat/completions/render", body, read_s=read_s, repeat=True)
+        (image,) = reply["features"]["kwargs_data"]["image"]
+        return base64.b64decode(image, validate=True)
 
     def weight_version(self) -> str:
         """The version that the last complete update gave its weights."""

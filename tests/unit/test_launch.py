@@ -43,7 +43,8 @@ def options(*words):
 
 def pairs(words):
     """Options of a command line by name."""
-    return {word: words[i + 1] for i, word in enumerate(words[:-1]) if word.startswith("--")}
+    named = [(word, words[i + 1]) for i, word in enumerate(words[:-1]) if word.startswith("--")]
+    return {word: value for word, value in named if not value.startswith("--")}
 
 
 @pytest.mark.parametrize(
@@ -151,6 +152,7 @@ def test_the_servers_of_a_production_config():
         "--mm-processor-kwargs": '{"max_pixels": 1048576}',
     }
     assert "--enforce-eager" not in words
+    assert words[-2:] == ["--enable-scale-out", "--no-mm-device-do-normalize"]
     assert variables == {
         "VLLM_SERVER_DEV_MODE": "1",
         "HF_HUB_OFFLINE": "1",

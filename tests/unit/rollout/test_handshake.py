@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from ds_stage2ab.errors import EXIT_ENVIRONMENT, ServerFault
 from ds_stage2ab.rollout import wire
@@ -26,7 +27,9 @@ def needs(quickstart) -> Needs:
 
 
 def good_server(needs: Needs, **changes) -> FakeServer:
-    return FakeServer(**{"prompt_ids": lambda body: list(needs.sample.prompt_ids), **changes})
+    server = FakeServer(**{"prompt_ids": lambda body: list(needs.sample.prompt_ids), **changes})
+    server.state.image = b"header" + needs.sample.vision.pixel_values.numpy().tobytes() + b"trailer"
+    return server
 
 
 def api(server: FakeServer) -> ServerApi:
@@ -125,7 +128,7 @@ def test_a_route_is_missing(needs, route: str):
         server.state.removed.add(route)
         saw, fix = only_line(needs, server)
     assert saw == f"routes: it has no {route}"
-    assert fix == "start it with VLLM_SERVER_DEV_MODE=1, on a loopback or closed network"
+    assert fix == "start it with VLLM_SERVER_DEV_MODE=1 and --enable-scale-out, on a loopback or closed network"
 
 
 def test_all_missing_routes_are_one_line(needs):
@@ -280,3 +283,21 @@ def test_every_server_has_its_own_part(needs):
     text = caught.value.why
     assert text.startswith(f"2 of 3 rollout servers cannot be used\n  {first.base_url}\n    version: 0.30.0\n")
     assert f"  {third.base_url}\n    length: it takes 2 tokens" in text and second.base_url not in text
+
+
+def test_other_pixel_values(needs):
+    """One value in its last bit."""
+    with good_server(needs) as server:
+        image = bytearray(server.state.image)
+        image[len(b"header") + 4 * 1000] ^= 1
+        server.state.image = bytes(image)
+        seen, fix = only_line(needs, server)
+    assert seen == f"pixel values: other ones than the learner's for sample {needs.sample.id}"
+    assert "--no-mm-device-do-normalize" in fix and "Pillow" in fix
+
+
+def test_pixel_values_in_the_precision_of_the_model(needs):
+    asked = replace(needs, precision="bf16")
+    with good_server(needs, settings=Settings(dtype="torch.bfloat16")) as server:
+        server.state.image = needs.sample.vision.pixel_values.bfloat16().view(torch.uint8).numpy().tobytes()
+        assert shake_hands([api(server)], (1,), asked) == [Facts(world_size=1, replicas=1)]
