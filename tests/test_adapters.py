@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import Qwen3VLForConditionalGeneration
 
-from ds_stage2ab.errors import EXIT_CONFIG
+from ds_stage2ab.errors import EXIT_ENVIRONMENT
 from ds_stage2ab.metrics.journal import read_history
-from tests.parts import config_values, launch, merged, write_config
+from tests.parts import config_values, free_port, launch, merged, write_config
 
 STEPS = 4
 BATCH = 4
@@ -137,7 +137,8 @@ def test_adapters_train_in_bf16(shipped, tmp_path, kind):
 
 
 def test_a_run_never_draws_its_rollouts_elsewhere_than_told(shipped, tmp_path):
-    servers = [{"base_url": "http://127.0.0.1:8000"}]
+    """Nor does it begin while the servers that it is told are not there."""
+    servers = [{"base_url": f"http://127.0.0.1:{free_port()}"}]
     changes = {
         "stage2_ab.schedule.b_ratio": 0.5,
         "custom.extra.rollout_matching.rollout_backend": "vllm",
@@ -145,6 +146,7 @@ def test_a_run_never_draws_its_rollouts_elsewhere_than_told(shipped, tmp_path):
     }
     values = merged(config_values(shipped, tmp_path / "runs", "run"), changes)
     done = launch(write_config(tmp_path / "servers.yaml", values), ranks=1)
-    assert done.returncode == EXIT_CONFIG
-    assert "--set custom.extra.rollout_matching.rollout_backend=hf" in done.stdout + done.stderr
+    assert done.returncode == EXIT_ENVIRONMENT
+    assert "error: 1 of 1 rollout servers cannot be used" in done.stderr
+    assert "reached: the connection failed in /openapi.json: " in done.stderr
     assert not (tmp_path / "runs").exists()
