@@ -185,13 +185,14 @@ def test_one_command_starts_the_server_and_the_learner_and_ends_both(shipped, tm
     assert [step.channel for step in steps] == list("ABAB")
     with pytest.raises(requests.RequestException):
         requests.get(f"{base_url}/health", timeout=(1, 1))
-    assert not any(str(config).encode() in words or base_url.rpartition(":")[2].encode() in words for words in alive())
+    signs = (str(config), f"--port {base_url.rpartition(':')[2]} ")
+    assert not any(sign in words for words in alive() for sign in signs)
 
 
 def alive():
     """The command lines of all processes of this machine."""
     for process in psutil.process_iter(["cmdline"]):
-        yield " ".join(process.info["cmdline"] or []).encode()
+        yield " ".join(process.info["cmdline"] or [])
 
 
 def test_no_cache_of_the_server_outlives_the_weights_that_filled_it(shipped, server):
