@@ -4,6 +4,7 @@ Which sample is drawn where is a matter of `stream` alone: workers change when a
 """
 
 import math
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -86,7 +87,7 @@ class Feed:
 
     def _from_workers(self, step: int) -> list[Sample | Skipped | DataError]:
         if self._ahead is None:
-            self._ahead = iter(self._loader(first_step=step))
+            self._ahead = _started(self._loader(first_step=step))
         try:
             return next(self._ahead)
         except RuntimeError as error:
@@ -112,6 +113,18 @@ class Feed:
             # A forked child of a process with threads and a process group may wait for a lock for ever.
             multiprocessing_context="spawn",
         )
+
+
+def _started(loader: DataLoader) -> Iterator[list]:
+    """Its batches, with the workers at work.
+
+    torch raises the death of a worker wherever this process is when it happens, in a backward pass too. Without its
+    handler whoever asks for the next batch is told.
+    """
+    handler = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    signal.signal(signal.SIGCHLD, handler)
+    return batches
 
 
 def _start_worker(worker: int) -> None:

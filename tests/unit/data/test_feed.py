@@ -3,12 +3,16 @@
 import os
 import shutil
 import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 
 from ds_stage2ab.carriers import Sample, Skipped
 from ds_stage2ab.config.load import load_config
+from ds_stage2ab.data.encode import Encoder
 from ds_stage2ab.data.feed import Feed, Reader
 from ds_stage2ab.data.records import read_records
 from ds_stage2ab.data.stream import SampleOrder, permutation
@@ -40,8 +44,8 @@ def feed(quickstart, bench, records, tmp_path):
         values = merged(config_values(quickstart, tmp_path, "feed"), {"training.per_device_train_batch_size": 2})
         plan = make_plan(load_config(write_config(tmp_path / "c.yaml", values)).config, 2, RECORDS)
         order = SampleOrder(SEED, RECORDS, RECORDS)
-        plain = {"seed": SEED, "shuffle_objects": False, "skip_bad": False}
-        reader = Reader(records=records, order=order, encoder=bench.encoder, **{**plain, **changes})
+        plain = {"encoder": bench.encoder, "seed": SEED, "shuffle_objects": False, "skip_bad": False}
+        reader = Reader(records=records, order=order, **{**plain, **changes})
         return Feed(reader, plan, 1, workers=workers)
 
     return build
@@ -62,6 +66,37 @@ def test_workers_change_nothing(feed, records):
             theirs.id, theirs.draw, theirs.prompt_ids, theirs.image
         )  # fmt: skip
         assert torch.equal(mine.vision.pixel_values, theirs.vision.pixel_values)
+
+
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """An encoder that leaves a file for each draw that it reads, in whichever process."""
+
+    encoder: Encoder
+    folder: Path
+
+    def encode(self, record, draw):
+        (self.folder / str(draw)).touch()
+        return self.encoder.encode(record, draw)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_workers_read_a_step_ahead_and_no_further(feed, bench, tmp_path, workers):
+    """One micro-step was asked for, of two; with workers the two behind it are read too, though nobody asks."""
+    (tmp_path / "read").mkdir()
+    ahead = feed(workers, encoder=Telling(bench.encoder, tmp_path / "read"))
+    ahead(0, 0)
+    expected = {2, 3, 6, 7, 10, 11} if workers else {2, 3}
+    for _ in range(600):
+        if draws_in(tmp_path / "read") >= expected:
+            break
+        time.sleep(0.1)
+    time.sleep(0.5)  # for one that should not be read
+    assert draws_in(tmp_path / "read") == expected
+
+
+def draws_in(folder):
+    return {int(path.name) for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -85,11 +120,18 @@ def test_a_missing_image_can_be_skipped(feed, records, workers):
     assert (first.sample_id, first.draw) == (gone.id, 6) and first.why.endswith(" is gone")
 
 
-def test_a_killed_worker_is_an_environment_fault(feed):
+def test_a_killed_worker_is_an_environment_fault_of_who_asks_for_more(feed):
+    """And of nothing else that this process does in the meantime."""
     killed = feed(1)
     killed(0, 0)
     (worker,) = killed._ahead._workers
     os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
     with pytest.raises(EnvironmentFault, match="a process that reads samples has died") as caught:
-        everything(killed)
+        the_rest(killed)
     assert (caught.value.code, caught.value.where) == (EXIT_ENVIRONMENT, "data.workers")
+
+
+def the_rest(feed):
+    for place in ((0, 1), (1, 0), (1, 1)):  # the first two may have been read ahead
+        feed(*place)
