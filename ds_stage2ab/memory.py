@@ -237,7 +237,8 @@ def estimate(shape: ModelShape, config: Config, *, learners: int, zero_stage: in
 
     Weights e P, gradients e P_t, AdamW's two moments 8 P_t, and with ZeRO an fp32 copy of the trained weights 4 P_t;
     of these, W ranks share out the optimizer's from stage 1, the gradients from stage 2, the weights from stage 3
-    (Rajbhandari et al. 2020, section 5 and figure 1). DeepSpeed makes its fp32 copy in fp32 too.
+    (Rajbhandari et al. 2020, section 5 and figure 1). DeepSpeed makes its fp32 copy in fp32 too. Beside trained rows
+    peft keeps them as they were, in a buffer, which no stage shares out.
 
     An offloaded optimizer takes host memory, which is not counted here.
 
@@ -261,7 +262,7 @@ def estimate(shape: ModelShape, config: Config, *, learners: int, zero_stage: in
     return Memory(
         parameters=parameters,
         trained=trained,
-        weights=_share(size * parameters, learners, zero_stage >= 3),
+        weights=_share(size * parameters, learners, zero_stage >= 3) + size * rows,
         gradients=_share(size * trained, learners, zero_stage >= 2),
         optimizer=0 if offloaded else _share((moments + master) * trained, learners, zero_stage >= 1),
         reduce_bucket=REDUCE_BUCKET * size if zero_stage else 0,

@@ -88,11 +88,24 @@ def test_adapters_are_those_of_the_run(folder, frozen, kind):
     assert adapter_parameters(read_shape(folder), tuner, parts) == trained(model)
 
 
-def test_trained_rows_are_counted():
-    asked = changed(tuner={"type": "lora", "trainable_token_rows": "coordinates"}, model={"freeze": ("vision",)})
-    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_pretrained(STAGE1))
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_trained_rows_are_counted_and_so_are_the_same_as_they_were(precision, dtype, tied):
+    """The latter are a buffer of peft's, which every learner has whole under ZeRO 3 too."""
+    asked = changed(
+        tuner={"type": "lora", "trainable_token_rows": "coordinates"},
+        model={"freeze": ("vision",), "precision": precision},
+    )
+    model = real_model("sdpa", dtype, tied=tied)
+    before = {id(buffer) for buffer in model.buffers()}
     add_adapters(model, asked.tuner, ("vision",), range(300, 1300), seed=0, source=STAGE1)
-    assert estimate(read_shape(STAGE1), asked, learners=1, zero_stage=1).trained == trained(model)
+    shape = replace(read_shape(STAGE1), tied=tied)
+    memory = estimate(shape, asked, learners=1, zero_stage=1)
+    assert memory.trained == trained(model)
+    buffers = sum(buffer.nbytes for buffer in model.buffers() if id(buffer) not in before)
+    assert memory.weights == sum(parameter.nbytes for parameter in model.parameters()) + buffers
+    shared = estimate(shape, asked, learners=4, zero_stage=3)
+    assert shared.weights - buffers == -(-(memory.weights - buffers) // 4)
 
 
 def changed(**sections: dict) -> Config:
