@@ -24,6 +24,7 @@ class Arriving:
 
     streams = True
     probe_gap = None
+    transfer = None
 
     def __init__(self, backend, rank):
         self.backend = backend

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from ds_stage2ab.metrics.journal import read_history
 from tests.parts import ROOT, config_values, launch_script, merged, write_config
 
+TRAIN = "ds_stage2ab/train.py"
 LOSS_TOLERANCE = 1e-5  # relative
 WEIGHT_TOLERANCE = 1e-5  # of a tensor's norm
 MOVE_TOLERANCE = 1e-3  # of how far a tensor moved
@@ -28,13 +29,13 @@ class Runs:
     def __init__(self, parts, folder, plainest):
         self.parts, self.folder, self.plainest, self.done = parts, folder, plainest, {}
 
-    def __call__(self, name, ranks, changes, *, arrivals="", environment=None):
+    def __call__(self, name, ranks, changes, *, arrivals="", script=TRAIN, environment=None):
         """(losses by step, exported weights) of a run; `arrivals` are those of `arriving.py`."""
         if name not in self.done:
             changed = {**self.plainest, "logging.rollouts": True, **changes}
             values = merged(config_values(self.parts, self.folder / "runs", name), changed)
             config = write_config(self.folder / f"{name}.yaml", values)
-            script = "tests/equivalence/arriving.py" if arrivals else "ds_stage2ab/train.py"
+            script = "tests/equivalence/arriving.py" if arrivals else script
             path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
             variables = {"PYTHONPATH": path, "ARRIVALS": arrivals, **(environment or {})}
             self.done[name] = launch_script(script, "--config", str(config), ranks=ranks, environment=variables)

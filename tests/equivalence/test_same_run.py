@@ -4,6 +4,7 @@ All runs start from the shipped checkpoint, whose answers are worth matching; fp
 """
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from ds_stage2ab.data.stream import SampleOrder
+from ds_stage2ab.engine.tuner import part_of
 from ds_stage2ab.packs.collate import collate
 from tests.equivalence.runs import ROUNDING, Runs, assert_same_run, assert_same_weights
 from tests.unit.parts import load_bench
@@ -29,7 +31,7 @@ PLAINEST = {
 KINDS = {
     "mixed": {},
     "a-clipped-two-passes": {B_RATIO: 0, "stage2_ab.n_softctx_iter": 2, "deepspeed.gradient_clipping": 0.5},
-    "b": {B_RATIO: 1},
+    "b-vision-frozen": {B_RATIO: 1, "model.freeze": ["vision"]},
 }
 """What makes it another run; in each all splits must give the same."""
 VARIANTS = {
@@ -38,7 +40,9 @@ VARIANTS = {
     "two-ranks-zero-1": ("mixed", 2, "", {"training.packing": True, PER_DEVICE: 2, STAGE: 1, DECODE: 8}),
     "two-ranks-zero-2-unequal-packs": ("mixed", 2, "", {"training.packing": True, CAP: 145, PER_DEVICE: 2, STAGE: 2}),
     "two-ranks-zero-3": ("mixed", 2, "", {"training.packing": True, PER_DEVICE: 4, STAGE: 3, DECODE: 1}),
-    "arrivals-two-ranks-zero-2": ("mixed", 2, "scrambled", {"training.packing": True, CAP: 250, STAGE: 2}),
+    "arrivals-two-ranks-zero-2-offloaded": (
+        "mixed", 2, "scrambled", {"training.packing": True, CAP: 250, STAGE: 2, "deepspeed.offload_optimizer": "cpu"}
+    ),
     "a-two-ranks-zero-3-offloaded": (
         "a-clipped-two-passes", 2, "", {"training.packing": True, PER_DEVICE: 2, STAGE: 3,
         "deepspeed.offload_optimizer": "cpu", "data.workers": 1},
@@ -47,8 +51,10 @@ VARIANTS = {
         "a-clipped-two-passes", 2, "",
         {"training.packing": True, PER_DEVICE: 1, STAGE: 2, "model.gradient_checkpointing": True},
     ),
-    "b-two-ranks-one-late": ("b", 2, "late", {"training.packing": True, CAP: 250, PER_DEVICE: 4, STAGE: 3}),
-    "b-two-ranks-zero-0": ("b", 2, "", {CAP: NARROW, "training.packing": True, PER_DEVICE: 1, DECODE: 8}),
+    "b-two-ranks-one-late": (
+        "b-vision-frozen", 2, "late", {"training.packing": True, CAP: 250, PER_DEVICE: 4, STAGE: 3}
+    ),
+    "b-two-ranks-zero-0": ("b-vision-frozen", 2, "", {CAP: NARROW, "training.packing": True, PER_DEVICE: 1, DECODE: 8}),
 }  # fmt: skip
 
 
@@ -70,19 +76,59 @@ def start(shipped):
     return load_file(shipped.model / "model.safetensors")
 
 
+def variant(run, name):
+    kind, ranks, arrivals, changes = VARIANTS[name]
+    return run(name, ranks, {**KINDS[kind], **changes}, arrivals=arrivals)
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_same_rollouts_losses_and_weights(run, plainest, start, name):
-    kind, ranks, arrivals, changes = VARIANTS[name]
-    assert_same_run(run(name, ranks, {**KINDS[kind], **changes}, arrivals=arrivals), plainest(kind), start)
+    kind = VARIANTS[name][0]
+    assert_same_run(variant(run, name), plainest(kind), start)
     assert run.rollouts(name) == run.rollouts(kind)
-    assert len(run.rollouts(name)) == {"mixed": 8, "a-clipped-two-passes": 0, "b": 24}[kind]
+    assert len(run.rollouts(name)) == {"mixed": 8, "a-clipped-two-passes": 0, "b-vision-frozen": 24}[kind]
+
+
+FOUR = {STAGE: 3, "training.packing": True, CAP: 145, PER_DEVICE: 1, DECODE: 1}
+
+
+@pytest.fixture(scope="module")
+def four_ranks(run, tmp_path_factory):
+    """(losses, weights) of four ranks that share out every weight, and the diary of each rank, line by line."""
+    folder = tmp_path_factory.mktemp("diary")
+    done = run("four-ranks", 4, FOUR, script="tests/equivalence/watched.py", environment={"DIARY": str(folder)})
+    return done, [(folder / f"rank-{rank}.txt").read_text().splitlines() for rank in range(4)]
+
+
+def test_four_ranks_do_the_same(run, plainest, start, four_ranks):
+    assert_same_run(four_ranks[0], plainest("mixed"), start)
+    assert run.rollouts("four-ranks") == run.rollouts("mixed")
+
+
+def test_the_ranks_meet_once_for_a_round_of_packs(run, start, four_ranks):
+    """And once at its end, of which both a step on A and on B is otherwise: the letters are those of `watched.py`.
+
+    Two micro-steps; the samples were read; the rounds; no rank has another pack; the sums; the update. In a step on B
+    the weights are gathered once before the first of a rank's two rollouts, and the slowest rank's seconds are told.
+    """
+    _, diaries = four_ranks
+    num_gathered = len(start) - ("lm_head.weight" in start)
+    on_b = rf"ur w{{{num_gathered}}} dd rb (rb)* r rur".replace(" ", "")
+    for diary in diaries:
+        for line, expected in zip(diary, ["ur(rb)+rru", on_b, "ur(rb)+rru"], strict=True):
+            assert re.fullmatch(expected, line), line
+    rounds = [[line.count("b") for line in diary] for diary in diaries]
+    assert rounds == rounds[:1] * 4
+    packs = [step.metrics["train/packs"] for step in run.history("four-ranks").steps]
+    assert any(number % 4 for number in packs), "some rank was without a pack of its own"
+    assert all(number <= 4 * most for number, most in zip(packs, rounds[0], strict=True))
 
 
 def test_the_variants_cover_every_value():
     """Of everything that a run can be split by, and of what makes it another run."""
     seen = [{**PLAINEST, **KINDS[kind], **changes, "ranks": ranks} for kind, ranks, _, changes in VARIANTS.values()]
-    seen.append({**PLAINEST, "ranks": 1})
-    assert {one["ranks"] for one in seen} == {1, 2}
+    seen += [{**PLAINEST, "ranks": 1}, {**PLAINEST, **FOUR, "ranks": 4}]
+    assert {one["ranks"] for one in seen} == {1, 2, 4}
     assert {one[STAGE] for one in seen} == {0, 1, 2, 3}
     assert {8 // (one[PER_DEVICE] * one["ranks"]) for one in seen} == {1, 2, 4, 8}
     assert {one[DECODE] for one in seen} == {1, 3, 8}
@@ -119,10 +165,18 @@ def test_b_steps_draw_the_effective_batch_of_rollouts(run, plainest):
 
 
 def test_a_late_rank_was_waited_for(run):
-    kind, ranks, arrivals, changes = VARIANTS["b-two-ranks-one-late"]
-    run("b-two-ranks-one-late", ranks, {**KINDS[kind], **changes}, arrivals=arrivals)
+    variant(run, "b-two-ranks-one-late")
     steps = run.history("b-two-ranks-one-late").steps
     assert all(step.metrics["time/rollout_s"] > 3 for step in steps)
+
+
+@pytest.mark.parametrize("name", ["b-two-ranks-zero-0", "b-two-ranks-one-late"])
+def test_what_is_frozen_stays_bit_by_bit(run, start, name):
+    """Under ZeRO 0 and 3, from the exported weights; everything else moves."""
+    _, weights = variant(run, name)
+    still = {name for name, tensor in weights.items() if torch.equal(tensor, start[name])}
+    assert still == {name for name in start if part_of(name) == "vision"}
+    assert 0 < len(still) < len(start)
 
 
 def test_bf16_follows_fp32(run, quickstart):
@@ -161,8 +215,7 @@ def test_the_runs_move_every_weight(plainest, start):
 def test_ranks_with_unequal_packs_were_among_them(run):
     """An odd number of packs on two ranks: one of them ran the pack of weight zero."""
     name = "two-ranks-zero-2-unequal-packs"
-    kind, ranks, _, changes = VARIANTS[name]
-    run(name, ranks, {**KINDS[kind], **changes})
+    variant(run, name)
     steps = run.history(name).steps
     assert any(step.metrics["train/packs"] % 2 for step in steps)
 

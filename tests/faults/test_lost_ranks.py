@@ -121,6 +121,7 @@ def test_a_rank_without_memory_says_which_keys_help(run):
     assert done.returncode not in (EXIT_OK, None)
     assert [step.step for step in steps] == [1]
     assert "error: rank 1 is out of memory in step 2, in a pack of " in done.stderr, done.stderr[-3000:]
+    assert "8 samples per step = 4 per rank x 2 ranks x 1 micro-step; ZeRO stage 0)" in done.stderr
     for key in ("training.global_max_length", "model.gradient_checkpointing", "deepspeed.zero_stage"):
         assert key in done.stderr
 

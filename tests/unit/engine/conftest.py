@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ds_stage2ab.config.load import load_config
-from ds_stage2ab.engine.build import build_engine, build_optimizer
+from ds_stage2ab.engine.build import DTYPES, build_engine, build_optimizer
 from ds_stage2ab.engine.tuner import FULL, add_adapters
 from ds_stage2ab.engine.window import Window
 from ds_stage2ab.losses.objective import Objective
@@ -23,6 +23,8 @@ def build(quickstart, world, tmp_path):
         config = load_config(write_config(tmp_path / "config.yaml", values)).config
         plan = make_plan(config, 1, NUM_SAMPLES)
         bench, drawn = load_bench(parts, num_samples=NUM_SAMPLES), []
+        for parameter in bench.model.parameters():
+            parameter.data = parameter.data.to(DTYPES[config.model.precision])
         if config.tuner.type != FULL:
             coordinates = bench.vocabulary.coordinate_ids
             add_adapters(bench.model, config.tuner, config.model.freeze, coordinates, seed=0, source=parts.model)

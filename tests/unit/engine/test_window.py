@@ -41,8 +41,10 @@ def test_a_step_is_one_update_whatever_its_packs(build):
         {"training.per_device_train_batch_size": 8},
         {"deepspeed.zero_stage": 1},
         {"deepspeed.zero_stage": 2, "training.packing": False},
+        {"deepspeed.zero_stage": 1, "deepspeed.offload_optimizer": "cpu"},
+        {"deepspeed.zero_stage": 2, "deepspeed.offload_optimizer": "cpu"},
     ],
-    ids=["plain", "packing-off", "one-micro-step", "zero-1", "zero-2-packing-off"],
+    ids=["plain", "packing-off", "one-micro-step", "zero-1", "zero-2-packing-off", "zero-1-offload", "zero-2-offload"],
 )
 def test_loss_and_update_are_those_of_the_mean_over_samples(build, changes):
     stage = build(RATE | changes)
@@ -62,6 +64,13 @@ def test_loss_and_update_are_those_of_the_mean_over_samples(build, changes):
         rounding = 1e-7 * before[name].norm()
         assert gap <= UPDATE_TOLERANCE * wanted.norm() + rounding, name
     assert any(not torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_an_engine_that_counts_other_steps_than_the_loop_is_a_mistake(build, zero_stage):
+    stage = build({"deepspeed.zero_stage": zero_stage})
+    with pytest.raises(AssertionError, match="the engine's step counter and the loop disagree"):
+        stage.window.run(1, stage.channel)
 
 
 class Reporting(Watched):
