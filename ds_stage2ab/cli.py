@@ -13,6 +13,7 @@ from ds_stage2ab import __version__, launch, validate
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.overrides import add_set_option, read_overrides
 from ds_stage2ab.errors import EXIT_OK, Stage2Error, exit_code
+from ds_stage2ab.launch_options import add_launch_options
 
 COMMAND = "ds-stage2ab"
 
@@ -100,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     together = commands.add_parser(
         "launch", help="start the rollout servers of a config and the learner, end all together"
     )
-    launch.add_launch_options(together)
+    add_launch_options(together)
     together.set_defaults(run=launch.launch)
 
     tokens = commands.add_parser("add-coord-tokens", help="give a Qwen3-VL checkpoint the 1,000 coordinate tokens")

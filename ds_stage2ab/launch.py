@@ -10,91 +10,38 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from ds_stage2ab.config.batch import counted
 from ds_stage2ab.config.load import LoadedConfig, check_config, load_config
-from ds_stage2ab.config.overrides import add_set_option, read_overrides
+from ds_stage2ab.config.overrides import read_overrides
 from ds_stage2ab.config.problems import SET
 from ds_stage2ab.config.report import as_error
 from ds_stage2ab.config.rules import RULES, topology_rules
 from ds_stage2ab.config.sections import Config, ServerSection
-from ds_stage2ab.config.servers import BACKEND, MODEL_NAME, SERVERS, replicas_of
-from ds_stage2ab.engine.run_folder import RunFolder
+from ds_stage2ab.config.servers import BACKEND, GLOO_TRANSFER, MODEL_NAME, SERVERS, replicas_of
+from ds_stage2ab.engine.run_folder import CONFIG_FILE, RunFolder
 from ds_stage2ab.errors import ConfigError, EnvironmentFault
 from ds_stage2ab.keeper import SIGNAL_CODES
+from ds_stage2ab.launch_options import Topology, read_topology
 from ds_stage2ab.launch_processes import LOOPBACK, Household, Interrupted, Kept, Server, wait_until_ready
+from ds_stage2ab.launch_transfer import choose_transfer
 
-WAIT_S = 1800
 WATCH_S = 0.5
 TELL_EVERY_S = 30
 """Between two lines of progress where they cannot be written over each other."""
-MAX_DEVICE = 4095
 OVER = "\r\033[K"
 """To the start of a terminal's line, and nothing behind."""
 LOGS = "launch-logs"
-TRANSFER = {"backend": "ds_stage2ab_gloo"}
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 CACHE_GIB = "VLLM_CPU_KVCACHE_SPACE"
 OF_OTHER_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")
 LOCAL_NAMES = (LOOPBACK, "localhost")
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Topology:
-    """Which devices serve and which learn; no devices: the CPU."""
-
-    rollout: tuple[int, ...]
-    train: tuple[int, ...]
-    learners: int
-
-
 # -- what is started -------------------------------------------------------------------------------------------------
-
-
-def read_devices(text: str) -> tuple[int, ...]:
-    """`0-5`, `6,7`, `0-2,5` -> device numbers, ascending."""
-    found: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        last = last if dash else first
-        if not (first.isdecimal() and last.isdecimal()) or not int(first) <= int(last) <= MAX_DEVICE:
-            raise argparse.ArgumentTypeError(f"{text!r} is no list of devices such as 0-5 or 6,7")
-        found += range(int(first), int(last) + 1)
-    if len(set(found)) < len(found):
-        raise argparse.ArgumentTypeError(f"{text!r} names a device twice")
-    return tuple(sorted(found))
-
-
-def read_topology(options: argparse.Namespace) -> Topology:
-    """The devices of the command line.
-
-    Raises:
-        ConfigError: they do not fit each other.
-    """
-    on_devices = (options.rollout_gpus, options.train_gpus)
-    if options.cpu:
-        if options.train_ranks is None or on_devices != (None, None):
-            raise ConfigError(
-                "--cpu goes with --train-ranks, and without --rollout-gpus and --train-gpus",
-                fix="write --cpu --train-ranks 2",
-            )
-        return Topology(rollout=(), train=(), learners=options.train_ranks)
-    if None in on_devices or options.train_ranks is not None:
-        raise ConfigError(
-            "on GPUs both --rollout-gpus and --train-gpus are needed, and no --train-ranks",
-            fix="write --rollout-gpus 0-5 --train-gpus 6,7; on a machine without a GPU --cpu --train-ranks 2",
-        )
-    both = sorted(set(options.rollout_gpus) & set(options.train_gpus))
-    if both:
-        raise ConfigError(
-            f"{', '.join(map(str, both))} cannot serve and learn at once: --rollout-gpus and --train-gpus overlap",
-            fix="give each device to one of the two",
-        )
-    return Topology(rollout=options.rollout_gpus, train=options.train_gpus, learners=len(options.train_gpus))
 
 
 def share_devices(servers: Sequence[ServerSection], devices: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -133,13 +80,19 @@ def local_port(base_url: str) -> int:
 
 
 def server_command(
-    config: Config, server: ServerSection, *, python: Path, devices: tuple[int, ...]
+    config: Config,
+    server: ServerSection,
+    *,
+    python: Path,
+    devices: tuple[int, ...],
+    transfer: str = GLOO_TRANSFER,
 ) -> tuple[list[str], dict[str, str]]:
     """The command line of one rollout server, and what it adds to the environment.
 
     Args:
         python: of the environment that has vLLM.
         devices: of this server, whole replicas; none: the CPU.
+        transfer: the weight transfer engine.
     """
     options = {
         "--model": str(config.model.path),
@@ -152,7 +105,7 @@ def server_command(
         "--generation-config": "vllm",  # not the checkpoint's
         "--logprobs-mode": "raw_logprobs",
         "--limit-mm-per-prompt": json.dumps({"image": 1, "video": 0}),
-        "--weight-transfer-config": json.dumps(TRANSFER),
+        "--weight-transfer-config": json.dumps({"backend": transfer}),
         "--tensor-parallel-size": str(server.tensor_parallel_size),
         "--data-parallel-size": str(max(1, len(devices) // server.tensor_parallel_size)),
     }
@@ -174,8 +127,8 @@ def learner_command(
     """The DeepSpeed launcher's command line, and what it adds to the environment."""
     numbers = ",".join(map(str, topology.train))
     where = ["--include", f"localhost:{numbers}"] if topology.train else ["--num_gpus", str(topology.learners)]
-    words = [sys.executable, "-m", "deepspeed.launcher.runner", *where, "--master_port", str(master_port)]
-    words += [str(Path(__file__).with_name("train.py")), "--config", str(config)]
+    words = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "error", *where]
+    words += ["--master_port", str(master_port), str(Path(__file__).with_name("train.py")), "--config", str(config)]
     words += [word for override in overrides for word in (SET, override)]
     return words, {} if topology.train else {"DS_ACCELERATOR": "cpu"}
 
@@ -190,36 +143,6 @@ def with_replica_size(servers: Sequence[ServerSection], size: int) -> str:
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
-
-
-def add_launch_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML file")
-    parser.add_argument("--rollout-gpus", type=read_devices, metavar="LIST", help="devices of the servers, as in 0-5")
-    parser.add_argument("--train-gpus", type=read_devices, metavar="LIST", help="devices of the learner, as in 6,7")
-    parser.add_argument("--tp", type=_count, metavar="N", help="devices of one replica (default: the config's)")
-    parser.add_argument("--cpu", action="store_true", help="no GPU: one replica of each server on the CPU")
-    parser.add_argument("--train-ranks", type=_count, metavar="N", help="learner ranks, with --cpu")
-    parser.add_argument(
-        "--server-python",
-        type=Path,
-        default=Path(sys.executable),
-        metavar="PATH",
-        help="Python of the environment that has vLLM (default: this one)",
-    )
-    parser.add_argument(
-        "--wait",
-        type=_count,
-        default=WAIT_S,
-        metavar="S",
-        help=f"seconds until all servers must be ready (default: {WAIT_S})",
-    )
-    add_set_option(parser)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
-    return int(text)
 
 
 def launch(options: argparse.Namespace) -> int:
@@ -241,7 +164,8 @@ def launch(options: argparse.Namespace) -> int:
             wait_until_ready(household, servers, options.wait, _Progress(len(servers), options.wait))
             _say(f"starting the learner: {counted(topology.learners, 'rank')}")
             words, variables = learner_command(options.config, overrides, topology, _free_port())
-            code = _watch(household, household.start_learner(words, _environment(variables, sys.executable)), servers)
+            learner = household.start_learner(words, _environment(variables, sys.executable))
+            code = _watch(household, learner, servers, _Handshake(_run_folder(loaded) / CONFIG_FILE))
             why = f"the learner ended with code {code}"
         except EnvironmentFault:
             why = "a server was not ready"
@@ -286,7 +210,7 @@ def _refuse_what_cannot_start(loaded: LoadedConfig, ports: list[int], python: Pa
         raise ConfigError("no Python can be run there", where=str(python), fix="set --server-python to one with vLLM")
     if not (loaded.config.model.path / "config.json").is_file():
         raise EnvironmentFault("no checkpoint there", where=str(loaded.config.model.path), fix="set model.path")
-    RunFolder(loaded.config.logging.root / loaded.name).refuse_earlier_run()
+    RunFolder(_run_folder(loaded)).refuse_earlier_run()
     for port in ports:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -298,6 +222,10 @@ def _refuse_what_cannot_start(loaded: LoadedConfig, ports: list[int], python: Pa
                     where=f"{LOOPBACK}:{port}",
                     fix="end the process that listens there, or set another port in base_url",
                 ) from error
+
+
+def _run_folder(loaded: LoadedConfig) -> Path:
+    return loaded.config.logging.root / loaded.name
 
 
 def _log_folder(loaded: LoadedConfig) -> Path:
@@ -313,9 +241,10 @@ def _log_folder(loaded: LoadedConfig) -> Path:
 def _start_servers(household: Household, config: Config, topology: Topology, python: Path, logs: Path) -> list[Server]:
     sections = config.rollout_matching.vllm.server.servers
     servers = []
+    transfer = _transfer(topology, python)
     for section, devices in zip(sections, share_devices(sections, topology.rollout), strict=True):
         household.check()
-        words, variables = server_command(config, section, python=python, devices=devices)
+        words, variables = server_command(config, section, python=python, devices=devices, transfer=transfer)
         if CACHE_GIB in variables and CACHE_GIB in os.environ:
             variables[CACHE_GIB] = os.environ[CACHE_GIB]
         port = local_port(section.base_url)
@@ -325,10 +254,19 @@ def _start_servers(household: Household, config: Config, topology: Topology, pyt
     return servers
 
 
-def _watch(household: Household, learner: Kept, servers: list[Server]) -> int:
+def _transfer(topology: Topology, python: Path) -> str:
+    if not topology.rollout:
+        return GLOO_TRANSFER
+    engine, why = choose_transfer(Path(sys.executable), python)
+    _say(f"weights travel over {engine}: {why}")
+    return engine
+
+
+def _watch(household: Household, learner: Kept, servers: list[Server], tell: Callable[[], None]) -> int:
     """The learner's exit code. A server that ends is told of: the learner notices at its next request, saves, ends."""
     told: set[int] = set()
     while (code := learner.code) is None:
+        tell()
         for server in servers:
             if server.kept.code is not None and server.port not in told:
                 told.add(server.port)
@@ -367,6 +305,23 @@ class _Progress:
             _say(line)
             self._told_s = waited_s
         self._ready = ready
+
+
+class _Handshake:
+    """A line now and then until the learner makes its run folder, which it does when the servers have passed.
+
+    Whole lines on a terminal too: the learner writes there meanwhile.
+    """
+
+    def __init__(self, sign: Path) -> None:
+        self.sign = sign
+        self._begun = self._told = time.monotonic()
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now - self._told >= TELL_EVERY_S and not self.sign.exists():
+            _say(f"the learner has not yet shaken hands with the servers, {now - self._begun:.0f} s")
+            self._told = now
 
 
 def _say(line: str) -> None:

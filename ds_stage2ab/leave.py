@@ -44,7 +44,8 @@ def speak_when_terminated(rank: int, doing: Callable[[], str]) -> None:
             pass
         say(
             f"rank {rank}: ended by SIGTERM; it was at: {doing()}\n"
-            "  fix: the launcher sends this to every rank when one of them has died: look for the words of that one"
+            "  fix: the launcher sends this to every rank when the run is stopped, or when one of them has died: then"
+            " look for the words of that one"
         )
         leave(EXIT_ENVIRONMENT)
 

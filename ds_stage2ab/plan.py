@@ -27,9 +27,10 @@ from ds_stage2ab.config.sections import (
     DeepSpeedSection,
     EvaluationSection,
     ModelSection,
+    RolloutMatchingSection,
     TrainingSection,
 )
-from ds_stage2ab.config.servers import request_window, server_slots, split_requests
+from ds_stage2ab.config.servers import SERVERS, is_loopback, request_window, server_slots, split_requests
 from ds_stage2ab.errors import ConfigError
 from ds_stage2ab.schedule import channel_for_step
 
@@ -215,6 +216,7 @@ def make_plan(
             *stage_warnings,
             *_warmup_warnings(training.warmup_steps, total_steps),
             *_ratio_warnings(config.stage2_ab.schedule.b_ratio, total_steps),
+            *_server_warnings(rollouts),
         ),
     )
 
@@ -357,3 +359,16 @@ def _ratio_warnings(b_ratio: Fraction, total_steps: int | None) -> tuple[str, ..
         return ()
     share, run = f"stage2_ab.schedule.b_ratio is {float(b_ratio):g}", counted(total_steps, "step")
     return (f"{share} and the run has {run}: none of them trains Channel B",)
+
+
+def _server_warnings(rollouts: RolloutMatchingSection) -> tuple[str, ...]:
+    """vLLM's `--api-key` guards the routes of /v1 alone."""
+    servers = rollouts.vllm.server.servers if rollouts.rollout_backend == "vllm" else ()
+    reached = [server.base_url for server in servers if not is_loopback(server.base_url)]
+    if not reached:
+        return ()
+    warning = (
+        f"{SERVERS}: whoever reaches {', '.join(reached)} can pause it and replace its weights, also where it has an"
+        " --api-key: let nobody but the learners reach it"
+    )
+    return (warning,)

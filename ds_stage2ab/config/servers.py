@@ -6,6 +6,9 @@ most D S sequences at any moment, and these places are dealt out to the ranks on
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
 from ds_stage2ab.config.batch import counted
 from ds_stage2ab.errors import ConfigError
 
@@ -15,6 +18,9 @@ SERVERS = "custom.extra.rollout_matching.vllm.server.servers"
 
 MODEL_NAME = "ds_stage2ab"
 """Under which every server knows the model: a path would differ from machine to machine."""
+GLOO_TRANSFER, NCCL_TRANSFER = "ds_stage2ab_gloo", "nccl"
+"""Names of vLLM's weight transfer engines that are spoken to: `rollout.vllm_plugin`'s, by way of host memory on any
+device, and vLLM's own, from GPU to GPU."""
 
 
 def replicas_of(tensor_parallel_sizes: list[int], rollout_devices: int | None) -> list[int]:
@@ -97,3 +103,12 @@ def split_requests(n: int, server_replicas: list[int]) -> list[range]:
         shares[i] += 1
     ends = [sum(shares[: i + 1]) for i in range(len(shares))]
     return [range(end - share, end) for end, share in zip(ends, shares, strict=True)]
+
+
+def is_loopback(base_url: str) -> bool:
+    """Whether nobody on another machine can mean this address; names are not looked up."""
+    host = urlsplit(base_url).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

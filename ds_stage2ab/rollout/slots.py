@@ -7,8 +7,10 @@ request for good, what is left of its share goes to the others, whole requests e
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Generic, TypeVar
+
+from ds_stage2ab.errors import ServerFault
 
 R = TypeVar("R")
 
@@ -51,9 +53,14 @@ class Slots(Generic[R]):
 
         Args:
             within_s: longest wait for one; no place waits longer for an answer.
+
+        Raises:
+            ServerFault: no server has answered a request by then.
         """
-        for future in self.futures:
-            yield future.result(timeout=within_s)
+        for request, future in enumerate(self.futures):
+            if not wait([future], timeout=within_s).done:
+                self._end(_overdue(request, len(self.futures), within_s))
+            yield future.result(timeout=0)
 
     def _place(self, server: int) -> None:
         while (taken := self._take(server)) is not None:
@@ -106,3 +113,10 @@ class Slots(Generic[R]):
                 if not future.done():
                     future.set_exception(error)
             self.changed.notify_all()
+
+
+def _overdue(request: int, count: int, within_s: float) -> ServerFault:
+    return ServerFault(
+        f"request {request + 1} of {count} has no answer after {within_s:.0f} s, all tries at all servers together",
+        fix="look at the servers' own logs for the one that takes requests and answers none; start it again",
+    )

@@ -20,7 +20,7 @@ LAYERS = (
     ("evaluation",),
     ("assemble", "evaluate_checkpoint"),
     ("train", "keeper"),
-    ("launch_processes",),
+    ("launch_options", "launch_processes", "launch_transfer"),
     ("validate", "launch"),
     ("cli",),
     ("__main__",),

@@ -1,4 +1,4 @@
-"""`ds-stage2ab launch` whose ranks run `stand_in.py`, under the real DeepSpeed launcher."""
+"""`ds-stage2ab launch` whose ranks run `stand_in.py`, under the real DeepSpeed launcher; it tells of itself often."""
 
 import sys
 from pathlib import Path
@@ -16,4 +16,5 @@ def with_stand_in(*arguments):
 
 if __name__ == "__main__":
     launch.learner_command = with_stand_in
+    launch.TELL_EVERY_S = 1
     sys.exit(cli.main())

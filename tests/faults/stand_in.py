@@ -1,7 +1,8 @@
 """Takes the place of a vLLM server or of a learner rank; each has a child that leads its own process group.
 
-STAND_IN says what a server does: `dies` with words, `stays` without ever answering and deaf to SIGTERM, or `serves`
-/health. A rank writes each SIGTERM to FOLDER/rank-N and leaves with 75; it leaves with 5 when FOLDER/go is there.
+STAND_IN says what a server does: `dies` with words, `stays` without ever answering and deaf to SIGTERM, `serves`
+/health, or `talks` at length before. A rank writes each SIGTERM to FOLDER/rank-N and leaves with 75; it leaves with 5
+when FOLDER/go is there.
 """
 
 import http.server
@@ -15,16 +16,25 @@ from pathlib import Path
 FOR_EVER_S = 600
 RANK_STOPPED = 75
 RANK_DONE = 5
+LINES = 200_000
 
 
 def have_a_child():
     subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({FOR_EVER_S})"], start_new_session=True)
 
 
+def line(number):
+    """50 bytes with its end, so that all of them are 10 MB."""
+    return f"{number:06d} of the lines that nobody reads at once ..."
+
+
 class Health(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
+
+    def log_message(self, *words):
+        pass
 
 
 def serve(port):
@@ -36,6 +46,10 @@ def serve(port):
     if kind == "stays":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(FOR_EVER_S)
+    if kind == "talks":
+        for number in range(LINES):
+            print(line(number), file=sys.stderr if number % 2 else sys.stdout, flush=True)
+        print("ready", flush=True)
     http.server.HTTPServer(("127.0.0.1", port), Health).serve_forever()
 
 

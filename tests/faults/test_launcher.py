@@ -10,15 +10,14 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from ds_stage2ab.errors import EXIT_CONFIG, EXIT_ENVIRONMENT
-from tests.faults.stand_in import RANK_DONE, RANK_STOPPED
+from tests.faults.stand_in import LINES, RANK_DONE, RANK_STOPPED, line
+from tests.launching import Launched, read
 from tests.parts import ROOT, config_values, free_port, merged, write_config
 
-MARK = "LAUNCH_TEST"
 START_S = 120
 STOP_S = 40
 KILLED_S = 60
@@ -26,12 +25,10 @@ SERVERS = 2
 MATCHING = "custom.extra.rollout_matching"
 
 
-class Launched:
-    """One launcher, and every process that carries its mark."""
+class Launch(Launched):
+    """A launcher of stand-ins."""
 
     def __init__(self, quickstart, folder, kind, *arguments, changes=None, ports=None):
-        self.folder = folder
-        self.mark = f"{MARK}={folder}"
         self.ports = ports or [free_port() for _ in range(SERVERS)]
         servers = [{"base_url": f"http://127.0.0.1:{port}"} for port in self.ports]
         keys = {f"{MATCHING}.rollout_backend": "vllm", f"{MATCHING}.vllm.server.servers": servers, **(changes or {})}
@@ -41,66 +38,19 @@ class Launched:
         python.chmod(0o755)
         command = [sys.executable, "tests/faults/launched.py", "launch", "--config", str(config), "--cpu"]
         command += ["--train-ranks", "2", "--server-python", str(python), *arguments]
-        variables = {MARK: str(folder), "STAND_IN": kind, "FOLDER": str(folder), "OMP_NUM_THREADS": "1"}
-        variables["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-        self.output = folder / "output"
-        with self.output.open("wb") as file:
-            self.process = subprocess.Popen(
-                command, cwd=ROOT, env={**os.environ, **variables}, stdout=file, stderr=file, start_new_session=True
-            )
+        path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        super().__init__(command, folder, {"STAND_IN": kind, "FOLDER": str(folder), "PYTHONPATH": path})
 
-    @property
-    def said(self):
-        return self.output.read_text(errors="replace")
-
-    @property
-    def stop_lines(self):
-        return re.findall("^launch: .*; stopped .*$", self.said, re.MULTILINE)
-
-    def wait_for(self, is_so):
-        wait_for(is_so, START_S, lambda: self.said[-3000:])
-
-    def ends(self, within_s):
-        """The exit code, after which nothing is left."""
-        start = time.monotonic()
-        code = self.process.wait(within_s)
-        wait_for(lambda: not self.left(), within_s - (time.monotonic() - start), self.left)
-        return code
-
-    def left(self):
-        """(pid, command line) of the processes that carry the mark."""
-        return [pair for pair in processes() if self.mark.encode() in read(pair[0], "environ").split(b"\0")]
-
-    def with_words(self, *words):
-        return [pid for pid, command in self.left() if all(word.encode() in command for word in words)]
+    def logs(self, server):
+        return self.folder / "runs" / "small.launch-logs" / f"server-{self.ports[server]}.log"
 
     def rank_notes(self):
         return [path.read_text() for path in sorted(self.folder.glob("rank-*"))]
 
-    def end(self):
-        for pid, _ in self.left():
-            os.kill(pid, signal.SIGKILL)
-        self.process.wait()
-
-
-def processes():
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and (command := read(folder.name, "cmdline")):  # a dead one has none
-            yield int(folder.name), command
-
-
-def read(pid, name):
-    try:
-        return Path(f"/proc/{pid}/{name}").read_bytes()
-    except OSError:
-        return b""  # it has just ended
-
-
-def wait_for(is_so, within_s, said):
-    deadline = time.monotonic() + within_s
-    while not is_so():
-        assert time.monotonic() < deadline, said()
-        time.sleep(0.2)
+    def kill_server(self, port):
+        """With SIGKILL, which its keeper survives."""
+        stand_ins = self.with_words("stand_in.py", f"{port}")
+        os.kill(next(pid for pid in stand_ins if b"ds_stage2ab.keeper" not in read(pid, "cmdline")), signal.SIGKILL)
 
 
 @pytest.fixture
@@ -108,7 +58,7 @@ def launched(quickstart, tmp_path):
     started = []
 
     def start(kind, *arguments, **options):
-        started.append(Launched(quickstart, tmp_path, kind, *arguments, **options))
+        started.append(Launch(quickstart, tmp_path, kind, *arguments, **options))
         return started[-1]
 
     yield start
@@ -120,7 +70,7 @@ def launched(quickstart, tmp_path):
 def waiting(launched):
     """A launcher whose servers are up with their children, and never answer."""
     one = launched("stays")
-    one.wait_for(lambda: "0 of 2 servers ready" in one.said and len(one.with_words("time.sleep")) == SERVERS)
+    one.wait_for(lambda: "0 of 2 servers ready" in one.said and len(one.with_words("time.sleep")) == SERVERS, START_S)
     return one
 
 
@@ -128,7 +78,7 @@ def waiting(launched):
 def learning(launched):
     """A launcher whose servers answer and whose two ranks are up."""
     one = launched("serves")
-    one.wait_for(lambda: one.rank_notes() == ["up\n"] * 2 and len(one.with_words("time.sleep")) == SERVERS + 2)
+    one.wait_for(lambda: one.rank_notes() == ["up\n"] * 2 and len(one.with_words("time.sleep")) == SERVERS + 2, START_S)
     return one
 
 
@@ -177,8 +127,8 @@ def test_a_killed_launcher_leaves_no_rank(learning):
 
 def test_a_lost_server_is_told_of_and_the_learner_ends_by_itself(learning):
     lost, other = learning.ports
-    os.kill(next(pid for pid in learning.with_words("stand_in.py", f"{lost}") if not is_keeper(pid)), signal.SIGKILL)
-    learning.wait_for(lambda: "ended with code 137" in learning.said)
+    learning.kill_server(lost)
+    learning.wait_for(lambda: "ended with code 137" in learning.said, START_S)
     assert f"\n    a server that serves at {lost}\n" in learning.said
     (learning.folder / "go").touch()
     assert learning.ends(STOP_S) == RANK_DONE
@@ -187,15 +137,33 @@ def test_a_lost_server_is_told_of_and_the_learner_ends_by_itself(learning):
     )
 
 
+def test_a_server_that_has_much_to_say_is_not_held_up(launched):
+    """10 MB before it is ready, more than any pipe holds; of them the end is shown when it dies."""
+    one = launched("talks")
+    one.wait_for(lambda: one.rank_notes() == ["up\n"] * 2, START_S)
+    assert all(one.logs(server).stat().st_size > 10_000_000 for server in range(SERVERS))
+    one.kill_server(one.ports[0])
+    one.wait_for(lambda: "ended with code 137" in one.said, START_S)
+    assert f"\n  the last lines of {one.logs(0)}:\n    {line(LINES - 19)}\n" in one.said
+    assert f"\n    {line(LINES - 1)}\n    ready\n" in one.said and line(LINES - 20) not in one.said
+
+
+def test_the_line_of_progress_goes_on_until_the_handshake(learning):
+    """The run folder is what the learner makes when the servers have passed."""
+    learning.wait_for(lambda: learning.said.count("launch: the learner has not yet shaken hands") > 1, START_S)
+    (learning.folder / "runs" / "small").mkdir()
+    (learning.folder / "runs" / "small" / "config.json").touch()
+    time.sleep(1)  # a line may be on its way
+    said = learning.said.count("has not yet shaken hands")
+    time.sleep(3)
+    assert learning.said.count("has not yet shaken hands") == said
+
+
 def test_a_killed_keeper_leaves_no_server(waiting):
     keeper = next(pid for pid in waiting.with_words("ds_stage2ab.keeper", f"{waiting.ports[0]}"))
     os.kill(keeper, signal.SIGKILL)
     assert waiting.ends(STOP_S) == EXIT_ENVIRONMENT
     assert f"error: http://127.0.0.1:{waiting.ports[0]}: the server ended with code -9" in waiting.said
-
-
-def is_keeper(pid):
-    return b"ds_stage2ab.keeper" in read(pid, "cmdline")
 
 
 def test_a_server_that_dies_at_its_start_is_quoted(launched):

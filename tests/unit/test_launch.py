@@ -11,17 +11,8 @@ from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.overrides import read_overrides
 from ds_stage2ab.config.sections import ServerSection
 from ds_stage2ab.errors import ConfigError
-from ds_stage2ab.launch import (
-    Topology,
-    add_launch_options,
-    learner_command,
-    local_port,
-    read_devices,
-    read_topology,
-    server_command,
-    share_devices,
-    with_replica_size,
-)
+from ds_stage2ab.launch import learner_command, local_port, server_command, share_devices, with_replica_size
+from ds_stage2ab.launch_options import Topology, add_launch_options, read_devices, read_topology
 from tests.parts import ROOT
 
 PROD = ROOT / "configs" / "stage2_ab" / "prod" / "ab_mixed.yaml"
@@ -183,11 +174,12 @@ def test_a_server_on_the_cpu():
 def test_the_learner_on_devices_and_on_the_cpu():
     gpus = Topology(rollout=(0,), train=(6, 7), learners=2)
     words, variables = learner_command(Path("c.yaml"), ["training.seed=3"], gpus, 29501)
-    assert words[1:7] == ["-m", "deepspeed.launcher.runner", "--include", "localhost:6,7", "--master_port", "29501"]
-    assert words[7:] == [str(ROOT / "ds_stage2ab" / "train.py"), "--config", "c.yaml", "--set", "training.seed=3"]
+    assert words[1:5] == ["-m", "deepspeed.launcher.runner", "--log_level", "error"]
+    assert words[5:9] == ["--include", "localhost:6,7", "--master_port", "29501"]
+    assert words[9:] == [str(ROOT / "ds_stage2ab" / "train.py"), "--config", "c.yaml", "--set", "training.seed=3"]
     assert variables == {}
     words, variables = learner_command(Path("c.yaml"), [], Topology(rollout=(), train=(), learners=3), 29501)
-    assert words[3:5] == ["--num_gpus", "3"]
+    assert words[5:7] == ["--num_gpus", "3"]
     assert variables == {"DS_ACCELERATOR": "cpu"}
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ds_stage2ab.config.load import load_config
-from ds_stage2ab.config.sections import Config
+from ds_stage2ab.config.sections import Config, ServerSection
 from ds_stage2ab.errors import ConfigError
 from ds_stage2ab.plan import (
     Cadence,
@@ -254,7 +254,8 @@ def test_without_the_records_epochs_give_no_steps_and_all_else_is_known():
 
 def with_servers(**changes: object) -> Config:
     """The minimal config with rollouts by servers, 4 at once on a replica."""
-    matching = replace(MINIMAL.rollout_matching, rollout_backend="vllm", decode_batch_size=4, **changes)
+    changes = {"rollout_backend": "vllm", "decode_batch_size": 4, **changes}
+    matching = replace(MINIMAL.rollout_matching, **changes)
     return replace(
         MINIMAL, custom=replace(MINIMAL.custom, extra=replace(MINIMAL.custom.extra, rollout_matching=matching))
     )
@@ -275,6 +276,20 @@ def test_what_is_not_asked_yet_and_what_is_not_used_is_none():
     unknown = make_plan(with_servers(), 1, 64)
     unused = make_plan(MINIMAL, 1, 64, server_replicas=[2, 1])
     assert [(plan.server_replicas, plan.request_window) for plan in (unknown, unused)] == [(None, None)] * 2
+
+
+def test_servers_that_others_can_reach_are_warned_of():
+    """Whoever draws by another backend does not use them."""
+    urls = ("http://127.0.0.1:8000", "http://10.0.0.7:8000", "http://node7:8000")
+    servers = tuple(ServerSection(base_url=url, group_port=None, tensor_parallel_size=1) for url in urls)
+    section = MINIMAL.rollout_matching.vllm
+    vllm = replace(section, server=replace(section.server, servers=servers))
+    (warning,) = make_plan(with_servers(vllm=vllm), 1, 64).warnings
+    assert "whoever reaches http://10.0.0.7:8000, http://node7:8000 can pause it and replace its weights" in warning
+    assert "--api-key" in warning and "127.0.0.1" not in warning
+    near = replace(section, server=replace(section.server, servers=servers[:1]))
+    assert make_plan(with_servers(vllm=near), 1, 64).warnings == ()
+    assert make_plan(with_servers(vllm=vllm, rollout_backend="hf"), 1, 64).warnings == ()
 
 
 def test_a_rollout_is_waited_for_at_two_tokens_per_second_and_a_minute_at_least():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ds_stage2ab.config.servers import request_window, server_slots, split_requests
+from ds_stage2ab.config.servers import is_loopback, request_window, server_slots, split_requests
 from ds_stage2ab.errors import ConfigError
 
 WORLDS = range(1, 65)
@@ -72,3 +72,22 @@ def test_requests_are_split_in_order_and_in_proportion(n, replicas):
         abs(len(part) * sum(replicas) - n * share) < sum(replicas) for part, share in zip(parts, replicas, strict=True)
     )
     assert all(len(part) == 0 for part, share in zip(parts, replicas, strict=True) if share == 0)
+
+
+@pytest.mark.parametrize(
+    ("base_url", "is_so"),
+    [
+        ("http://127.0.0.1:8000", True),
+        ("http://127.3.2.1/", True),
+        ("http://localhost:8000", True),
+        ("https://[::1]:8000", True),
+        ("http://0.0.0.0:8000", False),
+        ("http://10.0.0.7:8000", False),
+        ("http://[2001:db8::1]:8000", False),
+        ("http://node7:8000", False),
+        ("http://localhost.example.org:8000", False),
+        ("http://127.0.0.1.example.org:8000", False),
+    ],
+)
+def test_an_address_of_this_machine_alone(base_url, is_so):
+    assert is_loopback(base_url) == is_so

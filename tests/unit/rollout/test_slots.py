@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from ds_stage2ab.carriers import Rollout
 from ds_stage2ab.config.servers import server_slots, split_requests
-from ds_stage2ab.errors import DataError, ServerFault
+from ds_stage2ab.errors import EXIT_ENVIRONMENT, DataError, ServerFault
 from ds_stage2ab.rollout import wire
 from ds_stage2ab.rollout.slots import Lost, Slots
 from ds_stage2ab.rollout.vllm_api import ServerApi
@@ -69,11 +70,21 @@ def test_nothing_is_asked_for_nothing():
 
 
 def test_no_longer_wait_than_said():
-    go = threading.Event()
-    drawn = Slots([range(1)], [1], lambda *asked: go.wait(LONG)).results(within_s=0.05)
-    with pytest.raises(TimeoutError):
+    """One request is answered, the second never, and nobody asks for the third any more."""
+    go, sent = threading.Event(), []
+
+    def ask(request, server, attempt):
+        sent.append(request)
+        return request if request == 0 else go.wait(LONG)
+
+    drawn = Slots([range(3)], [1], ask).results(within_s=2)
+    assert next(drawn) == 0
+    with pytest.raises(ServerFault, match="request 2 of 3 has no answer after 2 s, all tries") as caught:
         next(drawn)
+    assert caught.value.code == EXIT_ENVIRONMENT and "the servers' own logs" in caught.value.fix
     go.set()
+    until(lambda: places_left() == 0)
+    assert sent == [0, 1]
 
 
 def test_what_a_lost_server_has_left_goes_to_the_others():
@@ -293,11 +304,27 @@ def test_another_prompt_ends_it(bench):
     assert caught.value.where == bad.base_url and f"the first difference at place {place}" in caught.value.why
 
 
-def test_a_refused_sample_ends_it(bench):
+def test_a_refused_sample_is_an_error_in_its_place(bench):
+    """No other server is asked, and none is given up."""
+    third = seeds_of(bench)[2]
+    fault = Fault("400", when=lambda number, body: body["seed"] == third)
+    first, second = fake_of(bench, faults=(fault,)), fake_of(bench, faults=(fault,))
+    with first, second:
+        drawn = drawn_from(bench, [first, second], greedy_sampling())
+    assert [type(one) for one in drawn] == [Rollout, Rollout, DataError, Rollout, Rollout, Rollout]
+    assert [one.attempt for one in drawn if isinstance(one, Rollout)] == [1] * 5
+    assert len(first.chats) == len(second.chats) == 3
+    error = drawn[2]
+    assert error.where == f"sample {bench.samples[2].id}" and "data.on_bad_sample" in error.fix
+    assert error.why.startswith(f"the rollout server {first.base_url} refused /v1/chat/completions with 400: ")
+
+
+def test_a_refusal_that_is_not_about_the_sample_ends_it(bench):
     with fake_of(bench) as server:
         server.state.removed.add("/v1/chat/completions")
-        with pytest.raises(DataError, match="refused /v1/chat/completions with 404"):
+        with pytest.raises(ServerFault, match="the server refused /v1/chat/completions with 404") as caught:
             drawn_from(bench, [server], greedy_sampling())
+    assert caught.value.where == server.base_url and caught.value.fix
 
 
 def test_other_weights_after_the_last_rollout(bench):

@@ -1,0 +1,94 @@
+"""`ds-stage2ab launch` with a real vLLM server and real learner ranks, ended while rollouts are drawn."""
+
+import os
+import re
+import signal
+
+import psutil
+import pytest
+import requests
+
+from ds_stage2ab.errors import EXIT_ENVIRONMENT
+from ds_stage2ab.metrics.journal import read_history
+from tests.launching import Launched, read
+from tests.parts import LAUNCHER, config_values, free_port, merged, write_config
+from tests.vllm_process import MATCHING, PYTHON, server_changes
+
+RANKS = 2
+START_S = 420  # the server's start, the learner's, and the first transfer of weights
+STOP_S = 40
+KILLED_S = 60
+DRAWN_AT_ONCE = 4
+LONG = {
+    "stage2_ab.schedule.b_ratio": 1,
+    "training.effective_batch_size": 64,
+    "training.max_steps": 100,
+    f"{MATCHING}.max_new_tokens": 400,
+}
+"""A model that has learned nothing never stops: 64 answers of 400 tokens, 4 at once."""
+
+
+class Served(Launched):
+    """The launcher of a server and a learner whose first step is a long B step."""
+
+    def __init__(self, parts, folder):
+        self.port = free_port()
+        self.base_url = f"http://127.0.0.1:{self.port}"
+        values = merged(config_values(parts, folder / "runs", "small"), {**server_changes(self.base_url), **LONG})
+        config = write_config(folder / "small.yaml", values)
+        command = [str(LAUNCHER.with_name("ds-stage2ab")), "launch", "--config", str(config), "--cpu"]
+        command += ["--train-ranks", str(RANKS), "--server-python", str(PYTHON)]
+        super().__init__(command, folder, {"PATH": f"{LAUNCHER.parent}{os.pathsep}{os.environ['PATH']}"})
+
+    def draws(self):
+        """Whether as many answers as may be are drawn at the server in this moment; a probe is one alone."""
+        assert self.process.poll() is None, self.said[-3000:]
+        try:
+            told = requests.get(f"{self.base_url}/metrics", timeout=(2, 5)).text
+        except requests.RequestException:
+            return False
+        running = re.search(r"^vllm:num_requests_running\{.*\} ([0-9.]+)$", told, re.MULTILINE)
+        return running is not None and float(running[1]) == DRAWN_AT_ONCE
+
+    def steps(self):
+        return read_history(self.folder / "runs" / "small" / "metrics.jsonl").steps
+
+
+@pytest.fixture
+def drawing(quickstart, tmp_path):
+    """A launcher whose two ranks draw rollouts from its server."""
+    one = Served(quickstart, tmp_path)
+    try:
+        one.wait_for(one.draws, START_S)
+        names = [read(process.pid, "cmdline") for process in one.look()]
+        assert sum(b"ds_stage2ab.keeper" in name for name in names) == 2
+        assert {rank for name in names for rank in re.findall(rb"--local_rank=\d", name)} == {
+            b"--local_rank=0",
+            b"--local_rank=1",
+        }
+        assert any(b"VLLM::" in name for name in names), names
+        yield one
+    finally:
+        one.end()
+
+
+def test_ctrl_c_while_rollouts_are_drawn(drawing):
+    """A terminal sends it to the launcher's whole process group."""
+    assert {one.laddr.ip for one in listeners(drawing.port)} == {"127.0.0.1"}
+    os.killpg(drawing.process.pid, signal.SIGINT)
+    assert drawing.ends(STOP_S) == EXIT_ENVIRONMENT
+    logs = drawing.folder / "runs" / "small.launch-logs"
+    assert drawing.stop_lines == [f"launch: SIGINT; stopped server {drawing.base_url}, the learner; logs in {logs}"]
+    assert "Traceback" not in drawing.said and not drawing.steps()
+
+
+def listeners(port):
+    connections = psutil.net_connections("tcp")
+    return [one for one in connections if one.status == psutil.CONN_LISTEN and one.laddr.port == port]
+
+
+@pytest.mark.soak
+def test_nothing_is_left_of_a_launcher_that_is_killed_while_rollouts_are_drawn(drawing):
+    drawing.process.kill()
+    assert drawing.ends(KILLED_S) == -signal.SIGKILL
+    assert not drawing.steps()

@@ -1,0 +1,39 @@
+"""NCCL is chosen where both ends have the same one; every other case goes by way of host memory."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from ds_stage2ab.config.servers import GLOO_TRANSFER, NCCL_TRANSFER
+from ds_stage2ab.launch_transfer import choose_transfer, nccl_version
+
+
+def python_with(tmp_path: Path, says: str) -> Path:
+    """An interpreter of an environment whose torch has that NCCL."""
+    path = tmp_path / f"python-{len(list(tmp_path.iterdir()))}"
+    path.write_text(f"#!/bin/sh\n{says}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("learner", "server", "engine", "why"),
+    [
+        ("echo 2.27.5", "echo 2.27.5", NCCL_TRANSFER, "both ends have NCCL 2.27.5"),
+        ("echo 2.27.5", "echo 2.28.3", GLOO_TRANSFER, "the learner has NCCL 2.27.5, the servers 2.28.3"),
+        ("echo 2.27.5", "exit 1", GLOO_TRANSFER, "the learner has NCCL 2.27.5, the servers none"),
+        ("exit 1", "exit 1", GLOO_TRANSFER, "the learner has no NCCL, the servers none"),
+    ],
+)
+def test_the_engine(tmp_path, learner, server, engine, why):
+    chosen, said = choose_transfer(python_with(tmp_path, learner), python_with(tmp_path, server))
+    assert chosen == engine and why in said
+
+
+def test_a_torch_for_the_cpu_has_none():
+    assert nccl_version(Path(sys.executable)) is None
+
+
+def test_a_python_that_cannot_be_run_has_none(tmp_path):
+    assert nccl_version(tmp_path / "python") is None
