@@ -3,8 +3,11 @@
 Learner and server both import this, so it needs nothing but torch.
 """
 
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -27,17 +30,22 @@ class GlooGroup:
         self._store = store  # lives as long as the group
         self._group = dist.ProcessGroupGloo(store, rank, size, timeout)
 
-    def send(self, row: Tensor) -> None:
-        """From the learner to all others, as `receive` there.
+    def begin(self, tensor: Tensor) -> dist.Work:
+        """Begin to send a tensor from the learner to all others; there, begin to receive it into one like it.
+
+        All members begin the same tensors in the same order. Its bytes travel, so any type does.
+        """
+        options = dist.BroadcastOptions()
+        options.rootRank, options.rootTensor, options.timeout = SENDER, 0, self.timeout
+        return self._group.broadcast([tensor.view(-1).view(torch.uint8)], options)
+
+    def finish(self, begun: dist.Work) -> None:
+        """Wait until a tensor has gone, or has come.
 
         Raises:
             RuntimeError: a member has gone or does not come in time.
         """
-        options = dist.BroadcastOptions()
-        options.rootRank, options.rootTensor, options.timeout = SENDER, 0, self.timeout
-        self._group.broadcast([row], options).wait(self.timeout)
-
-    receive = send  # a broadcast is one call on both sides
+        begun.wait(self.timeout)
 
 
 def join(address: str, port: int, rank: int, size: int, timeout: timedelta) -> GlooGroup:
@@ -50,10 +58,48 @@ def join(address: str, port: int, rank: int, size: int, timeout: timedelta) -> G
     return GlooGroup(store, rank, size, timeout)
 
 
-def hosted(port: int | None, address: str, timeout: timedelta) -> dist.TCPStore:
-    """The store at which the workers meet the learner; port None: the operating system chooses.
+class GlooLink:
+    """The learner's end of a transfer to one server, over host memory and TCP; see `weight_sync.Link`.
+
+    Args:
+        address: of this machine, as the server sees it.
+        port: where the workers meet the learner; None: the operating system chooses.
+        size: members of the group.
+        timeout_s: of the joining, and of every bucket.
 
     Raises:
         RuntimeError: the port is taken.
     """
-    return dist.TCPStore(address, port or 0, is_master=True, wait_for_workers=False, timeout=timeout)
+
+    def __init__(self, address: str, port: int | None, size: int, timeout_s: float) -> None:
+        self.address, self.size, self.timeout = address, size, timedelta(seconds=timeout_s)
+        self._store = dist.TCPStore(address, port or 0, is_master=True, wait_for_workers=False, timeout=self.timeout)
+        self._group: GlooGroup | None = None
+
+    @property
+    def place(self) -> str:
+        """Where the workers meet the learner, host:port."""
+        return f"{self.address}:{self._store.port}"
+
+    def invitation(self) -> dict[str, Any]:
+        """What the workers need to join: `vllm_plugin.InitInfo`."""
+        timeout_s = self.timeout.total_seconds()
+        return {"address": self.address, "port": self._store.port, "size": self.size, "timeout_s": timeout_s}
+
+    def join(self) -> None:
+        """Wait for the workers.
+
+        Raises:
+            RuntimeError: one does not come in time.
+        """
+        self._group = GlooGroup(self._store, SENDER, self.size, self.timeout)
+
+    def send(self, tensors: Sequence[Tensor]) -> None:
+        """Give the workers a bucket, one tensor behind the other.
+
+        Raises:
+            RuntimeError: a worker has gone or does not come in time.
+        """
+        assert self._group is not None, "join comes first"
+        for begun in [self._group.begin(tensor.cpu()) for tensor in tensors]:
+            self._group.finish(begun)

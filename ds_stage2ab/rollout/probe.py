@@ -4,15 +4,15 @@ Versions and checksums can be right while a server computes with something else,
 it computes cannot be wrong and agree. All ranks score together, so that under ZeRO 3 every rank enters every gathering.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ds_stage2ab.errors import ServerFault
-from ds_stage2ab.losses.attention import segment_arguments
 from ds_stage2ab.rollout.chat import Answer, other_prompt, read_answer
 from ds_stage2ab.rollout.handshake import Needs
+from ds_stage2ab.rollout.scoring import Positions, answer_logits
 from ds_stage2ab.rollout.vllm_api import ServerApi, blamed
 from ds_stage2ab.world import World
 
@@ -36,7 +36,7 @@ class Probe:
         model: nn.Module,
         world: World,
         needs: Needs,
-        positions: Callable[[Tensor, Tensor], Tensor],
+        positions: Positions,
         *,
         tolerance: float,
     ) -> None:
@@ -48,32 +48,34 @@ class Probe:
         self.vocabulary = needs.vocabulary
         self.tolerance = tolerance
 
-    def __call__(self, servers: Sequence[ServerApi], *, read_s: float) -> float:
-        """The largest gap of any server, nats per token; all ranks enter together.
+    def __call__(self, servers: Sequence[ServerApi], replicas: Sequence[int], *, read_s: float) -> float:
+        """The largest gap of any replica of any server, nats per token; all ranks enter together.
 
         Args:
             servers: used on rank 0 alone.
+            replicas: of each.
             read_s: longest wait for a server's answer.
 
         Raises:
             ServerFault: on every rank, a server computes with other weights, or does not answer.
         """
+        asked = [(server, one) for server, count in zip(servers, replicas, strict=True) for one in _numbers(count)]
         answers: list[Answer] = []
         with self.world.agree_on_failure("probing the servers' weights"):
             if self.world.rank == 0:
-                answers = [self._ask(server, read_s) for server in servers]
+                answers = [self._ask(server, one, read_s) for server, one in asked]
         answers = self.world.from_first(answers)
         gaps = [self._gap(answer) for answer in answers]
         with self.world.agree_on_failure("comparing the servers' weights"):
-            for server, gap in zip(servers, gaps, strict=True):
+            for (server, one), gap in zip(asked, gaps, strict=True):
                 if not gap <= self.tolerance:
-                    raise _differs(server.url, gap, self.tolerance)
+                    raise _differs(server.url, one, gap, self.tolerance)
         return max(gaps)
 
-    def _ask(self, server: ServerApi, read_s: float) -> Answer:
+    def _ask(self, server: ServerApi, replica: int | None, read_s: float) -> Answer:
         body = self.conversation.probe(self.sample, num_tokens=PROBE_TOKENS, seed=PROBE_SEED)
         with blamed(server.url, "answering the probe"):
-            answer = read_answer(server.chat(body, read_s=read_s), self.vocabulary)
+            answer = read_answer(server.chat(body, read_s=read_s, replica=replica), self.vocabulary)
         if answer.prompt_ids != self.sample.prompt_ids or len(answer.log_probs) != len(answer.response_ids):
             raise other_prompt(server.url, self.sample, answer.prompt_ids)
         return answer
@@ -82,34 +84,22 @@ class Probe:
         mine = self._log_probs(answer.response_ids)
         return float((mine - torch.tensor(answer.log_probs, dtype=torch.float64)).abs().mean())
 
-    @torch.no_grad()
     def _log_probs(self, response: Sequence[int]) -> Tensor:
         """How probable the learner finds each token of the response, [T]."""
-        first, device = len(self.sample.prompt_ids), next(self.model.parameters()).device
-        ids = torch.tensor([*self.sample.prompt_ids, *response])
-        vision = self.sample.vision.to(device)
-        training = self.model.training
-        self.model.eval()
-        try:
-            logits = self.model(
-                input_ids=ids[None].to(device),
-                position_ids=self.positions(ids, self.sample.vision.image_grid_thw)[:, None].to(device),
-                attention_mask=None,
-                use_cache=False,
-                pixel_values=vision.pixel_values.to(self.model.dtype),
-                image_grid_thw=vision.image_grid_thw,
-                logits_to_keep=torch.arange(first - 1, len(ids) - 1, device=device),
-                **segment_arguments(self.model, (0, len(ids))),
-            ).logits[0]
-        finally:
-            self.model.train(training)
-        log_probs = torch.log_softmax(logits.double(), dim=-1).cpu()
-        return log_probs.gather(1, ids[first:, None])[:, 0]
+        logits_TV = answer_logits(self.model, self.sample, response, self.positions)
+        log_probs_TV = torch.log_softmax(logits_TV.double(), dim=-1).cpu()
+        return log_probs_TV.gather(1, torch.tensor(response)[:, None])[:, 0]
 
 
-def _differs(url: str, gap: float, tolerance: float) -> ServerFault:
+def _numbers(replicas: int) -> Sequence[int | None]:
+    """How each replica is asked for: by number where there are several, as each has taken the weights by itself."""
+    return range(replicas) if replicas > 1 else (None,)
+
+
+def _differs(url: str, replica: int | None, gap: float, tolerance: float) -> ServerFault:
+    who = "the server" if replica is None else f"replica {replica} of the server"
     return ServerFault(
-        f"the server computes with other weights than the learner: log-probabilities of the same tokens differ by"
+        f"{who} computes with other weights than the learner: log-probabilities of the same tokens differ by"
         f" {gap:.3g} nats per token, the tolerance is {tolerance:g}",
         where=url,
         fix="start the server again from model.path with the plugin of this package; where both compute in a low"

@@ -8,6 +8,7 @@ from ds_stage2ab.config.sections import VllmSection
 from ds_stage2ab.config.servers import request_window, server_slots
 from ds_stage2ab.rollout.handshake import Facts, Needs, shake_hands
 from ds_stage2ab.rollout.probe import Probe
+from ds_stage2ab.rollout.scoring import Scorer
 from ds_stage2ab.rollout.vllm_api import ServerApi
 from ds_stage2ab.rollout.vllm_server import VllmBackend
 from ds_stage2ab.rollout.weight_sync import Lent, Made, Target, WeightSync
@@ -35,7 +36,7 @@ def open_servers(
     Args:
         section: `custom.extra.rollout_matching.vllm`.
         needs: what the run asks of a server.
-        model: the model that trains; it scores the probe.
+        model: the model that trains; it scores the probe, and answers.
         positions: position ids of one sequence alone.
         lent, tensors: the weights; see `WeightSync`.
         world: the learner ranks.
@@ -54,14 +55,18 @@ def open_servers(
     places = server_slots(needs.decode_batch_size, replicas, world.size)[world.rank]
     apis = [_api(one.base_url, section, CONTROL_CALLS + n) for one, n in zip(wanted, places, strict=True)]
     targets = [
-        Target(api=api, group_port=one.group_port, world_size=fact.world_size)
+        Target(api=api, group_port=one.group_port, world_size=fact.world_size, transfer=fact.transfer)
         for api, one, fact in zip(apis, wanted, facts, strict=True)
     ]
     size, limit = section.sync.bucket_mb * MIB, section.sync.timeout_s
     sync = WeightSync(lent, tensors, world, targets, start_id=start_id, bucket_bytes=size, timeout_s=limit)
     probe = Probe(model, world, needs, positions, tolerance=probe_tolerance)
+    score = Scorer(model, needs.vocabulary, positions)
     every = section.probe.every_syncs
-    return VllmBackend(apis, replicas, places, needs, sync=sync, probe=probe, world=world, seed=seed, probe_every=every)
+    return VllmBackend(
+        apis, replicas, places, needs,
+        sync=sync, probe=probe, score=score, world=world, seed=seed, probe_every=every,
+    )  # fmt: skip
 
 
 def _looked_at(section: VllmSection, needs: Needs, world: World) -> list[Facts]:

@@ -1,14 +1,17 @@
 """What runs inside a vLLM server: weights that the learner sends over Gloo, and images cut as the learner cuts them.
 
 vLLM finds `register` by the entry point in pyproject.toml when this package is installed in its environment, without
-dependencies. Its own engines need NCCL; this one works on every device, by way of host memory.
+dependencies. vLLM's own engines need NCCL; this one works on every device, by way of host memory.
 """
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed import Work
 from transformers import AutoImageProcessor, Qwen2VLImageProcessorPil, Qwen3VLConfig
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -18,12 +21,13 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-from ds_stage2ab.rollout.buckets import Parcel, open_row, places
+from ds_stage2ab.config.servers import GLOO_TRANSFER
 from ds_stage2ab.rollout.gloo import GlooGroup, join
 
-BACKEND = "ds_stage2ab_gloo"
 FIRST_WORKER = 1  # in the group; 0 is the learner
+AHEAD = 4  # tensors that are on their way while one is loaded: small ones lie between large ones
 
 
 def register() -> None:
@@ -32,7 +36,7 @@ def register() -> None:
     And let images be reduced by Pillow, as the learner does: torchvision, which vLLM's environment has, gives other
     pixels for the same image.
     """
-    WeightTransferEngineFactory.register_engine(BACKEND, __name__, GlooEngine.__name__)
+    WeightTransferEngineFactory.register_engine(GLOO_TRANSFER, __name__, GlooEngine.__name__)
     AutoImageProcessor.register(
         Qwen3VLConfig, image_processor_classes={"torchvision": Qwen2VLImageProcessor}, exist_ok=True
     )
@@ -58,12 +62,12 @@ class UpdateInfo(WeightTransferUpdateInfo):
     """One bucket: three lists of equal length, a tensor each, named as in a checkpoint."""
 
     names: list[str]
-    dtypes: list[str]
+    dtype_names: list[str]
     shapes: list[list[int]]
 
 
 class GlooEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
-    """Receives checkpoint tensors in rows of bytes, and loads them layer by layer."""
+    """Receives checkpoint tensors, and loads them layer by layer while the next ones arrive."""
 
     init_info_cls = InitInfo
     update_info_cls = UpdateInfo
@@ -82,18 +86,21 @@ class GlooEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict) -> None:
-        """As the base class, without its wait for an accelerator: there may be none, and nothing here is in flight."""
-        self.receive_weights(self.parse_update_info(update_info))
+        """As the base class, without its wait for an accelerator: there may be none, and nothing here is in flight.
+
+        After a bucket that has not come, vLLM takes the update for ended: the model must be one that can be run.
+        """
+        try:
+            self.receive_weights(self.parse_update_info(update_info))
+        except BaseException:
+            forget_incomplete_layers(self.model)
+            self.finish_weight_update()
+            raise
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
-        """Take one bucket. The row is not used again: vLLM keeps the tensors until their layer is complete."""
+        """Take one bucket."""
         assert self.group is not None, "init_transfer_engine comes first"
-        fields = zip(update_info.names, update_info.dtypes, update_info.shapes, strict=True)
-        parcels = [Parcel(name=name, dtype=dtype, shape=tuple(shape)) for name, dtype, shape in fields]
-        row = torch.empty(places(parcels)[1], dtype=torch.uint8)
-        self.group.receive(row)
-        tensors = [tensor.to(self.device) for tensor in open_row(row, parcels)]
-        self.model.load_weights(zip(update_info.names, tensors, strict=True))
+        self.model.load_weights(_arriving(update_info, self.group, self.device))
 
     def finish_weight_update(self) -> None:
         """Complete the reload, and with it the head."""
@@ -102,6 +109,35 @@ class GlooEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def shutdown(self) -> None:
         self.group = None
+
+
+def _arriving(bucket: UpdateInfo, group: GlooGroup, device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor, one by one; memory of its own for each, as vLLM keeps them until their layer is complete."""
+    coming: deque[tuple[str, Tensor, Work]] = deque()
+    for name, dtype, shape in zip(bucket.names, bucket.dtype_names, bucket.shapes, strict=True):
+        tensor = torch.empty(shape, dtype=getattr(torch, dtype))
+        coming.append((name, tensor, group.begin(tensor)))
+        if len(coming) > AHEAD:
+            yield _arrived(*coming.popleft(), group, device)
+    while coming:
+        yield _arrived(*coming.popleft(), group, device)
+
+
+def _arrived(name: str, tensor: Tensor, begun: Work, group: GlooGroup, device: torch.device) -> tuple[str, Tensor]:
+    group.finish(begun)
+    return name, tensor.to(device)
+
+
+def forget_incomplete_layers(model: nn.Module) -> None:
+    """Let a reload end with the old weights of every layer that has not got all of its new ones.
+
+    They would be made of memory that nobody has written, and what has come would be counted again in the next reload.
+    """
+    for layer in model.modules():
+        info = get_layerwise_info(layer)
+        if info.can_load():
+            info.loaded_weights.clear()
+            info.load_numel = 0
 
 
 def renew_heads(model: nn.Module) -> None:

@@ -6,22 +6,23 @@ adapters are merged tensor by tensor in copies.
 """
 
 import socket
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-import torch
 from torch import Tensor, nn
 
+from ds_stage2ab.carriers import Transfer
+from ds_stage2ab.config.servers import GLOO_TRANSFER, NCCL_TRANSFER
 from ds_stage2ab.errors import ServerFault
 from ds_stage2ab.rollout.base import weight_version
-from ds_stage2ab.rollout.buckets import Parcel, fill, places
-from ds_stage2ab.rollout.gloo import SENDER, GlooGroup, hosted
+from ds_stage2ab.rollout.gloo import SENDER, GlooLink
+from ds_stage2ab.rollout.nccl import NcclLink, is_usable
 from ds_stage2ab.rollout.vllm_api import ServerApi, blamed
 from ds_stage2ab.rollout.wire import Refused, Unanswered
 from ds_stage2ab.world import World
@@ -45,6 +46,19 @@ class Made(Protocol):
     make: Callable[[], Tensor]
 
 
+class Link(Protocol):
+    """Rank 0's end of the way to the workers of one server; a bucket travels while the server is told of it by HTTP."""
+
+    place: str
+    # where the workers meet rank 0
+
+    def invitation(self) -> dict[str, Any]: ...
+
+    def join(self) -> None: ...
+
+    def send(self, tensors: Sequence[Tensor]) -> None: ...
+
+
 @dataclass(slots=True, kw_only=True)
 class Target:
     """One server, as rank 0 sends weights to it."""
@@ -53,9 +67,9 @@ class Target:
     group_port: int | None
     world_size: int
     # workers
-    group: GlooGroup | None = None
-    place: str = ""
-    # host:port at which its workers meet rank 0
+    transfer: str
+    # its weight transfer engine
+    link: Link | None = None
 
 
 class WeightSync:
@@ -90,7 +104,7 @@ class WeightSync:
         self.bucket_bytes = bucket_bytes
         self.timeout_s = timeout_s
         self.version = ""  # that the servers have been brought to
-        self.count = 0  # transfers of this start
+        self.last: Transfer | None = None  # of this start
 
     def bring(self, finished_steps: int, *, again: bool = False) -> bool:
         """Send the weights of now, unless the servers have them; all ranks enter together. Returns whether it did.
@@ -101,21 +115,23 @@ class WeightSync:
         version = weight_version(self.start_id, finished_steps)
         if version == self.version and not again:
             return False
-        self.version = ""
+        self.version, begun = "", time.monotonic()
         with ExitStack() as paused:
             with self.world.agree_on_failure("preparing the servers for new weights"):
                 for target in self._mine():
                     paused.enter_context(self._paused(target))
                     self._start(target)
+            num_bytes = 0
             for bucket in buckets(self.tensors(), self.lent.model, self.bucket_bytes):
-                self._send(bucket)
-            with self.world.agree_on_failure("finishing the transfer of the weights"):
+                num_bytes += self._send(bucket)
+            with self.world.agree_on_failure("finishing the transfer of the weights", num_flags=1) as agreed:
+                agreed.flags[0] = num_bytes  # rank 0 alone knows
                 for target in self._mine():
                     with blamed(target.api.url, "finishing a weight update"):
                         target.api.finish_update(version, timeout_s=self.timeout_s)
                 paused.close()
         self.version = version
-        self.count += 1
+        self.last = Transfer(seconds=time.monotonic() - begun, num_bytes=agreed.flags[0])
         return True
 
     def _mine(self) -> Sequence[Target]:
@@ -123,12 +139,13 @@ class WeightSync:
 
     @contextmanager
     def _paused(self, target: Target) -> Iterator[None]:
-        with blamed(target.api.url, "pausing the server"):
-            target.api.pause()
         try:
+            with blamed(target.api.url, "pausing the server"):
+                target.api.pause()
             yield
         except BaseException:
-            target.group = None  # its workers see the connection close
+            target.link = None  # its workers see the connection close
+            target.api.abandon_update()
             with suppress(Unanswered, Refused):  # what failed first is what a person must know
                 target.api.resume()
             raise
@@ -138,57 +155,49 @@ class WeightSync:
     def _start(self, target: Target) -> None:
         with blamed(target.api.url, "emptying its caches"):
             target.api.clear_caches()
-        if target.group is None:
+        if target.link is None:
             self._connect(target)
         with blamed(target.api.url, "starting a weight update"):
             target.api.start_update(timeout_s=self.timeout_s)
 
     def _connect(self, target: Target) -> None:
         """Open the meeting place, call the workers there, and join; whichever fails first ends it."""
+        target.link = self._link(target)
+        call = partial(target.api.join_group, target.link.invitation(), timeout_s=self.timeout_s)
+        self._together("connecting for the transfer of weights", [(target, call), (target, target.link.join)])
+
+    def _link(self, target: Target) -> Link:
+        size = 1 + target.world_size
+        if target.transfer == NCCL_TRANSFER:
+            return NcclLink(self.world.device, size, self.timeout_s)
         address = address_towards(target.api.url)
-        limit = timedelta(seconds=self.timeout_s)
         try:
-            store = hosted(target.group_port, address, limit)
+            return GlooLink(address, target.group_port, size, self.timeout_s)
         except RuntimeError as error:
             raise ServerFault(
                 f"rank 0 cannot wait for the server's workers: {_first_line(error)}",
                 where=f"{address}:{target.group_port}",
                 fix="another process has this port: set another group_port of this server, or null",
             ) from error
-        target.place = f"{address}:{store.port}"
-        size = 1 + target.world_size
-        made: list[GlooGroup] = []
-        self._together(
-            "connecting for the transfer of weights",
-            [
-                (target, lambda: target.api.join_group(address, store.port, size, timeout_s=self.timeout_s)),
-                (target, lambda: made.append(GlooGroup(store, SENDER, size, limit))),
-            ],
-        )
-        (target.group,) = made
 
-    def _send(self, bucket: Sequence[Made]) -> None:
+    def _send(self, bucket: Sequence[Made]) -> int:
+        """Returns the bytes that this rank has sent to each server."""
         needs = sorted({name for tensor in bucket for name in tensor.needs})
         agreed = self.world.agree_on_failure("sending weights to the servers")
-        with self.lent.part(needs, "cpu", only_first=True), agreed:
-            if self.world.rank == SENDER:
-                self._broadcast(bucket)
+        device = self.world.device if any(target.transfer == NCCL_TRANSFER for target in self.targets) else "cpu"
+        with self.lent.part(needs, device, only_first=True), agreed:
+            return self._broadcast(bucket, device) if self.world.rank == SENDER else 0
 
-    def _broadcast(self, bucket: Sequence[Made]) -> None:
-        tensors = [tensor.make() for tensor in bucket]
-        parcels = [
-            Parcel(name=one.name, dtype=str(made.dtype).removeprefix("torch."), shape=tuple(made.shape))
-            for one, made in zip(bucket, tensors, strict=True)
-        ]
-        row = torch.empty(places(parcels)[1], dtype=torch.uint8)
-        fill(row, parcels, tensors)
-        names, dtypes = [one.name for one in parcels], [one.dtype for one in parcels]
-        shapes = [list(one.shape) for one in parcels]
+    def _broadcast(self, bucket: Sequence[Made], device: str) -> int:
+        tensors = [tensor.make().to(device).contiguous() for tensor in bucket]
+        names, shapes = [tensor.name for tensor in bucket], [list(made.shape) for made in tensors]
+        dtypes = [str(made.dtype).removeprefix("torch.") for made in tensors]
         calls: list[tuple[Target, Callable[[], None]]] = []
         for target in self.targets:
             calls.append((target, partial(target.api.update, names, dtypes, shapes, timeout_s=self.timeout_s)))
-            calls.append((target, partial(target.group.send, row)))
-        self._together(f"sending {len(parcels)} tensors, the first {names[0]}", calls)
+            calls.append((target, partial(target.link.send, tensors)))
+        self._together(f"sending {len(names)} tensors, the first {names[0]}", calls)
+        return sum(made.nbytes for made in tensors)
 
     def _together(self, doing: str, calls: Sequence[tuple[Target, Callable[[], None]]]) -> None:
         """Run calls that wait for each other, each in a thread that may be left behind; the first that fails ends all.
@@ -207,13 +216,18 @@ class WeightSync:
             return
         target, fault = faults[0]
         fix = (
-            f"the server's workers must reach rank 0 at {target.place} (a firewall?); look at the server's own log;"
-            " a slow network may take a larger custom.extra.rollout_matching.vllm.sync.timeout_s"
+            f"the server's workers must reach rank 0 at {target.link.place} (a firewall?); look at the server's own"
+            " log; a slow network may take a larger custom.extra.rollout_matching.vllm.sync.timeout_s"
         )
         if isinstance(fault, RuntimeError | TimeoutError):
             raise ServerFault(f"{doing}: {_first_line(fault)}", where=target.api.url, fix=fix) from fault
         with blamed(target.api.url, doing, fix=fix):
             raise fault
+
+
+def usable_transfers(device: str) -> tuple[str, ...]:
+    """The weight transfer engines that a learner on this device can send to."""
+    return (NCCL_TRANSFER, GLOO_TRANSFER) if is_usable(device) else (GLOO_TRANSFER,)
 
 
 def buckets(tensors: Sequence[Made], model: nn.Module, most_bytes: int) -> list[list[Made]]:
