@@ -1,12 +1,15 @@
 """What a fake server may do wrong, one dataclass: `tests/fakes.py` does it."""
 
+import argparse
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.loopback import CHAT, JSON, Exchange, Request
 
 BLOCK = 1 << 16  # bytes of a huge body that exist at once
-ANY_REPLY = ("hang", "half", "500", "429", "huge", "redirect")
+DRIP_S = 0.05  # between two bytes
+ANY_REPLY = ("hang", "half", "drip", "400", "404", "429", "500", "503", "huge", "redirect")
 CHAT_REPLY = ("count", "vocabulary", "prompt", "no_ids", "empty")
 
 
@@ -18,7 +21,7 @@ class Fault:
     path: str = CHAT
     # Numbers of requests to this path, from 0 in order of arrival, or a predicate of (number, body); None is all.
     when: set[int] | range | Callable[[int, JSON], bool] | None = None
-    retry_after: str = "1"  # of a 429: seconds, or a date
+    retry_after: str = "1"  # of a 429 and a 503: seconds, or a date
     choices: int = 2  # of `count`
     token: int = 2**31  # of `vocabulary`
     size: int = 10**9  # of `huge`, bytes
@@ -66,9 +69,25 @@ def stream_huge(exchange: Exchange, request: Request, fault: Fault):
         exchange.wfile.write(b"0\r\n\r\n")
 
 
+def drip(exchange: Exchange, stopping: Callable[[], bool]):
+    """The head of an answer, a byte at a time and without end."""
+    for byte in b"HTTP/1.1 200 OK\r\n":
+        exchange.wfile.write(bytes([byte]))
+    while not stopping():
+        exchange.wfile.write(b"X")
+        time.sleep(DRIP_S)
+
+
+def kinds() -> str:
+    return f"{', '.join(ANY_REPLY)}; of {CHAT} also {', '.join(CHAT_REPLY)}"
+
+
 def fault_of(text: str) -> Fault:
     """`KIND[@PATH][:N,N...]`, such as `429:0,1` or `hang@/update_weights`."""
     head, _, numbers = text.partition(":")
     kind, _, path = head.partition("@")
-    when = {int(number) for number in numbers.split(",")} if numbers else None
-    return Fault(kind, path=path or CHAT, when=when)
+    try:
+        when = {int(number) for number in numbers.split(",")} if numbers else None
+        return Fault(kind, path=path or CHAT, when=when)
+    except (AssertionError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None

@@ -5,15 +5,15 @@ request, and the number of completions in flight at every moment.
 """
 
 import argparse
-import base64
 import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http import HTTPStatus
+from typing import Protocol
 from urllib.parse import parse_qsl, urlsplit
 
-from tests.fake_faults import ANY_REPLY, CHAT_REPLY, Fault, fault_of, spoil, stream_huge
+from tests.fake_faults import ANY_REPLY, CHAT_REPLY, Fault, drip, fault_of, kinds, spoil, stream_huge
+from tests.fake_replies import completion, refused, rendered
 from tests.loopback import CHAT, JSON, SLICE, Exchange, Ledger, LoopbackServer, Request, peer_left, serve_by_hand
 
 Reply = tuple[int, JSON | None]  # status, body; None is an empty one
@@ -31,6 +31,7 @@ class State:
 
     paused: str = ""  # the mode, empty when running
     weight_version: str = "default"
+    keeps_version: bool = False  # whatever an update says
     updating: bool = False
     caches_reset: bool = True  # what /reset_prefix_cache says
     image: bytes = b""  # what the render route tells of any image
@@ -46,6 +47,17 @@ class Settings:
     logprobs_mode: str = "raw_logprobs"
     max_num_seqs: int = 4
     weight_transfer: str | None = "ds_stage2ab_gloo"  # the backend; None is a server without
+    override: JSON = field(default_factory=dict)  # --override-generation-config
+    added_stop_ids: tuple[int, ...] = ()  # by the server, to those of every request
+    ignores_eos: bool = True  # when a request says so
+
+
+class Workers(Protocol):
+    """What a server's workers do in a transfer of weights; both raise RuntimeError when it fails."""
+
+    def join(self, invitation: JSON) -> None: ...
+
+    def take(self, bucket: JSON) -> None: ...
 
 
 class FakeServer(LoopbackServer):
@@ -66,6 +78,8 @@ class FakeServer(LoopbackServer):
         model: str = "ds_stage2ab",
         max_model_len: int = 4096,
         settings: Settings = Settings(),
+        tokenize: Callable[[str], list[int]] = lambda text: list(text.encode()),
+        workers: Workers | None = None,
         port: int = 0,
     ):
         super().__init__(port)
@@ -76,6 +90,7 @@ class FakeServer(LoopbackServer):
         self.knows_include_dp = knows_include_dp
         self.version, self.model, self.max_model_len = version, model, max_model_len
         self.settings = settings
+        self.tokenize, self.workers = tokenize, workers
         self.state = State()
         self.ledger = Ledger()
 
@@ -155,6 +170,9 @@ class FakeServer(LoopbackServer):
             while not (self.stopping or peer_left(exchange.connection)):
                 time.sleep(SLICE)
             exchange.close_connection = True
+        elif fault.kind == "drip":
+            drip(exchange, lambda: self.stopping)
+            exchange.close_connection = True
         elif fault.kind == "huge":
             self.ledger.end(request)
             stream_huge(exchange, request, fault)
@@ -163,7 +181,7 @@ class FakeServer(LoopbackServer):
             self._send(exchange, request, 307, b"", {"Location": location})
         else:
             _, reply = refused(int(fault.kind), "a fault of the test")
-            headers = {"Retry-After": fault.retry_after} if fault.kind == "429" else {}
+            headers = {"Retry-After": fault.retry_after} if fault.kind in ("429", "503") else {}
             self._send(exchange, request, int(fault.kind), json.dumps(reply).encode(), headers)
 
     # --- completions --------------------------------------------------------------------------------------------
@@ -177,7 +195,9 @@ class FakeServer(LoopbackServer):
             return None
         if request.aborted:
             ids, finish = [], "abort"
-        reply = self._reply(body, ids, finish)
+        reply = completion(
+            body, ids, finish, prompt_ids=self.prompt_ids(body), logprobs=self.logprobs, model=self.model
+        )
         if fault and fault.kind in CHAT_REPLY:
             spoil(reply, fault)
         return 200, reply
@@ -194,46 +214,6 @@ class FakeServer(LoopbackServer):
                     return False
                 self.ledger.changed.wait(SLICE if held else min(SLICE, left))
         return True
-
-    def _reply(self, body: JSON, ids: list[int], finish: str) -> JSON:
-        prompt = self.prompt_ids(body)
-        stopped_by = ids[-1] if finish == "stop" and ids and ids[-1] in (body.get("stop_token_ids") or []) else None
-        wants_ids = body.get("return_token_ids") is True
-        message = {"role": "assistant", "content": " ".join(map(str, ids)), "refusal": None, "annotations": None}
-        message |= {"audio": None, "function_call": None, "reasoning": None}
-        choice = {
-            "index": 0,
-            "message": message,
-            "logprobs": self._logprobs(body, ids) if body.get("logprobs") else None,
-            "finish_reason": finish,
-            "stop_reason": stopped_by,
-            "token_ids": ids if wants_ids else None,
-            "routed_experts": None,
-        }
-        usage = {"prompt_tokens": len(prompt), "total_tokens": len(prompt) + len(ids), "completion_tokens": len(ids)}
-        return {
-            "id": f"chatcmpl-{body.get('request_id') or time.monotonic_ns()}",
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": self.model,
-            "choices": [choice],
-            "service_tier": None,
-            "system_fingerprint": f"vllm-{self.version}",
-            "usage": usage | {"prompt_tokens_details": None, "completion_tokens_details": None},
-            "prompt_logprobs": None,
-            "prompt_token_ids": prompt if wants_ids else None,
-            "prompt_text": None,
-            "kv_transfer_params": None,
-        }
-
-    def _logprobs(self, body: JSON, ids: list[int]) -> JSON:
-        as_ids = body.get("return_tokens_as_token_ids") is True
-        content = []
-        for token, logprob in zip(ids, self.logprobs(body, ids), strict=True):
-            text = f"token_id:{token}" if as_ids else str(token)
-            entry = {"token": text, "logprob": logprob, "bytes": list(text.encode())}
-            content.append(entry | {"top_logprobs": [entry] if body.get("top_logprobs") else []})
-        return {"content": content}
 
     # --- control routes -----------------------------------------------------------------------------------------
 
@@ -278,7 +258,7 @@ class FakeServer(LoopbackServer):
     def _init_transfer(self, request: Request) -> Reply:
         if not isinstance(request.body.get("init_info"), dict):
             return refused(400, "init_info: Field required")
-        return 200, {"message": "Weight transfer initialized"}
+        return self._by_workers(lambda workers: workers.join(request.body["init_info"]), "Weight transfer initialized")
 
     def _start_update(self, request: Request) -> Reply:
         if self.state.updating:
@@ -291,14 +271,22 @@ class FakeServer(LoopbackServer):
             return refused(400, "update_info: Field required")
         if not self.state.updating:
             return refused(500, "start_weight_update must be called before update_weights.")
-        return 200, {"message": "Weights updated"}
+        return self._by_workers(lambda workers: workers.take(request.body["update_info"]), "Weights updated")
+
+    def _by_workers(self, act: Callable[[Workers], None], done: str) -> Reply:
+        if self.workers is not None:
+            try:
+                act(self.workers)
+            except RuntimeError as error:
+                return refused(500, str(error))
+        return 200, {"message": done}
 
     def _finish_update(self, request: Request) -> Reply:
         if not self.state.updating:
             return refused(500, "finish_weight_update called without a matching start_weight_update.")
         self.state.updating = False
         version = request.body.get("weight_version")
-        if version is not None:
+        if version is not None and not self.state.keeps_version:
             self.state.weight_version = version
         return 200, {"message": "Weight update finished"}
 
@@ -329,11 +317,20 @@ class FakeServer(LoopbackServer):
         told = self.settings
         model = {"model": self.model, "served_model_name": self.model, "max_model_len": self.max_model_len}
         model |= {"dtype": told.dtype, "generation_config": told.generation_config}
+        model |= {"override_generation_config": told.override}
         config = {"model_config": model | {"logprobs_mode": told.logprobs_mode}, "parallel_config": parallel}
         config["scheduler_config"] = {"max_num_seqs": told.max_num_seqs}
         config["weight_transfer_config"] = told.weight_transfer and {"backend": told.weight_transfer}
         as_json = request.query.get("config_format") == "json"
         return 200, {"vllm_config": config if as_json else str(config), "vllm_env": {}, "system_env": {}}
+
+    def _render(self, request: Request) -> Reply:
+        told = self.settings
+        return 200, rendered(request.body, self.state.image, told.added_stop_ids, ignores_eos=told.ignores_eos)
+
+    def _tokenize(self, request: Request) -> Reply:
+        ids = self.tokenize(request.body["prompt"])
+        return 200, {"count": len(ids), "max_model_len": self.max_model_len, "tokens": ids, "token_strs": None}
 
 
 # (method, path) -> reply; completions are FakeServer._complete.
@@ -347,7 +344,8 @@ ROUTES: dict[tuple[str, str], Callable[[FakeServer, Request], Reply] | None] = {
     ("GET", "/is_paused"): lambda server, request: (200, {"is_paused": server.state.paused != ""}),
     ("GET", "/weight_info"): lambda server, request: (200, {"weight_version": server.state.weight_version}),
     ("POST", CHAT): None,
-    ("POST", f"{CHAT}/render"): lambda server, request: (200, rendered(server.state.image)),
+    ("POST", f"{CHAT}/render"): FakeServer._render,
+    ("POST", "/tokenize"): FakeServer._tokenize,
     ("POST", "/pause"): FakeServer._pause,
     ("POST", "/resume"): FakeServer._resume,
     ("POST", "/abort_requests"): FakeServer._abort_requests,
@@ -362,22 +360,22 @@ ROUTES: dict[tuple[str, str], Callable[[FakeServer, Request], Reply] | None] = {
 }
 
 
-def rendered(image: bytes) -> JSON:
-    return {"features": {"kwargs_data": {"image": [base64.b64encode(image).decode()]}}}
-
-
-def refused(status: int, message: str) -> Reply:
-    return status, {"error": {"message": message, "type": HTTPStatus(status).phrase, "param": None, "code": status}}
-
-
 def main():
-    parser = argparse.ArgumentParser(prog="python -m tests.fakes", description="A fake vLLM server on 127.0.0.1.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.fakes",
+        description="A fake vLLM server on 127.0.0.1: it prints its address and serves until Ctrl-C.",
+        epilog=f"KIND of a fault: {kinds()}.",
+    )
     parser.add_argument("--port", type=int, default=0, help="0: the system chooses")
     parser.add_argument("--world-size", type=int, default=1, help="over all replicas")
     parser.add_argument("--tensor-parallel-size", type=int, default=1, help="of one replica")
     parser.add_argument("--seconds", type=float, default=0.0, help="per completion")
     parser.add_argument("--max-model-len", type=int, default=4096, help="tokens")
-    parser.add_argument("--fault", type=fault_of, action="append", default=[], help=fault_of.__doc__)
+    parser.add_argument(
+        "--fault", type=fault_of, action="append", default=[], metavar="KIND[@PATH][:N,N...]",
+        help=f"what goes wrong at PATH (default {CHAT}), and with which of its requests, from 0 (default: all); such as"
+        " 429:0,1 or hang@/update_weights; may be repeated",
+    )  # fmt: skip
     given = parser.parse_args()
     server = FakeServer(
         world_size=given.world_size,

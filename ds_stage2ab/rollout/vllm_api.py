@@ -6,16 +6,19 @@ Nothing else knows a path. `handshake.py` looks at the server before anything is
 import base64
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
+from ds_stage2ab.config.servers import MODEL_NAME
 from ds_stage2ab.errors import ServerFault
-from ds_stage2ab.rollout.wire import Refused, Unanswered, Wire
+from ds_stage2ab.rollout.wire import Refused, Silent, Unanswered, Wire
 
 NEEDED_ROUTES = (
     "/v1/chat/completions",
     "/v1/chat/completions/render",
     "/v1/models",
+    "/tokenize",
     "/server_info",
     "/get_world_size",
     "/weight_info",
@@ -30,8 +33,21 @@ NEEDED_ROUTES = (
     "/update_weights",
     "/finish_weight_update",
 )
+REPLICA = "X-data-parallel-rank"
 CACHE_TRIES, CACHE_PAUSE_S = 10, 0.2
 """A cache cannot be emptied while a request that has just been aborted still holds a block."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendered:
+    """A chat request as the server would give it to its engine."""
+
+    image: bytes
+    # what it made of the request's one image, its pixel values among it, as they are in memory
+    stop_ids: tuple[int, ...]
+    # tokens that end an answer: the request's own, and what the server adds
+    ignores_eos: bool
+    # whether the ends that the checkpoint knows are none
 
 
 class ServerApi:
@@ -51,15 +67,31 @@ class ServerApi:
     def get(self, path: str) -> Any:
         return self.wire.call("GET", path, read_s=self.timeout_s, repeat=True)
 
-    def chat(self, body: dict[str, Any], *, read_s: float) -> Any:
-        """One completion; it is seeded and changes nothing, so it may be asked for again."""
-        return self.wire.call("POST", "/v1/chat/completions", body, read_s=read_s, repeat=True)
+    def chat(self, body: dict[str, Any], *, read_s: float, replica: int | None = None) -> Any:
+        """One completion; it is seeded and changes nothing, so it may be asked for again.
 
-    def rendered_image(self, body: dict[str, Any], *, read_s: float) -> bytes:
-        """What the server made of the image of a chat request, its pixel values among it, as they are in memory."""
+        Args:
+            read_s: longest wait for it.
+            replica: which of the server's draws it; None: the server chooses.
+        """
+        headers = None if replica is None else {REPLICA: str(replica)}
+        return self.wire.call("POST", "/v1/chat/completions", body, read_s=read_s, repeat=True, headers=headers)
+
+    def render(self, body: dict[str, Any], *, read_s: float) -> Rendered:
+        """What becomes of a chat request before anything is drawn for it."""
         reply = self.wire.call("POST", "/v1/chat/completions/render", body, read_s=read_s, repeat=True)
         (image,) = reply["features"]["kwargs_data"]["image"]
-        return base64.b64decode(image, validate=True)
+        sampling = reply["sampling_params"]  # without what is as vLLM has it by default
+        return Rendered(
+            image=base64.b64decode(image, validate=True),
+            stop_ids=tuple(sampling.get("stop_token_ids") or ()),
+            ignores_eos=bool(sampling.get("ignore_eos")),
+        )
+
+    def tokenize(self, text: str) -> tuple[int, ...]:
+        """The ids of a text; nothing is put before or behind."""
+        body = {"model": MODEL_NAME, "prompt": text, "add_special_tokens": False}
+        return tuple(int(token) for token in self._post("/tokenize", body, repeat=True)["tokens"])
 
     def weight_version(self) -> str:
         """The version that the last complete update gave its weights."""
@@ -95,23 +127,35 @@ class ServerApi:
         self._post("/reset_mm_cache", repeat=True)
         self._post("/reset_encoder_cache", repeat=True)
 
-    def join_group(self, address: str, port: int, size: int, *, timeout_s: float) -> None:
-        """Let the server's workers meet the learner there; returns when they have."""
-        info = {"address": address, "port": port, "size": size, "timeout_s": timeout_s}
-        self._post("/init_weight_transfer_engine", {"init_info": info}, read_s=timeout_s)
+    def join_group(self, invitation: dict[str, Any], *, timeout_s: float) -> None:
+        """Let the server's workers meet the learner as the invitation says; returns when they have."""
+        self._post("/init_weight_transfer_engine", {"init_info": invitation}, read_s=timeout_s)
 
     def start_update(self, *, timeout_s: float) -> None:
         """Begin an update; one that an earlier learner left open is closed first, all its weights come anew."""
         try:
             self._post("/start_weight_update", read_s=timeout_s)
-        except Unanswered:
-            self._post("/finish_weight_update", {}, read_s=timeout_s)
+        except Silent:
+            raise
+        except Unanswered as error:
+            try:
+                self._post("/finish_weight_update", {}, read_s=timeout_s)
+            except (Unanswered, Refused):  # none was open: what failed first is what a person must know
+                raise error from None
             self._post("/start_weight_update", read_s=timeout_s)
 
     def update(self, names: list[str], dtypes: list[str], shapes: list[list[int]], *, timeout_s: float) -> None:
         """Let the workers receive one bucket; returns when they have loaded it."""
-        info = {"names": names, "dtypes": dtypes, "shapes": shapes}
+        info = {"names": names, "dtype_names": dtypes, "shapes": shapes}
         self._post("/update_weights", {"update_info": info}, read_s=timeout_s)
+
+    def abandon_update(self) -> None:
+        """Close an update that will not be finished: until then the server has a model that ends it when it is run.
+
+        A bucket that nobody can take closes it; where none is open the server refuses the bucket, and that is all.
+        """
+        with suppress(Unanswered, Refused):
+            self._post("/update_weights", {"update_info": {}})
 
     def finish_update(self, version: str, *, timeout_s: float) -> None:
         self._post("/finish_weight_update", {"weight_version": version}, read_s=timeout_s)

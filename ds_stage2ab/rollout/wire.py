@@ -7,13 +7,19 @@ and weights go to the address in the config.
 
 import json
 import random
+import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 
 CHUNK_BYTES = 2**16
@@ -28,6 +34,9 @@ BUSY = (429, 503)
 TOLD = 300  # characters of a refusal that a message quotes
 
 
+Headers = dict[str, str] | None
+
+
 class Unanswered(Exception):
     """The server did not do its part: no connection, no answer in time, a broken one, or an error of its own."""
 
@@ -36,8 +45,21 @@ class Silent(Unanswered):
     """It did not answer in time. Asking again would wait as long again."""
 
 
+class Foreign(Unanswered):
+    """What answers is no vLLM: too much of an answer, one that is no JSON, or a way to somewhere else."""
+
+
 class Refused(Exception):
-    """The server understood, and says that the request is wrong (4xx)."""
+    """The server understood, and says that the request is wrong.
+
+    Args:
+        why: in words.
+        status: 4xx.
+    """
+
+    def __init__(self, why: str, status: int) -> None:
+        super().__init__(why)
+        self.status = status
 
 
 class Wire:
@@ -55,13 +77,15 @@ class Wire:
         self.session = requests.Session()
         self.session.trust_env = False
         for scheme in ("http://", "https://"):
-            self.session.mount(scheme, HTTPAdapter(pool_maxsize=connections))
+            self.session.mount(scheme, _Adapter(pool_maxsize=connections))
 
-    def call(self, method: str, path: str, body: Any = None, *, read_s: float, repeat: bool) -> Any:
+    def call(
+        self, method: str, path: str, body: Any = None, *, read_s: float, repeat: bool, headers: Headers = None
+    ) -> Any:
         """One request; returns the answer's JSON, None if it has no body.
 
         Args:
-            read_s: longest wait for the whole answer, seconds.
+            read_s: longest wait for the whole answer of one try, seconds.
             repeat: whether the request may be sent again when it was not answered.
 
         Raises:
@@ -71,48 +95,56 @@ class Wire:
         pauses = [FIRST_PAUSE_S * 2**n for n in range(TRIES - 1)] if repeat else []
         for pause in pauses:
             try:
-                return self._once(method, path, body, read_s)
+                return self._once(method, path, body, read_s, headers)
             except Silent:
                 raise
             except _ComeBack as error:
                 time.sleep(min(error.seconds, LONGEST_PAUSE_S) or _jittered(pause))
             except Unanswered:
                 time.sleep(_jittered(pause))
-        return self._once(method, path, body, read_s)
+        return self._once(method, path, body, read_s, headers)
 
-    def _once(self, method: str, path: str, body: Any, read_s: float) -> Any:
+    def _once(self, method: str, path: str, body: Any, read_s: float, sent: Headers) -> Any:
         url = f"{self.base_url}{path}"
-        status, headers, content = self._fetch(method, url, body, read_s)
+        status, headers, content = self._fetch(method, url, body, read_s, sent)
         if status in (301, 302, 307, 308):
-            status, headers, content = self._fetch(method, self._same_origin(url, headers), body, read_s)
+            status, headers, content = self._fetch(method, self._same_origin(url, headers), body, read_s, sent)
         if status in BUSY:
             raise _ComeBack(f"answered {status} to {path}", _seconds(headers.get("Retry-After")))
         if 400 <= status < 500:
-            raise Refused(f"refused {path} with {status}: {_told(content)}")
+            raise Refused(f"refused {path} with {status}: {_told(content)}", status)
         if status != 200:
-            raise Unanswered(f"answered {status} to {path}: {_told(content)}")
+            kind = Foreign if 300 <= status < 400 else Unanswered
+            raise kind(f"answered {status} to {path}: {_told(content)}")
         return _json(content, path)
 
     def _same_origin(self, url: str, headers: Any) -> str:
         target = urljoin(url, headers.get("Location") or "")
         if urlsplit(target)[:2] != urlsplit(url)[:2]:
-            raise Unanswered(f"sends us from {urlsplit(url).path} to another origin, {target[:TOLD]}")
+            raise Foreign(f"sends us from {urlsplit(url).path} to another origin, {target[:TOLD]}")
         return target
 
-    def _fetch(self, method: str, url: str, body: Any, read_s: float) -> tuple[int, Any, bytes]:
+    def _fetch(
+        self, method: str, url: str, body: Any, read_s: float, headers: Headers
+    ) -> tuple[int, Any, bytes]:
         deadline = time.monotonic() + read_s
         path = urlsplit(url).path
+        late = f"no answer to {path} within {read_s:g} s"
         try:
             with self.session.request(
-                method, url, json=body, timeout=(self.connect_s, read_s), stream=True, allow_redirects=False
+                method, url, json=body, headers=headers,
+                timeout=(self.connect_s, read_s), stream=True, allow_redirects=False,
             ) as reply:
-                return reply.status_code, reply.headers, _content(reply, path, deadline)
+                content = _content(reply, path, deadline)
         except requests.ConnectTimeout as error:
             raise Silent(f"no connection within {self.connect_s:g} s") from error
         except (requests.RequestException, HTTPError) as error:
-            if isinstance(_cause(error), TimeoutError):
-                raise Silent(f"no answer to {path} within {read_s:g} s") from error
+            if isinstance(_cause(error), TimeoutError) or time.monotonic() > deadline:
+                raise Silent(late) from error
             raise Unanswered(f"the connection failed in {path}: {_told_by(_cause(error))}") from error
+        if time.monotonic() > deadline:  # where an answer was cut off may look like its end
+            raise Silent(late)
+        return reply.status_code, reply.headers, content
 
 
 class _ComeBack(Unanswered):
@@ -121,15 +153,61 @@ class _ComeBack(Unanswered):
         self.seconds = seconds
 
 
+class _CutHeaders:
+    """Mixed into urllib3's connections, whose time-out bounds each receipt: head lines may drip for ever."""
+
+    def getresponse(self) -> HTTPResponse:
+        with _cut(partial(self.sock.shutdown, socket.SHUT_RDWR), self.timeout):
+            return super().getresponse()
+
+
+class _Connection(_CutHeaders, HTTPConnection):
+    pass
+
+
+class _TlsConnection(_CutHeaders, HTTPSConnection):
+    pass
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TlsPool(HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
+class _Adapter(HTTPAdapter):
+    def init_poolmanager(self, *arguments: Any, **settings: Any) -> None:
+        super().init_poolmanager(*arguments, **settings)
+        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+
+
+@contextmanager
+def _cut(shutdown: Callable[[], None], after_s: float) -> Iterator[None]:
+    """Whoever reads from a connection in here meets its end when so many seconds are over."""
+
+    def end() -> None:
+        with suppress(OSError, RuntimeError):  # the last byte was read in this moment
+            shutdown()
+
+    timer = threading.Timer(max(0.0, after_s), end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def _content(reply: requests.Response, path: str, deadline: float) -> bytes:
     content = bytearray()
-    # One receipt at a time: to wait for a full chunk would be to wait for ever on a server that sends byte by byte.
-    while chunk := reply.raw.read1(CHUNK_BYTES, decode_content=True):
-        content += chunk
-        if len(content) > MOST_BYTES:
-            raise Unanswered(f"the answer to {path} is larger than {MOST_BYTES // 2**20} MiB")
-        if time.monotonic() > deadline:
-            raise Silent(f"the answer to {path} was not complete in time")
+    with _cut(reply.raw.shutdown, deadline - time.monotonic()):
+        # One receipt at a time: a server that sends byte by byte must not fill memory unseen.
+        while chunk := reply.raw.read1(CHUNK_BYTES, decode_content=True):
+            content += chunk
+            if len(content) > MOST_BYTES:
+                raise Foreign(f"the answer to {path} is larger than {MOST_BYTES // 2**20} MiB")
     return bytes(content)
 
 
@@ -139,7 +217,7 @@ def _json(content: bytes, path: str) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise Unanswered(f"the answer to {path} is no JSON: {_told(content)}") from error
+        raise Foreign(f"the answer to {path} is no JSON: {_told(content)}") from error
 
 
 def _told(content: bytes) -> str:

@@ -1,5 +1,6 @@
 """The fake server and the proxy themselves, over real sockets."""
 
+import base64
 import http.client
 import json
 import socket
@@ -13,7 +14,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.architecture.sources import ROOT
-from tests.fakes import CHAT, FakeServer, Fault
+from tests.fake_faults import ANY_REPLY, CHAT_REPLY
+from tests.fakes import CHAT, FakeServer, Fault, Settings
 from tests.proxy import WEIGHT_ROUTES, Proxy
 
 ASK = {"messages": [], "return_token_ids": True, "stop_token_ids": [7], "logprobs": True, "top_logprobs": 1}
@@ -89,6 +91,39 @@ def test_information_routes():
         assert "/weight_info" not in call(server, "/openapi.json")[1]["paths"]
 
 
+def test_what_becomes_of_a_prompt_and_a_text():
+    """Of the sampling fields vLLM tells those that are not as by default."""
+    ask = ASK | {"ignore_eos": True}
+    with FakeServer(settings=Settings(added_stop_ids=(9,)), tokenize=lambda text: [len(text)]) as server:
+        server.state.image = b"pixels"
+        told = call(server, f"{CHAT}/render", ask)[1]
+        assert told["features"]["kwargs_data"]["image"] == [base64.b64encode(b"pixels").decode()]
+        assert told["sampling_params"] == {"stop_token_ids": [7, 9], "ignore_eos": True}
+        assert call(server, f"{CHAT}/render", ASK)[1]["sampling_params"] == {"stop_token_ids": [7, 9]}
+        assert call(server, "/tokenize", {"prompt": "abc"})[1]["tokens"] == [3]
+    with FakeServer(settings=Settings(ignores_eos=False)) as server:
+        assert call(server, f"{CHAT}/render", ask)[1]["sampling_params"] == {"stop_token_ids": [7]}
+
+
+class Lame:
+    """Workers that meet the learner and then fail."""
+
+    def join(self, invitation: dict):
+        self.invitation = invitation
+
+    def take(self, bucket: dict):
+        raise RuntimeError("connection closed")
+
+
+def test_workers_take_their_part():
+    with FakeServer(workers=Lame()) as server:
+        assert call(server, "/init_weight_transfer_engine", {"init_info": {"port": 5}})[0] == 200
+        assert server.workers.invitation == {"port": 5}
+        call(server, "/start_weight_update", {})
+        status, reply, _ = call(server, "/update_weights", {"update_info": {}})
+        assert status == 500 and reply["error"]["message"] == "connection closed"
+
+
 def test_weight_update_in_order():
     with FakeServer() as server:
         assert call(server, "/update_weights", {"update_info": {}})[0] == 500
@@ -99,6 +134,10 @@ def test_weight_update_in_order():
         assert call(server, "/update_weights", {"update_info": {}})[0] == 200
         assert call(server, "/weight_info")[1] == {"weight_version": "default"}
         assert call(server, "/finish_weight_update", {"weight_version": "a/1"})[0] == 200
+        assert call(server, "/weight_info")[1] == {"weight_version": "a/1"}
+        server.state.keeps_version = True
+        call(server, "/start_weight_update", {})
+        assert call(server, "/finish_weight_update", {"weight_version": "a/2"})[0] == 200
         assert call(server, "/weight_info")[1] == {"weight_version": "a/1"}
         assert call(server, "/update_weight_version", {"new_version": "b"})[1]["new_version"] == "b"
         assert call(server, "/reset_prefix_cache", {})[1] == {"success": True}
@@ -131,6 +170,26 @@ def test_hang_ends_with_the_server():
         until(lambda: server.chats)
         server.__exit__()
         assert isinstance(asked.exception(LONG), OSError | http.client.HTTPException)
+
+
+@pytest.mark.parametrize("path", [CHAT, "/update_weights"])
+def test_drip_is_no_silence_and_ends_with_its_client(path: str):
+    with FakeServer(faults=(Fault("drip", path=path),)) as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=LONG) as client:
+            client.sendall(f"POST {path} HTTP/1.1\r\nContent-Length: 0\r\n\r\n".encode())
+            seen = b""
+            while len(seen) < 25:
+                seen += client.recv(100)
+        assert seen.startswith(b"HTTP/1.1 200 OK\r\nXXXX")
+        until(lambda: server.requests[0].end is not None)
+
+
+@pytest.mark.parametrize("kind", ["400", "404", "500", "503"])
+def test_a_status(kind: str):
+    with FakeServer(faults=(Fault(kind, retry_after="3"),)) as server:
+        status, reply, headers = call(server, CHAT, ASK)
+    assert (status, reply["error"]["code"]) == (int(kind), int(kind))
+    assert headers["Retry-After"] == ("3" if kind == "503" else None)
 
 
 @pytest.mark.parametrize("path", [CHAT, "/health"])
@@ -281,15 +340,41 @@ def test_proxy_of_a_dead_or_frozen_server():
         assert call(proxy, "/health")[0] == 502
 
 
-@pytest.mark.parametrize("by_hand", [["tests.fakes", "--fault", "429:0"], ["tests.proxy", "http://127.0.0.1:9"]])
-def test_by_hand(by_hand: list[str]):
-    command = [sys.executable, "-m", *by_hand]
+def by_hand(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LONG, check=False)
+
+
+@pytest.mark.parametrize("module", ["tests.fakes", "tests.proxy"])
+def test_help(module: str):
+    told = by_hand(module, "--help")
+    assert told.returncode == 0 and told.stdout.startswith(f"usage: python -m {module} ")
+    if module == "tests.fakes":
+        assert all(kind in told.stdout for kind in (*ANY_REPLY, *CHAT_REPLY)) and "KIND[@PATH][:N,N...]" in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ("hng", "/v1/chat/completions has no fault 'hng'"),
+        ("count@/pause", "/pause has no fault 'count'"),
+        ("hang:x", "invalid literal for int"),
+    ],
+)
+def test_a_fault_that_there_is_not(fault: str, why: str):
+    told = by_hand("tests.fakes", "--fault", fault)
+    assert told.returncode == 2 and f"error: argument --fault: '{fault}': {why}" in told.stderr
+
+
+@pytest.mark.parametrize("words", [["tests.fakes", "--fault", "429:0"], ["tests.proxy", "http://127.0.0.1:9"]])
+def test_by_hand(words: list[str]):
+    command = [sys.executable, "-m", *words]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             address = urlsplit(process.stdout.readline().strip())
             connection = http.client.HTTPConnection(address.hostname, address.port, timeout=LONG)
             connection.request("POST", CHAT, json.dumps(ASK))
-            assert connection.getresponse().status == (429 if by_hand[0] == "tests.fakes" else 502)
+            assert connection.getresponse().status == (429 if words[0] == "tests.fakes" else 502)
             connection.close()
         finally:
             process.terminate()

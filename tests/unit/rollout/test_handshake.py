@@ -3,17 +3,16 @@
 from dataclasses import replace
 
 import pytest
-import torch
 
-from ds_stage2ab.errors import EXIT_ENVIRONMENT, ServerFault
+from ds_stage2ab.config.servers import GLOO_TRANSFER, NCCL_TRANSFER
+from ds_stage2ab.errors import ServerFault
 from ds_stage2ab.rollout import wire
-from ds_stage2ab.rollout.handshake import Facts, Needs, shake_hands
+from ds_stage2ab.rollout.handshake import Needs, shake_hands
 from ds_stage2ab.rollout.vllm_api import NEEDED_ROUTES, ServerApi
-from tests.fakes import CHAT, FakeServer, Fault, Settings
+from tests.fakes import Fault, Settings
+from tests.unit.handshakes import api, good_server, lines, only_line, page, seen
 from tests.unit.parts import load_bench
-from tests.unit.serving import LONG, needs_of
-
-ADDRESS = "http://ADDRESS"  # of the server, in the expected pages
+from tests.unit.serving import needs_of
 
 
 @pytest.fixture(autouse=True)
@@ -26,51 +25,17 @@ def needs(quickstart) -> Needs:
     return needs_of(load_bench(quickstart, num_samples=1))
 
 
-def good_server(needs: Needs, **changes) -> FakeServer:
-    server = FakeServer(**{"prompt_ids": lambda body: list(needs.sample.prompt_ids), **changes})
-    server.state.image = b"header" + needs.sample.vision.pixel_values.numpy().tobytes() + b"trailer"
-    return server
-
-
-def api(server: FakeServer) -> ServerApi:
-    return ServerApi(server.base_url, timeout_s=LONG, connections=2)
-
-
-def page(needs: Needs, *servers: FakeServer, sizes: tuple[int, ...] = (1,)) -> str:
-    """What is said of servers that cannot be used; addresses are left out."""
-    with pytest.raises(ServerFault) as caught:
-        shake_hands([api(server) for server in servers], sizes, needs)
-    assert caught.value.code == EXIT_ENVIRONMENT
-    assert "docs/rollout.md" in caught.value.fix and "ds-stage2ab launch" in caught.value.fix
-    text = caught.value.why
-    for server in servers:
-        text = text.replace(server.base_url, ADDRESS)
-    return text
-
-
-def lines(text: str) -> list[tuple[str, str]]:
-    """(what was seen, remedy) of a page of one server."""
-    head, address, *rest = text.splitlines()
-    assert (head, address) == ("1 of 1 rollout servers cannot be used", f"  {ADDRESS}")
-    seen, fixes = rest[::2], rest[1::2]
-    assert all(line.startswith("    ") for line in seen) and all(line.startswith("      fix: ") for line in fixes)
-    return [(one.strip(), fix.strip().removeprefix("fix: ")) for one, fix in zip(seen, fixes, strict=True)]
-
-
-def only_line(needs: Needs, server: FakeServer, **settings) -> tuple[str, str]:
-    (line,) = lines(page(needs, server, **settings))
-    return line
-
-
 # --- a server that can be used ----------------------------------------------------------------------------------
 
 
 def test_a_good_server(needs):
     with good_server(needs, world_size=6, tensor_parallel_size=2) as server:
-        assert shake_hands([api(server)], [2], needs) == [Facts(world_size=6, replicas=3)]
+        assert shake_hands([api(server)], [2], needs) == [seen(world_size=6, replicas=3)]
     asked = [request.path for request in server.requests]
     assert asked.count("/get_world_size/") == 1  # answered by a redirect, which is followed
     assert len(server.chats) == 1 and server.chats[0].body["max_completion_tokens"] == 1
+    (tokenized,) = (request.body for request in server.requests if request.path == "/tokenize")
+    assert tokenized["prompt"].startswith("<|coord_0|><|coord_1|>") and tokenized["add_special_tokens"] is False
     changing = {"/pause", "/resume", "/init_weight_transfer_engine", "/start_weight_update", "/reset_prefix_cache"}
     assert not changing & set(asked)
 
@@ -78,20 +43,26 @@ def test_a_good_server(needs):
 @pytest.mark.parametrize(("size", "replicas"), [(1, 6), (2, 3), (3, 2), (6, 1)])
 def test_a_server_that_cannot_tell_its_replicas_has_those_of_the_config(needs, size: int, replicas: int):
     with good_server(needs, world_size=6, tensor_parallel_size=2, knows_include_dp=False) as server:
-        assert shake_hands([api(server)], [size], needs) == [Facts(world_size=6, replicas=replicas)]
+        assert shake_hands([api(server)], [size], needs) == [seen(world_size=6, replicas=replicas)]
 
 
 def test_a_server_that_tells_its_replicas_knows_better_than_the_config(needs):
     with good_server(needs, world_size=6, tensor_parallel_size=2) as server:
-        assert shake_hands([api(server)], [6], needs) == [Facts(world_size=6, replicas=3)]
+        assert shake_hands([api(server)], [6], needs) == [seen(world_size=6, replicas=3)]
 
 
 @pytest.mark.parametrize("mode", ["abort", "wait", "keep"])
 def test_a_paused_server_is_let_go_on(needs, mode: str):
     with good_server(needs) as server:
         server.state.paused = mode
-        assert shake_hands([api(server)], [1], needs) == [Facts(world_size=1, replicas=1)]
+        assert shake_hands([api(server)], [1], needs) == [seen(world_size=1, replicas=1)]
         assert server.state.paused == ""
+
+
+def test_vllms_own_engine_is_used_where_the_learner_can_send_to_it(needs):
+    with good_server(needs, settings=Settings(weight_transfer=NCCL_TRANSFER)) as server:
+        asked = replace(needs, transfers=(NCCL_TRANSFER, GLOO_TRANSFER))
+        assert shake_hands([api(server)], [1], asked) == [seen(world_size=1, replicas=1, transfer=NCCL_TRANSFER)]
 
 
 def test_bf16(needs):
@@ -154,8 +125,8 @@ TRANSFER = (
     " with this package installed in its environment"
 )
 SETTINGS = [
-    ({"weight_transfer": "nccl"}, "weight transfer: nccl, not ds_stage2ab_gloo", TRANSFER),
-    ({"weight_transfer": None}, "weight transfer: None, not ds_stage2ab_gloo", TRANSFER),
+    ({"weight_transfer": "nccl"}, "weight transfer: nccl; this learner can send over ds_stage2ab_gloo", TRANSFER),
+    ({"weight_transfer": None}, "weight transfer: None; this learner can send over ds_stage2ab_gloo", TRANSFER),
     ({"generation_config": "auto"}, "generation config: auto, not vllm", "start it with --generation-config vllm"),
     ({"dtype": "torch.bfloat16"}, "precision: bfloat16, not float32", "start it with --dtype float32"),
     (
@@ -167,6 +138,11 @@ SETTINGS = [
         {"max_num_seqs": 256},
         "decode batch: it decodes 256 sequences at once, custom.extra.rollout_matching.decode_batch_size is 4",
         "start it with --max-num-seqs 4",
+    ),
+    (
+        {"override": {"max_new_tokens": 10}},
+        "generation override: {'max_new_tokens': 10} for every request",
+        "start it without --override-generation-config",
     ),
 ]
 
@@ -198,51 +174,7 @@ def test_settings_of_another_form(needs, monkeypatch):
         monkeypatch.setattr(server, "settings", replace(Settings(), max_num_seqs=None))
         saw, fix = only_line(needs, server)
     assert saw.startswith("settings: an answer of another form (TypeError: ")
-    assert fix == "use a vLLM of the supported range"
-
-
-@pytest.mark.parametrize("path", ["/version", "/server_info", "/is_paused"])
-def test_a_route_that_fails(needs, path: str):
-    """Named by what it would have told."""
-    with good_server(needs, faults=(Fault("500", path=path),)) as server:
-        saw, fix = only_line(needs, server)
-    what = {"/version": "version", "/server_info": "settings", "/is_paused": "paused"}[path]
-    assert saw.startswith(f"{what}: answered 500 to {path}") and fix
-
-
-def test_another_prompt(needs):
-    """The last id differs."""
-    with good_server(needs, faults=(Fault("prompt"),)) as server:
-        saw, fix = only_line(needs, server)
-    count = len(needs.sample.prompt_ids)
-    assert saw == (
-        f"prompt: the server made other ids of the prompt of sample {needs.sample.id} than the learner:"
-        f" {count} instead of {count}, the first difference at place {count - 1}"
-    )
-    assert fix.startswith("serve the folder of model.path: ")
-
-
-def test_a_prompt_with_fewer_image_tokens(needs):
-    ids = list(needs.sample.prompt_ids)
-    first = ids.index(needs.vocabulary.image_id)
-    with good_server(needs, prompt_ids=lambda body: ids[:first] + ids[first + 1 :]) as server:
-        saw, _ = only_line(needs, server)
-    assert f"{len(ids) - 1} instead of {len(ids)}, the first difference at place " in saw
-
-
-@pytest.mark.parametrize("kind", ["500", "half", "no_ids", "vocabulary", "count", "empty"])
-def test_no_answer(needs, kind: str):
-    with good_server(needs, faults=(Fault(kind),)) as server:
-        saw, fix = only_line(needs, server)
-    told = {
-        "500": f"answered 500 to {CHAT}",
-        "half": "the connection failed",
-        "no_ids": "the answer is malformed at $.prompt_token_ids",
-        "vocabulary": f"the answer holds token id {2**31}",
-        "count": "the answer is malformed at $.choices",
-        "empty": "the answer holds no token",
-    }[kind]
-    assert saw.startswith(f"an answer: {told}") and fix
+    assert fix.startswith("use a vLLM of the supported range")
 
 
 def test_devices_that_make_no_whole_replicas(needs):
@@ -283,21 +215,3 @@ def test_every_server_has_its_own_part(needs):
     text = caught.value.why
     assert text.startswith(f"2 of 3 rollout servers cannot be used\n  {first.base_url}\n    version: 0.30.0\n")
     assert f"  {third.base_url}\n    length: it takes 2 tokens" in text and second.base_url not in text
-
-
-def test_other_pixel_values(needs):
-    """One value in its last bit."""
-    with good_server(needs) as server:
-        image = bytearray(server.state.image)
-        image[len(b"header") + 4 * 1000] ^= 1
-        server.state.image = bytes(image)
-        seen, fix = only_line(needs, server)
-    assert seen == f"pixel values: other ones than the learner's for sample {needs.sample.id}"
-    assert "--no-mm-device-do-normalize" in fix and "Pillow" in fix
-
-
-def test_pixel_values_in_the_precision_of_the_model(needs):
-    asked = replace(needs, precision="bf16")
-    with good_server(needs, settings=Settings(dtype="torch.bfloat16")) as server:
-        server.state.image = needs.sample.vision.pixel_values.bfloat16().view(torch.uint8).numpy().tobytes()
-        assert shake_hands([api(server)], (1,), asked) == [Facts(world_size=1, replicas=1)]

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from ds_stage2ab.rollout import wire
-from ds_stage2ab.rollout.wire import TRIES, Refused, Silent, Unanswered, Wire
+from ds_stage2ab.rollout.wire import TRIES, Foreign, Refused, Silent, Unanswered, Wire
 from tests.fakes import CHAT, FakeServer, Fault
 
 ASK = {"messages": [], "return_token_ids": True}
@@ -122,11 +122,23 @@ def test_a_server_that_stops_within_its_answer_is_not_asked_again():
         assert len(taken) == 1
 
 
-def test_an_answer_byte_by_byte_ends_too():
-    """Every byte comes in time; the whole would take 100 s."""
-    parts = [HEAD % 1000, *[b" "] * 1000]
-    with sending(*parts, every_s=0.1) as (address, taken):
-        with ends_with(Silent, "the answer to /x was not complete in time", within_s=3):
+LINES = b"HTTP/1.1 200 OK\r\n" + b"X-More: 1\r\n" * 90
+DRIPS = {
+    "the first line": b"HTTP/1.1 " + b"2" * 1000,
+    "the header": LINES,
+    "the body": HEAD % 1000 + b" " * 1000,
+    "a body that ends with its connection": b"HTTP/1.1 200 OK\r\n\r\n" + b"1" * 1000,
+    "the length of a chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"0" * 1000,
+}
+
+
+@pytest.mark.parametrize("part", DRIPS)
+def test_an_answer_byte_by_byte_ends_too(part: str):
+    """Every byte comes in time; the whole would take 100 s. Where it is cut looks like an end, and is none."""
+    first, rest = DRIPS[part][: 10 if part in ("the first line", "the header") else 45], DRIPS[part]
+    rest = rest[len(first) :]
+    with sending(first, *(rest[n : n + 1] for n in range(len(rest))), every_s=0.1) as (address, taken):
+        with ends_with(Silent, "no answer to /x within 0.5 s", within_s=3):
             Wire(address, connect_s=LONG, connections=1).call("GET", "/x", read_s=0.5, repeat=True)
         assert len(taken) == 1
 
@@ -224,7 +236,7 @@ def test_a_date_is_an_ordinary_pause():
 def test_a_huge_answer_is_cut(chunked: bool, monkeypatch):
     monkeypatch.setattr(wire, "MOST_BYTES", 2**21)
     with FakeServer(faults=(Fault("huge", chunked=chunked),)) as server:
-        with ends_with(Unanswered, f"the answer to {CHAT} is larger than 2 MiB", within_s=10):
+        with ends_with(Foreign, f"the answer to {CHAT} is larger than 2 MiB", within_s=10):
             chat(server, repeat=False)
         # what the sockets hold comes on top of what was read
         assert 2**21 <= server.chats[0].written < 2**25
@@ -235,7 +247,7 @@ def test_the_largest_answer_is_taken(monkeypatch):
     monkeypatch.setattr(wire, "MOST_BYTES", 300_000)
     with (
         FakeServer(faults=(Fault("huge", size=300_000),)) as server,
-        ends_with(Unanswered, "is no JSON", within_s=10),
+        ends_with(Foreign, "is no JSON", within_s=10),
     ):
         chat(server, repeat=False)
 
@@ -244,7 +256,7 @@ def test_the_largest_answer_is_taken(monkeypatch):
 def test_no_json(content: bytes):
     with (
         sending(HEAD % len(content) + content) as (address, _),
-        ends_with(Unanswered, "the answer to /x is no JSON: ", within_s=LONG),
+        ends_with(Foreign, "the answer to /x is no JSON: ", within_s=LONG),
     ):
         Wire(address, connect_s=LONG, connections=1).call("GET", "/x", read_s=LONG, repeat=False)
 
@@ -268,7 +280,7 @@ def test_another_origin_is_never_contacted():
     with (
         FakeServer() as other,
         FakeServer(faults=(Fault("redirect", location=other.base_url + CHAT),)) as server,
-        ends_with(Unanswered, f"to another origin, {other.base_url}{CHAT}", within_s=LONG),
+        ends_with(Foreign, f"to another origin, {other.base_url}{CHAT}", within_s=LONG),
     ):
         chat(server)
     assert other.requests == [] and len(server.chats) == TRIES
@@ -277,7 +289,7 @@ def test_another_origin_is_never_contacted():
 def test_another_name_of_the_same_server_is_another_origin():
     with (
         FakeServer(faults=(Fault("redirect"),)) as server,
-        ends_with(Unanswered, f"to another origin, http://localhost:{server.port}", within_s=LONG),
+        ends_with(Foreign, f"to another origin, http://localhost:{server.port}", within_s=LONG),
     ):
         chat(server, repeat=False)
     assert len(server.requests) == 1
@@ -286,6 +298,6 @@ def test_another_name_of_the_same_server_is_another_origin():
 def test_a_second_redirect_is_not_followed():
     with FakeServer() as server:
         server.faults = (Fault("redirect", location=server.base_url + CHAT),)
-        with ends_with(Unanswered, f"answered 307 to {CHAT}", within_s=LONG):
+        with ends_with(Foreign, f"answered 307 to {CHAT}", within_s=LONG):
             chat(server, repeat=False)
     assert len(server.chats) == 2
