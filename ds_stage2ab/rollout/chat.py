@@ -16,6 +16,7 @@ from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.servers import MODEL_NAME
 from ds_stage2ab.errors import ServerFault
 from ds_stage2ab.rollout.base import Sampling
+from ds_stage2ab.rollout.repeat_guard import Orders, has_rules
 from ds_stage2ab.rollout.wire import Unanswered
 
 IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}}
@@ -63,6 +64,7 @@ class Conversation:
     forbidden: tuple[str, ...]
     # texts of the tokens that may not be sampled
     stop_id: int
+    coordinate_ids: tuple[int, ...]
 
     def messages(self, image: bytes) -> list[dict[str, Any]]:
         """The turns before the answer; the image as its file's bytes, never as a path."""
@@ -97,7 +99,16 @@ class Conversation:
             "min_tokens": 0,
             "stop_token_ids": [self.stop_id],
             "logprobs": False,
+            **self.guarded(sampling),
         }
+
+    def guarded(self, sampling: Sampling) -> dict[str, Any]:
+        """What the repetition guard inside the server is told; a server without it answers too, and goes on longer."""
+        if not has_rules(sampling.repeat_terminate):
+            return {}
+        counted = self.coordinate_ids if sampling.repeat_terminate.max_objects is not None else ()
+        orders = Orders(limits=sampling.repeat_terminate, stop_id=self.stop_id, coordinate_ids=counted)
+        return {"vllm_xargs": orders.arguments()}
 
     def fixed(self) -> dict[str, Any]:
         """What no config changes."""

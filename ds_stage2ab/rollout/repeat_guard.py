@@ -1,13 +1,17 @@
-"""Ends an answer that repeats itself: three rules on the ids so far, as batched tensor operations.
+"""Ends an answer that repeats itself: three rules on the ids so far. A rule whose limit is None is off.
 
-The rules are the same in every backend; here they run inside `generate`, as the last logits processor, which leaves a
-row that broke one no token but the stop. A rule whose limit is None is off.
+The rules are the same in every backend and stand here twice: `repeats` looks at whole rows, as batched tensor
+operations, `Watch` follows one answer token by token. The first runs inside `generate`, as the last logits processor,
+which leaves a row that broke a rule no token but the stop; a vLLM server uses either (`vllm_guard`), and what comes
+from a server is looked at by the second once more, so that a server without the guard gives the same answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import astuple
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,13 +44,91 @@ def repeats(generated_BL: Tensor, coordinate_ids: Tensor, limits: RepeatTerminat
     return broken_B
 
 
-def first_repeat(response_ids: Sequence[int], coordinate_ids: Tensor, limits: RepeatTerminateSection) -> int | None:
+class Watch:
+    """The same rules on one answer as it grows; each token costs the same, however long the answer is.
+
+    Args:
+        limits: as those of `repeats`.
+        coordinate_ids: the coordinate tokens.
+    """
+
+    def __init__(self, limits: RepeatTerminateSection, coordinate_ids: Container[int]) -> None:
+        self.limits = limits
+        self.coordinate_ids = coordinate_ids
+        self.ids: list[int] = []
+        self.run = 0
+        # equal tokens at the end
+        self.ngrams: Counter[tuple[int, ...]] = Counter()
+        self.num_coordinates = 0
+        self.is_broken = False
+        # whether the last token broke a rule
+
+    def read(self, tokens: Iterable[int]) -> bool:
+        """Take the next tokens, none of them a stop, up to one that breaks a rule; whether one did."""
+        for token in tokens:
+            if self.is_broken:
+                break
+            self.is_broken = self._take(token)
+        return self.is_broken
+
+    def _take(self, token: int) -> bool:
+        limits, size = self.limits, self.limits.ngram_size
+        self.run = self.run + 1 if self.ids[-1:] == [token] else 1
+        self.num_coordinates += token in self.coordinate_ids
+        self.ids.append(token)
+        broken = limits.max_token_run is not None and self.run >= limits.max_token_run
+        if size is not None and len(self.ids) >= size:
+            last = tuple(self.ids[-size:])
+            self.ngrams[last] += 1
+            broken |= self.ngrams[last] >= limits.max_ngram_repeats
+        if limits.max_objects is not None:
+            broken |= self.num_coordinates > COORDINATES_PER_OBJECT * limits.max_objects
+        return broken
+
+
+def has_rules(limits: RepeatTerminateSection) -> bool:
+    """Whether any rule is on."""
+    return any(limit is not None for limit in astuple(limits))
+
+
+def first_repeat(
+    response_ids: Sequence[int], coordinate_ids: Container[int], limits: RepeatTerminateSection
+) -> int | None:
     """How many tokens of a whole answer stand when it first breaks a rule; None if it never does."""
-    if all(limit is None for limit in astuple(limits)):
+    if not has_rules(limits):
         return None
-    ids_1L = torch.tensor([response_ids], dtype=torch.long)
-    ends = range(1, ids_1L.shape[1] + 1)
-    return next((end for end in ends if bool(repeats(ids_1L[:, :end], coordinate_ids, limits))), None)
+    watch = Watch(limits, coordinate_ids)
+    return len(watch.ids) if watch.read(response_ids) else None
+
+
+PREFIX = "ds_stage2ab_"
+"""Of the arguments of a request that a server's guard reads: other extensions of vLLM have theirs beside them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orders:
+    """What a server's guard must know of one request."""
+
+    limits: RepeatTerminateSection
+    stop_id: int
+    coordinate_ids: tuple[int, ...]
+
+    def arguments(self) -> dict[str, int | list[int]]:
+        """As a request carries them, in `vllm_xargs`, which takes numbers and lists of numbers."""
+        given = {**asdict(self.limits), "stop_id": self.stop_id, "coordinate_ids": list(self.coordinate_ids)}
+        return {PREFIX + name: value for name, value in given.items() if value is not None}
+
+    @classmethod
+    def read(cls, arguments: Mapping[str, Any] | None) -> Orders | None:
+        """Those of a request; None if it has none."""
+        if not arguments or PREFIX + "stop_id" not in arguments:
+            return None
+        limits = {field.name: arguments.get(PREFIX + field.name) for field in fields(RepeatTerminateSection)}
+        return cls(
+            limits=RepeatTerminateSection(**limits),
+            stop_id=arguments[PREFIX + "stop_id"],
+            coordinate_ids=tuple(arguments[PREFIX + "coordinate_ids"]),
+        )
 
 
 class RepeatGuard(LogitsProcessor):
@@ -69,7 +151,7 @@ class RepeatGuard(LogitsProcessor):
     @property
     def is_on(self) -> bool:
         """Whether there is any rule."""
-        return any(limit is not None for limit in astuple(self.limits))
+        return has_rules(self.limits)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         generated_BL = input_ids[:, self.prompt_width :]

@@ -6,12 +6,11 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from ds_stage2ab.engine.build import position_index
 from ds_stage2ab.rollout.chat import Answer, Conversation, read_answer
 from ds_stage2ab.rollout.hf import HfBackend
-from ds_stage2ab.rollout.repeat_guard import first_repeat
+from ds_stage2ab.rollout.repeat_guard import Orders, Watch, first_repeat
 from ds_stage2ab.rollout.wire import Unanswered
 from tests.unit.parts import NO_GUARD, greedy_sampling, load_bench
 from tests.unit.serving import drawn_from, fake_of, seeds_of
@@ -19,7 +18,11 @@ from tests.unit.serving import drawn_from, fake_of, seeds_of
 IMAGE = b"\x89PNG\r\n\x1a\n\x00\xff"
 SAMPLE = SimpleNamespace(image=IMAGE)  # the one thing of a sample that a request carries
 CONVERSATION = Conversation(
-    system_prompt=None, user_prompt="Detect.", forbidden=("<|image_pad|>", "<|video_pad|>"), stop_id=7
+    system_prompt=None,
+    user_prompt="Detect.",
+    forbidden=("<|image_pad|>", "<|video_pad|>"),
+    stop_id=7,
+    coordinate_ids=(100, 101, 102),
 )
 SAMPLING = greedy_sampling(temperature=0.7, top_p=0.9, top_k=50, repetition_penalty=1.1, max_new_tokens=64)
 USER = {
@@ -68,6 +71,20 @@ def test_switched_off_fields_are_said_too():
     body = CONVERSATION.request(SAMPLE, greedy_sampling(), 0)
     said = {name: body[name] for name in ("temperature", "top_p", "top_k", "repetition_penalty", "seed")}
     assert said == {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "seed": 0}
+
+
+def test_the_rules_of_the_guard_are_said_where_there_are_any():
+    """Rules that are off are left out, and coordinates go along only where they are counted."""
+    by_run = replace(SAMPLING, repeat_terminate=replace(NO_GUARD, max_token_run=3))
+    asked, free = (CONVERSATION.request(SAMPLE, sampling, 0) for sampling in (by_run, SAMPLING))
+    told = {"ds_stage2ab_max_token_run": 3, "ds_stage2ab_stop_id": 7, "ds_stage2ab_coordinate_ids": []}
+    assert asked == {**free, "vllm_xargs": told}
+    by_objects = replace(SAMPLING, repeat_terminate=replace(NO_GUARD, max_objects=20))
+    assert CONVERSATION.request(SAMPLE, by_objects, 0)["vllm_xargs"] == {
+        "ds_stage2ab_max_objects": 20,
+        "ds_stage2ab_stop_id": 7,
+        "ds_stage2ab_coordinate_ids": [100, 101, 102],
+    }
 
 
 def test_a_system_prompt_comes_first():
@@ -172,7 +189,7 @@ def test_whole_numbers_with_a_point_become_ids(vocabulary):
 
 # --- where the repetition guard ends an answer --------------------------------------------------------------------
 
-COORDINATES = torch.tensor([100, 101, 102])
+COORDINATES = {100, 101, 102}
 
 
 @pytest.mark.parametrize(
@@ -211,12 +228,12 @@ def by_generate(bench, sampling):
     return [(rollout.response_ids, rollout.finish) for rollout in rollouts]
 
 
-def by_server(bench, sampling, answers):
-    """The same of a server that gives these answers, unguarded, as a server does."""
+def by_server(bench, sampling, answers, *, ends=lambda body, ids, finish: (ids, finish)):
+    """The same of a server that gives these answers; `ends` is what it does to one, as (ids with their stop, how)."""
     stop = bench.vocabulary.stop_id
     whole = [([*ids, stop] if finish == "stop" else list(ids), finish) for ids, finish in answers]
     given = dict(zip(seeds_of(bench), whole, strict=True))
-    with fake_of(bench, answer=lambda body: given[body["seed"]]) as server:
+    with fake_of(bench, answer=lambda body: ends(body, *given[body["seed"]])) as server:
         rollouts = drawn_from(bench, [server], sampling)
     return [(rollout.response_ids, rollout.finish) for rollout in rollouts]
 
@@ -227,14 +244,38 @@ def unguarded(bench):
     return by_generate(bench, greedy_sampling(max_new_tokens=12))
 
 
+def inside(body, ids, finish):
+    """What a guard in the server makes of an answer: its own stop behind the token that broke a rule."""
+    orders = Orders.read(body["vllm_xargs"])
+    watch = Watch(orders.limits, orders.coordinate_ids)
+    if not watch.read(ids) or len(watch.ids) == body["max_completion_tokens"]:
+        return ids, finish
+    return [*watch.ids, orders.stop_id], "stop"
+
+
 @pytest.mark.parametrize(
     "limits", [{"max_token_run": 3}, {"ngram_size": 2, "max_ngram_repeats": 2}, {"max_token_run": 1}]
 )
 def test_a_server_s_answer_is_cut_where_generate_ends_it(bench, unguarded, limits):
+    """Whether the server has a guard of its own or not: it saves tokens, and changes nothing."""
     guarded = greedy_sampling(max_new_tokens=12, repeat_terminate=replace(NO_GUARD, **limits))
     ended = by_generate(bench, guarded)
     assert "repeat" in {finish for _, finish in ended}
     assert by_server(bench, guarded, unguarded) == ended
+    assert by_server(bench, guarded, unguarded, ends=inside) == ended
+
+
+def test_the_last_token_may_be_the_stop_of_the_guard(bench):
+    """11 equal tokens of 12: the stop that was forced is the twelfth, and the answer a repetition all the same."""
+    guard = greedy_sampling(max_new_tokens=12, repeat_terminate=replace(NO_GUARD, max_token_run=11))
+    answers = [((11,) * 12, "length")] * 4
+    assert by_server(bench, guard, answers, ends=inside) == [((11,) * 11, "repeat")] * 4
+
+
+def test_a_model_that_stops_where_a_rule_breaks_is_ended_too(bench):
+    """As in `generate`, where nobody asks what it would have drawn."""
+    guard = greedy_sampling(max_new_tokens=12, repeat_terminate=replace(NO_GUARD, max_token_run=3))
+    assert by_server(bench, guard, [((5, 11, 11, 11), "stop")] * 4) == [((5, 11, 11, 11), "repeat")] * 4
 
 
 def test_a_rule_that_breaks_at_the_limit_ends_nothing(bench):

@@ -1,15 +1,18 @@
 """The three rules by hand, and the guard inside a real `generate`."""
 
+import json
 from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from torch import nn
 
 from ds_stage2ab.engine.build import position_index
 from ds_stage2ab.rollout.hf import HfBackend
-from ds_stage2ab.rollout.repeat_guard import RepeatGuard, repeats
+from ds_stage2ab.rollout.repeat_guard import Orders, RepeatGuard, Watch, first_repeat, repeats
 from tests.unit.parts import NO_GUARD, greedy_sampling, load_bench
 
 STOP, COORDINATES = 9, torch.tensor([100, 101, 102])
@@ -46,6 +49,48 @@ def test_too_many_objects():
 def test_without_limits_nothing_is_broken():
     assert broken([[7] * 50]) == [False]
     assert broken([[], []], max_token_run=2, ngram_size=2, max_ngram_repeats=2, max_objects=1) == [False, False]
+
+
+LIMITS = st.builds(
+    lambda run, ngram, objects: {
+        "max_token_run": run,
+        "ngram_size": ngram and ngram[0],
+        "max_ngram_repeats": ngram and ngram[1],
+        "max_objects": objects,
+    },
+    st.none() | st.integers(2, 4),
+    st.none() | st.tuples(st.integers(2, 4), st.integers(2, 3)),
+    st.none() | st.integers(1, 3),
+)
+ANSWERS = st.lists(st.sampled_from([1, 2, *COORDINATES[:2].tolist()]), max_size=24)
+
+
+@given(ids=ANSWERS, limits=LIMITS, ends=st.lists(st.integers(0, 24), max_size=4))
+@example(ids=[7, 7, 7], limits={"ngram_size": 2, "max_ngram_repeats": 2}, ends=[])
+def test_token_by_token_the_rules_are_those_of_whole_rows(ids, limits, ends):
+    """However many tokens are read at a time: the first prefix that breaks a rule is where the watch stops."""
+    section = replace(NO_GUARD, **limits)
+    broken_at = [end for end in range(1, len(ids) + 1) if broken([ids[:end]], **limits) == [True]]
+    watch, places = Watch(section, set(COORDINATES.tolist())), sorted({*ends, len(ids)})
+    for first, last in zip([0, *places], places, strict=False):
+        watch.read(ids[first:last])
+    assert watch.is_broken == bool(broken_at)
+    assert watch.ids == ids[: broken_at[0]] if broken_at else watch.ids == ids
+    assert first_repeat(ids, set(COORDINATES.tolist()), section) == (broken_at[0] if broken_at else None)
+
+
+@given(limits=LIMITS)
+def test_orders_arrive_as_they_were_sent(limits):
+    """By way of JSON, between the arguments of others; numbers and lists of numbers are all that vLLM lets through."""
+    orders = Orders(limits=replace(NO_GUARD, **limits), stop_id=0, coordinate_ids=(5, 3))
+    sent = json.loads(json.dumps({"session_id": "a", **orders.arguments()}))
+    assert {type(value) for value in orders.arguments().values()} <= {int, list}
+    assert Orders.read(sent) == orders
+
+
+@pytest.mark.parametrize("arguments", [None, {}, {"session_id": "a"}])
+def test_a_request_without_orders(arguments):
+    assert Orders.read(arguments) is None
 
 
 def guarded(rows, width, **limits):
