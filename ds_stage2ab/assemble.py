@@ -13,6 +13,7 @@ from ds_stage2ab.channels.rollout_matching import RolloutMatching
 from ds_stage2ab.codec.bins import NUM_BINS
 from ds_stage2ab.codec.text import get_codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
+from ds_stage2ab.config.batch import counted
 from ds_stage2ab.config.load import LoadedConfig
 from ds_stage2ab.config.rules import rollout_fits_length
 from ds_stage2ab.config.sections import Config
@@ -46,6 +47,7 @@ from ds_stage2ab.rollout.hf import HfBackend
 from ds_stage2ab.rollout.record import RolloutLog
 from ds_stage2ab.rollout.replay import Recording, ReplayBackend, read_recording
 from ds_stage2ab.rollout.servers import open_servers
+from ds_stage2ab.rollout.weight_sync import usable_transfers
 from ds_stage2ab.world import World
 
 PARTITIONED = 3
@@ -268,6 +270,7 @@ def _servers(parts: Parts, whole_model: WholeModel, start_id: str) -> RolloutBac
             user_prompt=data.user_prompt,
             forbidden=tuple(parts.source.tokenizer.convert_ids_to_tokens(list(parts.vocabulary.vision_ids))),
             stop_id=parts.vocabulary.stop_id,
+            coordinate_ids=parts.vocabulary.coordinate_ids,
         ),
         vocabulary=parts.vocabulary,
         sample=sample,
@@ -275,6 +278,7 @@ def _servers(parts: Parts, whole_model: WholeModel, start_id: str) -> RolloutBac
         room=parts.longest_prompt + config.rollout_matching.max_new_tokens,
         precision=config.model.precision,
         infer_timeout_s=parts.plan.infer_timeout_s,
+        transfers=usable_transfers(parts.world.device),
     )
     return open_servers(
         config.rollout_matching.vllm,
@@ -312,6 +316,7 @@ def _rollout_matching(parts: Parts, backend: RolloutBackend, start_id: str) -> R
         drop_invalid_struct_ce_multiplier=section.channel_b.drop_invalid_struct_ce_multiplier,
         max_length=parts.config.training.global_max_length,
         skip_overlong=parts.config.data.on_overlong == SKIP,
+        skip_refused=parts.config.data.on_bad_sample == SKIP,
     )
 
 
@@ -382,8 +387,11 @@ def _rollout_words(parts: Parts) -> str:
     section = parts.config.rollout_matching
     temperature = section.decoding.temperature
     how = f"temperature {temperature:g}" if temperature else "greedy"
-    place = "replica of a server" if section.rollout_backend == "vllm" else "rank"
-    drawn = f"{section.rollout_backend}, at most {section.decode_batch_size} at once on each {place}, {how}"
+    who, place = section.rollout_backend, "rank"
+    if who == "vllm":  # this is said when the handshake is over
+        servers = counted(len(section.vllm.server.servers), "server")
+        who, place = f"vllm, {servers} that passed the handshake", "replica"
+    drawn = f"{who}, at most {section.decode_batch_size} at once on each {place}, {how}"
     if parts.recording is not None:
         drawn = f"replay, {len(parts.recording):,} that stand in {parts.recording.folder}"
     return f"{drawn}; packing operators: {ops.implementation()}"

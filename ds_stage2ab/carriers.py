@@ -127,6 +127,16 @@ class Rollout:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Transfer:
+    """New weights that have reached every rollout server: `Transfer(seconds=0.8, num_bytes=538_060_032)`."""
+
+    seconds: float
+    # from the pause of the first server until the last one goes on
+    num_bytes: int
+    # that each server got
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ParsedObject:
     """One complete value of a rollout that was kept."""
 

@@ -4,7 +4,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from ds_stage2ab.matching.average_precision import Detections, average_precision
 from ds_stage2ab.matching.parse import REASONS, parse_rollout
 from ds_stage2ab.matching.score import DescriptionCounts, ImageScore, count_by_description, score_image, set_score
 from ds_stage2ab.metrics.pictures import Picture, save_pictures
-from ds_stage2ab.rollout.base import RolloutBackend, Sampling
+from ds_stage2ab.rollout.base import RolloutBackend, Sampling, all_drawn
 from ds_stage2ab.world import World
 
 WELL_FORMED = ("ok", "empty_answer")
@@ -112,11 +112,14 @@ class Evaluator:
     def run(self, finished_steps: int) -> Evaluation:
         """Judge the weights after `finished_steps` steps, the same on every rank; rank 0 draws pictures."""
         start = time.monotonic()
-        with (
-            self.backend.current_weights(finished_steps),
-            self.world.agree_on_failure(f"the evaluation after step {finished_steps}"),
-        ):
-            mine = self._outcomes(range(self.world.rank, len(self.records), self.world.size), finished_steps)
+        doing = f"the evaluation after step {finished_steps}"
+        indices = range(self.world.rank, len(self.records), self.world.size)
+        with self.backend.current_weights(finished_steps), self.world.agree_on_failure(doing):
+            rollouts = self._rollouts(indices, finished_steps)
+        if self.sampling.with_probabilities and self.backend.score is not None:
+            rollouts = self._scored(indices, rollouts)
+        with self.world.agree_on_failure(doing):
+            mine = [self._outcome(index, rollout) for index, rollout in zip(indices, rollouts, strict=True)]
         outcomes = sorted((o for part in self.world.gather(mine) for o in part), key=lambda outcome: outcome.index)
         assert [outcome.index for outcome in outcomes] == list(range(len(self.records))), "each sample exactly once"
         seconds = max(self.world.gather(time.monotonic() - start))
@@ -125,14 +128,31 @@ class Evaluator:
                 self._draw(outcomes, finished_steps)
         return evaluated(outcomes, self.records, seconds)
 
-    def _outcomes(self, indices: range, finished_steps: int) -> list[Outcome]:
-        outcomes = []
+    def _rollouts(self, indices: range, finished_steps: int) -> list[Rollout]:
+        rollouts: list[Rollout] = []
         for first in range(0, len(indices), CHUNK):
-            members = indices[first : first + CHUNK]
-            samples = [self.encode(self.records[index], evaluation_draw(index)) for index in members]
-            rollouts = self.backend.generate(samples, self.sampling, finished_steps=finished_steps)
-            outcomes += [self._outcome(index, rollout) for index, rollout in zip(members, rollouts, strict=True)]
-        return outcomes
+            samples = [self._sample(index) for index in indices[first : first + CHUNK]]
+            rollouts += all_drawn(self.backend.generate(samples, self.sampling, finished_steps=finished_steps))
+        assert len(rollouts) == len(indices), "one rollout for each sample"
+        return rollouts
+
+    def _sample(self, index: int) -> Sample:
+        return self.encode(self.records[index], evaluation_draw(index))
+
+    def _scored(self, indices: range, rollouts: list[Rollout]) -> list[Rollout]:
+        """The rollouts with their probabilities; all ranks enter together.
+
+        Every rank scores as often as the one with the most samples, since ZeRO 3 gathers in every forward; a rank that
+        has no more scores an empty answer to the first record. Images are read again: all of them would not fit.
+        """
+        scored = []
+        for place in range(self.world.all_max(len(indices))[0]):
+            has_one = place < len(indices)
+            with self.world.agree_on_failure("reading the images of the evaluation again"):
+                sample = self._sample(indices[place] if has_one else 0)
+            found = self.backend.score(sample, rollouts[place].response_ids if has_one else ())
+            scored += [replace(rollouts[place], probabilities=found)] if has_one else []
+        return scored
 
     def _outcome(self, index: int, rollout: Rollout) -> Outcome:
         parsed = parse_rollout(rollout.response_ids, self.vocabulary, self.codec)

@@ -13,14 +13,14 @@ from ds_stage2ab.clock import Clock
 from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.sections import RolloutMatchingSection
-from ds_stage2ab.errors import EnvironmentFault
+from ds_stage2ab.errors import DataError, EnvironmentFault
 from ds_stage2ab.matching.assign import match_boxes
 from ds_stage2ab.matching.health import TERM_NAMES, rollout_terms
 from ds_stage2ab.matching.parse import parse_rollout
 from ds_stage2ab.matching.targets import build_target
 from ds_stage2ab.rollout.base import RolloutBackend, training_sampling, weight_version
 
-PROBE_GAP = "rollout/probe_gap"
+PROBE_GAP, SYNC_S, SYNC_BYTES = "rollout/probe_gap", "rollout/sync_s", "rollout/sync_bytes"
 
 
 class RolloutMatching:
@@ -38,11 +38,12 @@ class RolloutMatching:
         drop_invalid_struct_ce_multiplier: factor on the structure of objects appended to a rollout with dropped values.
         max_length: `training.global_max_length`, tokens.
         skip_overlong: whether a sample above it is skipped; else it is an error.
+        skip_refused: whether a sample that a rollout server refuses is skipped; else it is an error.
     """
 
     name = "B"
     num_passes = 1
-    term_names = (*TERM_NAMES, PROBE_GAP)
+    term_names = (*TERM_NAMES, PROBE_GAP, SYNC_S, SYNC_BYTES)
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class RolloutMatching:
         drop_invalid_struct_ce_multiplier: float,
         max_length: int,
         skip_overlong: bool,
+        skip_refused: bool,
     ) -> None:
         self.backend = backend
         self.start_id = start_id
@@ -71,6 +73,7 @@ class RolloutMatching:
         self.drop_invalid_struct_ce_multiplier = drop_invalid_struct_ce_multiplier
         self.max_length = max_length
         self.skip_overlong = skip_overlong
+        self.skip_refused = skip_refused
 
     @property
     def streams(self) -> bool:
@@ -82,18 +85,27 @@ class RolloutMatching:
 
         Raises:
             EnvironmentFault: a rollout was made with other weights.
-            DataError: a target is longer than the cap, or an object cannot be written with this tokenizer.
+            DataError: a target is longer than the cap, an object cannot be written with this tokenizer, or a rollout
+                server refuses a sample.
         """
         with self.backend.current_weights(step):
             with clock("rollout"):
                 rollouts = self.backend.generate(samples, self.sampling, finished_steps=step)
             for sample, rollout in zip(samples, _clocked(rollouts, clock), strict=True):
+                if isinstance(rollout, DataError):
+                    yield self._skipped(sample, rollout)
+                    continue
                 self.record(step, (rollout,))
                 self._refuse_stale(rollout, step)
                 build = partial(self._segment, rollout=rollout)
                 with clock("match"):
                     made = segment_or_skipped(build, sample, skip_overlong=self.skip_overlong)
                 yield made
+
+    def _skipped(self, sample: Sample, error: DataError) -> Skipped:
+        if not self.skip_refused:
+            raise error
+        return Skipped(sample_id=sample.id, draw=sample.draw, why=error.why)
 
     def _segment(self, sample: Sample, rollout: Rollout) -> Segment:
         assert (rollout.draw, rollout.prompt_ids) == (sample.draw, sample.prompt_ids), "a rollout of another sample"
@@ -123,12 +135,18 @@ class RolloutMatching:
             channel=self.name,
             max_length=self.max_length,
             remedy="custom.extra.rollout_matching.max_new_tokens",
-            terms={**rollout_terms(rollout, parsed, match, sample.objects), PROBE_GAP: self._probe_term()},
+            terms={**rollout_terms(rollout, parsed, match, sample.objects), **self._server_terms()},
         )
 
-    def _probe_term(self) -> tuple[float, float]:
-        gap = self.backend.probe_gap
-        return (0.0, 0.0) if gap is None else (gap, 1.0)
+    def _server_terms(self) -> dict[str, tuple[float, float]]:
+        """What is known of the servers that drew: the same for every rollout of a step."""
+        gap, transfer = self.backend.probe_gap, self.backend.transfer
+        sent = (0.0, 0.0, 0.0) if transfer is None else (transfer.seconds, float(transfer.num_bytes), 1.0)
+        return {
+            PROBE_GAP: (0.0, 0.0) if gap is None else (gap, 1.0),
+            SYNC_S: (sent[0], sent[2]),
+            SYNC_BYTES: (sent[1], sent[2]),
+        }
 
     def _refuse_stale(self, rollout: Rollout, step: int) -> None:
         wanted = weight_version(self.start_id, step)
@@ -141,7 +159,7 @@ class RolloutMatching:
             )
 
 
-def _clocked(rollouts: Iterable[Rollout], clock: Clock) -> Iterator[Rollout]:
+def _clocked(rollouts: Iterable[Rollout | DataError], clock: Clock) -> Iterator[Rollout | DataError]:
     """The same; waiting for one is time of the rollouts."""
     coming = iter(rollouts)
     while True:

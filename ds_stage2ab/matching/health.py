@@ -25,6 +25,7 @@ def rollout_terms(rollout: Rollout, parsed: ParsedRollout, match: Match, truth: 
     same = sum(parsed.objects[p].desc.strip().lower() == truth[g].desc.strip().lower() for p, g in match.pairs)
     terms: dict[str, Term] = {
         "rollout/count": (1, 1),
+        "rollout/resent": (rollout.attempt - 1, 1),
         "rollout/tokens": (len(rollout.response_ids), 1),
         "rollout/truncation_rate": (rollout.finish == "length", 1),
         "rollout/repeat_rate": (rollout.finish == "repeat", 1),
@@ -48,6 +49,7 @@ def _summed_iou(parsed: ParsedRollout, match: Match, truth: Sequence[Truth]) -> 
 
 TERM_NAMES = (
     "rollout/count",
+    "rollout/resent",
     "rollout/tokens",
     "rollout/truncation_rate",
     "rollout/repeat_rate",

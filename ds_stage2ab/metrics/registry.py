@@ -84,7 +84,9 @@ COORDINATES = (
 
 ROLLOUT = (
     _metric("rollout/count", "rollouts", "sum", "B", "neither",
-            "Raw rollouts of the step over all ranks; equals the effective batch size."),
+            "Raw rollouts of the step over all ranks; with the skipped samples, the effective batch size."),
+    _metric("rollout/resent", "rollouts", "sum", "B", "lower",
+            "Times that a whole request was sent to another rollout server, because one had failed it."),
     _metric("rollout/tokens", "tokens", "sum", "B", "neither",
             "Generated tokens of the step over all ranks, stop tokens not counted."),
     _metric("rollout/tokens_per_second", "tokens/s", "last", "B", "higher",
@@ -97,6 +99,10 @@ ROLLOUT = (
             "Share of complete values that were no valid object."),
     _metric("rollout/probe_gap", "nats/token", "mean", "B", "lower",
             "Rollout servers alone: how far log-probabilities of the same tokens differ between server and learner."),
+    _metric("rollout/sync_s", "s", "mean", "B", "lower",
+            "Rollout servers alone: wall time of the last transfer of weights to all of them."),
+    _metric("rollout/sync_bytes", "bytes", "mean", "B", "neither",
+            "Rollout servers alone: what the last transfer of weights brought to each of them."),
 )
 
 MATCH = (

@@ -1,13 +1,14 @@
 """What every rollout backend is: samples in, one rollout each out, in the same order."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from ds_stage2ab.carriers import Rollout, Sample
+from ds_stage2ab.carriers import Probabilities, Rollout, Sample, Transfer
 from ds_stage2ab.config.sections import DecodingSection, RepeatTerminateSection, RolloutMatchingSection
+from ds_stage2ab.errors import DataError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +81,10 @@ class RolloutBackend(Protocol):
     # `generate` returns at once, and its rollouts come one by one
     probe_gap: float | None
     # how far what wrote them computes from the learner, nats per token; None: it is the learner
+    transfer: Transfer | None
+    # the last one of weights to what writes them; None: there is none
+    score: Callable[[Sample, Sequence[int]], Probabilities] | None
+    # how probable the learner finds an answer; all ranks enter together. None: rollouts carry their own probabilities
 
     def current_weights(self, finished_steps: int) -> AbstractContextManager[None]:
         """All ranks enter it together; inside, `generate` uses the weights after so many steps.
@@ -88,10 +93,29 @@ class RolloutBackend(Protocol):
         """
         ...
 
-    def generate(self, samples: list[Sample], sampling: Sampling, *, finished_steps: int) -> Iterable[Rollout]:
-        """One rollout for each sample, in the samples' order, each stamped with the weights' version."""
+    def generate(
+        self, samples: list[Sample], sampling: Sampling, *, finished_steps: int
+    ) -> Iterable[Rollout | DataError]:
+        """One rollout for each sample, in the samples' order, each stamped with the weights' version.
+
+        A sample that whoever draws refuses has its error there, as a value: whether it is skipped is the caller's word.
+        """
         ...
 
     def prove(self, finished_steps: int) -> None:
         """Show that rollouts would be of the weights after so many steps; all ranks enter together."""
         ...
+
+
+def all_drawn(made: Iterable[Rollout | DataError]) -> list[Rollout]:
+    """What `generate` made, where no sample may be skipped.
+
+    Raises:
+        DataError: a sample was refused.
+    """
+    rollouts = []
+    for one in made:
+        if isinstance(one, DataError):
+            raise one
+        rollouts.append(one)
+    return rollouts

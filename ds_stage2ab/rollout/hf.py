@@ -41,6 +41,8 @@ class HfBackend:
 
     streams = False
     probe_gap = None
+    transfer = None
+    score = None
 
     def __init__(
         self,

@@ -141,6 +141,8 @@ class ReplayBackend:
 
     streams = False
     probe_gap = None
+    transfer = None
+    score = None
 
     def __init__(self, recording: Recording, *, start_id: str, seed: int) -> None:
         self.recording = recording

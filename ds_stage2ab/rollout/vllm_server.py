@@ -9,9 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
-
-from ds_stage2ab.carriers import Rollout, Sample
+from ds_stage2ab.carriers import Rollout, Sample, Transfer
 from ds_stage2ab.config.servers import split_requests
 from ds_stage2ab.errors import DataError, ServerFault
 from ds_stage2ab.rollout.base import Sampling, request_seed, weight_version
@@ -19,12 +17,15 @@ from ds_stage2ab.rollout.chat import Answer, other_prompt, read_answer
 from ds_stage2ab.rollout.handshake import Needs
 from ds_stage2ab.rollout.probe import Probe
 from ds_stage2ab.rollout.repeat_guard import first_repeat
+from ds_stage2ab.rollout.scoring import Scorer
 from ds_stage2ab.rollout.slots import Lost, Slots
 from ds_stage2ab.rollout.vllm_api import ServerApi, blamed
 from ds_stage2ab.rollout.weight_sync import WeightSync
 from ds_stage2ab.rollout.wire import TRIES, Refused, Unanswered
 from ds_stage2ab.world import World
 
+WRONG_SAMPLE = (400, 413, 422)
+"""What a server says of an image or a prompt; other refusals (404, 401) are not about the sample."""
 ASK_AGAIN = "look at the server's own log; the rollouts of a step are complete or the step is not trained"
 
 
@@ -38,6 +39,7 @@ class VllmBackend:
         needs: how a prompt is put to them, and the longest wait for one answer.
         sync: brings the weights there.
         probe: compares what they compute; its gap is reported.
+        score: says how probable the learner finds an answer; servers say it of its tokens alone.
         world: the learner ranks.
         seed: `training.seed`.
         probe_every: transfers between two probes.
@@ -54,27 +56,34 @@ class VllmBackend:
         *,
         sync: WeightSync,
         probe: Probe,
+        score: Scorer,
         world: World,
         seed: int,
         probe_every: int,
     ) -> None:
         self.servers = servers
+        self.replicas = replicas
         # A server at which this rank has no place gets no request of its.
-        self.replicas = [count if place else 0 for count, place in zip(replicas, places, strict=True)]
+        self.shares = [count if place else 0 for count, place in zip(replicas, places, strict=True)]
         self.places = places
         self.sync = sync
         self.probe = probe
+        self.score = score
         self.world = world
         self.conversation = needs.conversation
         self.vocabulary = needs.vocabulary
         self.seed = seed
         self.infer_timeout_s = needs.infer_timeout_s
         self.probe_every = probe_every
-        self.coordinate_ids = torch.tensor(needs.vocabulary.coordinate_ids)
         self.sent = 0  # transfers that new weights asked for
         self.probed = ""  # version of the last probe
         self.probe_gap: float | None = None
         # of the last probe, nats per token
+
+    @property
+    def transfer(self) -> Transfer | None:
+        """The last one of this start."""
+        return self.sync.last
 
     @contextmanager
     def current_weights(self, finished_steps: int) -> Iterator[None]:
@@ -106,31 +115,38 @@ class VllmBackend:
                 self._probe()
 
     def _probe(self) -> None:
-        self.probe_gap = self.probe(self.servers, read_s=self.infer_timeout_s)
+        self.probe_gap = self.probe(self.servers, self.replicas, read_s=self.infer_timeout_s)
         self.probed = self.sync.version
 
-    def generate(self, samples: list[Sample], sampling: Sampling, *, finished_steps: int) -> Iterator[Rollout]:
+    def generate(
+        self, samples: list[Sample], sampling: Sampling, *, finished_steps: int
+    ) -> Iterator[Rollout | DataError]:
         """One rollout for each sample, in order, each as soon as it is there; inside `current_weights`.
+
+        A sample that a server refuses has its error there, as a value: every server would refuse it.
 
         Raises:
             ServerFault: no server answers a request, or one has other weights when all are drawn.
-            DataError: the servers refuse a sample.
         """
         version = weight_version(self.sync.start_id, finished_steps)
 
-        def ask(request: int, server: int, attempt: int) -> Rollout:
+        def ask(request: int, server: int, attempt: int) -> Rollout | DataError:
             return self._ask(self.servers[server], samples[request], sampling, version, attempt)
 
-        drawn = Slots(split_requests(len(samples), self.replicas), self.places, ask)
+        drawn = Slots(split_requests(len(samples), self.shares), self.places, ask)
         return self._in_order(drawn, finished_steps, len(samples))
 
-    def _in_order(self, drawn: Slots[Rollout], finished_steps: int, count: int) -> Iterator[Rollout]:
+    def _in_order(
+        self, drawn: Slots[Rollout | DataError], finished_steps: int, count: int
+    ) -> Iterator[Rollout | DataError]:
         # A request waits for those before it at its place, and each of them for every server in turn.
         longest = self.infer_timeout_s * TRIES * len(self.servers) * (1 + count)
         yield from drawn.results(within_s=longest)
         self._refuse_other_versions(finished_steps, [s for n, s in enumerate(self.servers) if n not in drawn.lost])
 
-    def _ask(self, server: ServerApi, sample: Sample, sampling: Sampling, version: str, attempt: int) -> Rollout:
+    def _ask(
+        self, server: ServerApi, sample: Sample, sampling: Sampling, version: str, attempt: int
+    ) -> Rollout | DataError:
         seed = request_seed(self.seed, sample.draw, sample.id)
         begun = time.monotonic()
         try:
@@ -140,9 +156,7 @@ class VllmBackend:
             fault = ServerFault(f"the rollout of sample {sample.id}: {error}", where=server.url, fix=ASK_AGAIN)
             raise Lost from _caused(fault, error)
         except Refused as error:
-            raise DataError(
-                f"a rollout server {error}", where=f"sample {sample.id}", fix="look at this image and its prompt"
-            ) from error
+            return _refused(server.url, sample, error)
         if answer.prompt_ids != sample.prompt_ids:
             raise other_prompt(server.url, sample, answer.prompt_ids)
         response, finish = self._guarded(answer, sampling)
@@ -161,8 +175,12 @@ class VllmBackend:
         )
 
     def _guarded(self, answer: Answer, sampling: Sampling) -> tuple[tuple[int, ...], str]:
-        """The answer up to where the repetition guard ends it: the same ids as if it had run inside the server."""
-        end = first_repeat(answer.response_ids, self.coordinate_ids, sampling.repeat_terminate)
+        """The answer up to where the repetition guard ends it, and whether it did.
+
+        A guard inside the server only saves what would be cut here: the ids alone tell that a rule was broken, so an
+        answer to which it gave its stop is a repetition too, as in `generate`. At the limit no stop was forced.
+        """
+        end = first_repeat(answer.response_ids, self.vocabulary.coordinate_bins, sampling.repeat_terminate)
         if end is None or end == sampling.max_new_tokens:
             return answer.response_ids, answer.finish
         return answer.response_ids[:end], "repeat"
@@ -187,6 +205,22 @@ class VllmBackend:
     def _version_at(self, server: ServerApi) -> str:
         with blamed(server.url, "telling the version of its weights"):
             return server.weight_version()
+
+
+def _refused(url: str, sample: Sample, error: Refused) -> DataError:
+    """The fault of a sample that a server does not take.
+
+    Raises:
+        ServerFault: the refusal is not about the sample.
+    """
+    if error.status not in WRONG_SAMPLE:
+        fix = "look at the server's own log: it took such requests at the start; is it still what base_url names?"
+        raise ServerFault(f"the rollout of sample {sample.id}: the server {error}", where=url, fix=fix) from error
+    return DataError(
+        f"the rollout server {url} {error}",
+        where=f"sample {sample.id}",
+        fix="look at this image and its prompt, or set data.on_bad_sample to skip",
+    )
 
 
 def _caused(fault: ServerFault, cause: BaseException) -> ServerFault:

@@ -110,6 +110,7 @@ class WrittenBackend:
 
     streams = False
     probe_gap = None
+    transfer = None
 
     def __init__(self, answers, *, truncated=(), start_id=START_ID, steps_behind=0):
         self.answers = answers
@@ -163,7 +164,7 @@ class Bench:
         self, backend: WrittenBackend, record: Any = lambda *_: None, **changes: Any
     ) -> RolloutMatching:
         plain = {"desc_ce_weight": 1.0, "drop_invalid_struct_ce_multiplier": 1.0}
-        settings = {**plain, "max_length": 4096, "skip_overlong": False, **changes}
+        settings = {**plain, "max_length": 4096, "skip_overlong": False, "skip_refused": False, **changes}
         return RolloutMatching(
             backend,
             START_ID,

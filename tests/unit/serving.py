@@ -3,17 +3,21 @@
 from types import SimpleNamespace
 from typing import Any
 
+from ds_stage2ab.codec.vocabulary import VISION_TOKENS
+from ds_stage2ab.config.servers import GLOO_TRANSFER
 from ds_stage2ab.rollout.base import request_seed, weight_version
 from ds_stage2ab.rollout.chat import Conversation
 from ds_stage2ab.rollout.handshake import Needs
 from ds_stage2ab.rollout.vllm_api import ServerApi
 from ds_stage2ab.rollout.vllm_server import VllmBackend
+from ds_stage2ab.world import World
 from tests.fakes import FakeServer
 from tests.unit.parts import START_ID, Bench
 
 LONG = 20.0  # seconds that no test waits for
 SEED, STEPS = 0, 3
 PLACES = 2  # of every backend at each server
+NO_SYNC = SimpleNamespace(start_id=START_ID)
 
 
 def needs_of(bench: Bench, *, infer_timeout_s: float = LONG) -> Needs:
@@ -23,8 +27,9 @@ def needs_of(bench: Bench, *, infer_timeout_s: float = LONG) -> Needs:
         conversation=Conversation(
             system_prompt=None,
             user_prompt="Detect every digit.",
-            forbidden=("<|image_pad|>",),
+            forbidden=tuple(text for text in VISION_TOKENS if text in vocabulary.added_texts),
             stop_id=vocabulary.stop_id,
+            coordinate_ids=vocabulary.coordinate_ids,
         ),
         vocabulary=vocabulary,
         sample=bench.samples[0],
@@ -32,6 +37,7 @@ def needs_of(bench: Bench, *, infer_timeout_s: float = LONG) -> Needs:
         room=512,
         precision="fp32",
         infer_timeout_s=infer_timeout_s,
+        transfers=(GLOO_TRANSFER,),
     )
 
 
@@ -48,17 +54,30 @@ def fake_of(bench: Bench, **settings: Any) -> FakeServer:
     return server
 
 
-def drawn_from(bench: Bench, servers: list[FakeServer], sampling, *, infer_timeout_s: float = LONG) -> list:
-    """Rollouts of all samples; that the weights are the learner's is no part of it."""
-    backend = VllmBackend(
+def backend_of(
+    bench: Bench,
+    servers: list[FakeServer],
+    *,
+    sync: Any = NO_SYNC,
+    world: World | None = None,
+    infer_timeout_s: float = LONG,
+) -> VllmBackend:
+    """Draws from these servers; that the weights are the learner's is the matter of `sync`, and nobody probes."""
+    return VllmBackend(
         [ServerApi(server.base_url, timeout_s=LONG, connections=4) for server in servers],
         [1 for _ in servers],
         [PLACES for _ in servers],
         needs_of(bench, infer_timeout_s=infer_timeout_s),
-        sync=SimpleNamespace(start_id=START_ID),
+        sync=sync,
         probe=None,
-        world=None,
+        score=None,
+        world=world,
         seed=SEED,
-        probe_every=1,
+        probe_every=1000,
     )
+
+
+def drawn_from(bench: Bench, servers: list[FakeServer], sampling, *, infer_timeout_s: float = LONG) -> list:
+    """Rollouts of all samples; that the weights are the learner's is no part of it."""
+    backend = backend_of(bench, servers, infer_timeout_s=infer_timeout_s)
     return list(backend.generate(bench.samples, sampling, finished_steps=STEPS))

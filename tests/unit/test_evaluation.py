@@ -32,6 +32,7 @@ class Scripted:
     answers: dict
     probabilities: Probabilities | None = None
     sizes: list = field(default_factory=list)
+    score: None = None
 
     def current_weights(self, finished_steps):
         return nullcontext()
@@ -200,7 +201,8 @@ def test_scores_are_products_of_probabilities(bench, records, evaluator):
     places = [place for place, token in enumerate(ids) if token in bench.vocabulary.coordinate_bins]
     assert found["eval/coord_mass"] == pytest.approx(mass[places].mean())
     assert "eval/ap_by_probability" in found and "eval/ap_unranked" not in found
-    (one, *_) = evaluator(backend)._outcomes(range(1), 0)
+    judge = evaluator(backend)
+    one = judge._outcome(0, *judge._rollouts(range(1), 0))
     first = parse_rollout(ids, bench.vocabulary, get_codec("array")).objects[0]
     assert one.scores[0] == pytest.approx(np.exp(log_probs[first.tokens[0] : first.tokens[1]].sum()))
 

@@ -9,13 +9,14 @@ from itertools import groupby
 import pytest
 import torch
 
-from ds_stage2ab.carriers import Truth
+from ds_stage2ab.carriers import Transfer, Truth
 from ds_stage2ab.clock import Clock
 from ds_stage2ab.codec.text import encode_answer, get_codec
 from ds_stage2ab.config.sections import DecodingSection
 from ds_stage2ab.engine.build import position_index
 from ds_stage2ab.errors import EXIT_DATA, EXIT_ENVIRONMENT, DataError, EnvironmentFault
 from ds_stage2ab.matching.health import TERM_NAMES
+from ds_stage2ab.metrics.registry import reduce_terms
 from ds_stage2ab.rollout.base import evaluation_sampling, training_sampling
 from tests.parts import as_tuples
 from tests.unit.parts import MATCHING, NO_GUARD, WrittenBackend, greedy_sampling, load_bench
@@ -25,6 +26,7 @@ DOG = Truth(desc="big dog", box=(500, 501, 600, 700))
 KITTEN = Truth(desc="kitten", box=(10, 20, 110, 145))  # IoU with the cat 100 * 100 / (100 * 125) = 0.8
 GHOST = Truth(desc="ghost", box=(800, 0, 900, 50))  # touches nothing
 OPENING, HEAD, MIDDLE = '{"objects": [', '{"desc": "', '", "bbox_2d": ['
+OF_SERVERS = ("rollout/probe_gap", "rollout/sync_s", "rollout/sync_bytes")
 STEP = 3
 
 
@@ -248,8 +250,18 @@ def test_positions_and_image_are_the_samples(bench, answer):
     assert torch.equal(segment.position_ids, position_index(bench.model)(segment.input_ids, grid))
     assert segment.vision is sample.vision
     assert (segment.sample_id, segment.draw, segment.channel) == ("train-000000", 0, "B")
-    assert tuple(segment.terms) == (*TERM_NAMES, "rollout/probe_gap") == bench.rollout_matching(None).term_names
-    assert segment.terms["rollout/probe_gap"] == (0, 0), "nobody but the learner wrote the answer"
+    assert tuple(segment.terms) == (*TERM_NAMES, *OF_SERVERS) == bench.rollout_matching(None).term_names
+    assert [segment.terms[name] for name in OF_SERVERS] == [(0, 0)] * 3, "nobody but the learner wrote the answer"
+
+
+def test_what_is_known_of_the_servers_is_the_same_for_every_rollout(bench):
+    backend = WrittenBackend({0: answered(bench, CAT), 1: answered(bench, DOG)})
+    backend.probe_gap, backend.transfer = 0.25, Transfer(seconds=1.5, num_bytes=2**33)
+    segments = list(bench.rollout_matching(backend).segments(bench.samples[:2], STEP, Clock()))
+    terms = [[segment.terms[name] for name in OF_SERVERS] for segment in segments]
+    assert terms == [[(0.25, 1), (1.5, 1), (2**33, 1)]] * 2
+    total = {name: (sum(one.terms[name][0] for one in segments), 2) for name in OF_SERVERS}
+    assert list(reduce_terms(total).values()) == [0.25, 1.5, 2**33], "means: as many rollouts, the same numbers"
 
 
 def bins_with(bench, truth, answer, **matching):

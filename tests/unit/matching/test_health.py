@@ -8,7 +8,7 @@ from ds_stage2ab.matching.parse import REASONS, STATES
 from ds_stage2ab.metrics.registry import METRICS, reduce_terms
 
 
-def rollout(num_tokens, finish="stop"):
+def rollout(num_tokens, finish="stop", attempt=1):
     return Rollout(
         sample_id="s",
         draw=0,
@@ -19,7 +19,7 @@ def rollout(num_tokens, finish="stop"):
         seed=0,
         source="hf",
         seconds=1.0,
-        attempt=1,
+        attempt=attempt,
         probabilities=None,
     )
 
@@ -34,7 +34,7 @@ def parsed(*objects, dropped=(), state="ok"):
 
 
 MIXED = rollout_terms(
-    rollout(70),
+    rollout(70, attempt=3),
     parsed(
         found("ghost", 900, 900, 999, 999),
         found(" Cat", 0, 0, 100, 100),
@@ -49,7 +49,7 @@ MIXED = rollout_terms(
         Truth(desc="ghost", box=(0, 0, 1, 1)),
     ],
 )
-"""3 predicted, 4 true, 2 matched, 3 dropped."""
+"""3 predicted, 4 true, 2 matched, 3 dropped; by the third server that was asked."""
 MIXED_IOU = 10000 / 11000 + 10000 / 15000  # the cat: 100 * 100 / (100 * 110); the dog: 100 * 100 / (100 * 150)
 
 EMPTY = rollout_terms(rollout(0), parsed(state="empty_answer"), Match(pairs=(), missed=(), spurious=()), [])
@@ -69,8 +69,9 @@ def without_zeros(terms, prefixes):
 
 
 def test_a_rollout_with_everything():
-    assert {name: MIXED[name] for name in TERM_NAMES[:11]} == {
+    assert {name: MIXED[name] for name in TERM_NAMES[:12]} == {
         "rollout/count": (1, 1),
+        "rollout/resent": (2, 1),
         "rollout/tokens": (70, 1),
         "rollout/truncation_rate": (0, 1),
         "rollout/repeat_rate": (0, 1),
@@ -90,8 +91,9 @@ def test_a_rollout_with_everything():
 
 
 def test_a_quotient_with_nothing_below_has_count_0():
-    assert {name: EMPTY[name] for name in TERM_NAMES[:11]} == {
+    assert {name: EMPTY[name] for name in TERM_NAMES[:12]} == {
         "rollout/count": (1, 1),
+        "rollout/resent": (0, 1),
         "rollout/tokens": (0, 1),
         "rollout/truncation_rate": (0, 1),
         "rollout/repeat_rate": (0, 1),
@@ -136,6 +138,7 @@ def test_sums_over_rollouts_give_the_quotients_of_the_step():
     # predicted 3 + 0 + 1, true 4 + 0 + 1, matched 2; the mean of the rollouts' own quotients would be another number
     assert {name: value for name, value in values.items() if name.startswith(("rollout/", "match/"))} == {
         "rollout/count": 3,
+        "rollout/resent": 2,
         "rollout/tokens": 134,  # 70 + 0 + 64
         "rollout/truncation_rate": 1 / 3,
         "rollout/repeat_rate": 0,
@@ -182,7 +185,8 @@ def test_the_names_are_the_terms_that_the_registry_declares_for_channel_b():
     declared = {
         name for name, metric in METRICS.items() if metric.channel == "B" and metric.reduction in ("mean", "sum")
     }
-    assert declared == {*TERM_NAMES, "rollout/probe_gap"}, "the probe's is of the servers, not of an answer"
+    of_servers = {"rollout/probe_gap", "rollout/sync_s", "rollout/sync_bytes"}
+    assert declared == {*TERM_NAMES, *of_servers}, "those are of the servers, not of an answer"
     # what is left of B's are rates and wall times, which no sample has
     others = {name for name, metric in METRICS.items() if metric.channel == "B"} - declared
     assert {METRICS[name].reduction for name in others} == {"last", "max"}
