@@ -1,5 +1,6 @@
 """What every test shares: the tiers, and the parts that are slow to build."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import settings
 
 from tests.parts import ROOT, Quickstart, build_quickstart
 from tests.tiers import pytest_collection_modifyitems, pytest_runtest_makereport  # noqa: F401
+from tests.vllm_process import Server, running
 
 # Properties: `make test` tries the same examples every time, `make soak` new ones. A busy machine makes one example
 # slow, and no property is about time.
@@ -25,3 +27,10 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Quickstart:
 def shipped(quickstart: Quickstart) -> Quickstart:
     """The shipped stage-1 checkpoint, whose answers are good enough to match, with the same scenes."""
     return replace(quickstart, model=ROOT / "assets" / "quickstart" / "stage1")
+
+
+@pytest.fixture(scope="session")
+def server(shipped: Quickstart, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The one real vLLM server, which serves `shipped`; its weights are those that the test before has sent."""
+    with running(shipped, tmp_path_factory.mktemp("server")) as started:
+        yield started

@@ -81,6 +81,26 @@ class Proxy(LoopbackServer):
         exchange.send(response.status, content, dict(headers))
 
 
+class Restarted(Proxy):
+    """As if the server had been started again in the middle of a run: from one request on another answers.
+
+    Args:
+        upstream: answers at first.
+        again: answers from then on.
+        path, number: of the first request that goes there.
+    """
+
+    def __init__(self, upstream: str, again: str, *, path: str, number: int):
+        super().__init__(upstream, passing=True)
+        self.again, self.path, self.number = urlsplit(again), path, number
+
+    def respond(self, exchange: Exchange):
+        earlier = sum(path == self.path for path, _ in self.paths)
+        if urlsplit(exchange.path).path == self.path and earlier + 1 >= self.number:
+            self.upstream = self.again
+        super().respond(exchange)
+
+
 def kept(headers) -> list[tuple[str, str]]:
     return [(name, value) for name, value in headers if name.lower() not in HOP]
 

@@ -1,7 +1,6 @@
 """A real vLLM server on the CPU, started as the launcher starts it, from the environment that `make vllm` makes."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,13 +15,16 @@ from ds_stage2ab.launch import server_command
 from tests.parts import ROOT, config_values, free_port, merged, write_config
 
 PYTHON = Path(os.environ.get("DS_STAGE2AB_VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
-LONGEST_START_S = 240
+# Ends the server with the tests, also when those are killed.
+KEEPER = (sys.executable, "-m", "ds_stage2ab.keeper", "5", "child")
+STOP_S = 30
+LONGEST_START_S = 600  # a minute on a machine with nothing else to do
 MAX_PIXELS = 80 * 80  # below many scenes: the server must reduce them alike
 MATCHING = "custom.extra.rollout_matching"
 
 
 class Server:
-    """One running server."""
+    """One running server, below its keeper."""
 
     def __init__(self, process: subprocess.Popen, base_url: str, log: Path) -> None:
         self.process, self.base_url, self.log = process, base_url, log
@@ -31,10 +33,16 @@ class Server:
         body = {"method": "keep_old_heads", "kwargs": {"spoil": spoil}}
         requests.post(f"{self.base_url}/collective_rpc", json=body, timeout=(5, 30)).raise_for_status()
 
-    def freeze(self, number: int = signal.SIGSTOP) -> None:
-        """Signal every process of the server."""
-        for one in [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)]:
+    def signal(self, number: int) -> None:
+        """To every process of the server."""
+        for one in psutil.Process(self.process.pid).children(recursive=True):
             one.send_signal(number)
+
+    def weight_version(self) -> str:
+        """`default` of a server that nobody has sent weights to."""
+        reply = requests.get(f"{self.base_url}/weight_info", timeout=(5, 30))
+        reply.raise_for_status()
+        return reply.json()["weight_version"]
 
 
 def server_changes(base_url: str) -> dict:
@@ -50,8 +58,8 @@ def server_changes(base_url: str) -> dict:
 
 
 @contextmanager
-def running(parts, folder: Path):
-    """A server with the weights of `parts.model`; it and all of its processes are gone afterwards."""
+def running(parts, folder: Path, *more: str):
+    """A server with the weights of `parts.model`, started with `more` too; all of its processes are gone afterwards."""
     assert PYTHON.exists(), f"no vLLM server environment at {PYTHON}: run `make vllm`"
     base_url = f"http://127.0.0.1:{free_port()}"
     values = merged(config_values(parts, folder, "server"), server_changes(base_url))
@@ -61,16 +69,16 @@ def running(parts, folder: Path):
     log = folder / "server.log"
     with log.open("w") as file:
         process = subprocess.Popen(
-            [*words, "--worker-extension-cls", "tests.vllm_tools.Tools"],
-            cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True,
+            [*KEEPER, *words, "--worker-extension-cls", "tests.vllm_tools.Tools", *more],
+            cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=file, stderr=file, start_new_session=True,
         )  # fmt: skip
     server = Server(process, base_url, log)
     try:
         _wait(server)
         yield server
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=30)
+        process.stdin.close()
+        process.wait(timeout=STOP_S)
 
 
 def _wait(server: Server) -> None:

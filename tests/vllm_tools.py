@@ -1,9 +1,13 @@
-"""Runs inside the tests' vLLM server, as vLLM's worker extension: what a test may spoil there.
+"""Runs inside the tests' vLLM server, as vLLM's worker extension: what a test may spoil or measure there.
 
 Reached by `/collective_rpc`, which only servers in development mode have.
 """
 
+import time
 from unittest import mock
+
+from safetensors.torch import load_file
+from vllm.config import set_current_vllm_config
 
 from ds_stage2ab.rollout import vllm_plugin
 
@@ -16,3 +20,14 @@ class Tools:
         mock.patch.stopall()
         if spoil:
             mock.patch.object(vllm_plugin, "renew_heads", return_value=None).start()
+
+    def reload_seconds(self, *, file: str) -> float:
+        """What vLLM itself takes to load the tensors of a file, which are in memory before."""
+        engine = self.weight_transfer_engine
+        tensors = [(name, tensor.clone()) for name, tensor in load_file(file).items()]
+        with set_current_vllm_config(self.vllm_config):
+            begun = time.perf_counter()
+            engine.start_weight_update()
+            engine.model.load_weights(iter(tensors))
+            engine.finish_weight_update()
+            return time.perf_counter() - begun

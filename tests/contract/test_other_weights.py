@@ -1,0 +1,65 @@
+"""A real server that has other weights than the learner, however it came to that: nothing is trained with them."""
+
+from itertools import islice
+
+import pytest
+
+from ds_stage2ab.errors import ServerFault
+from tests.contract.backends import by_model, by_server, disturbed, drawn, limited_bench, one_rank
+from tests.proxy import WEIGHT_ROUTES, Proxy
+from tests.unit.parts import greedy_sampling
+
+STEPS = 3
+SHORT_S = 3.0  # of a transfer that cannot succeed
+GREEDY = greedy_sampling()
+
+
+@pytest.fixture(scope="module")
+def world():
+    with one_rank() as alone:
+        yield alone
+
+
+@pytest.fixture(scope="module")
+def bench(shipped):
+    return limited_bench(shipped, num_samples=4)
+
+
+def test_weights_that_another_learner_sends_in_between_are_noticed_at_the_end(bench, server, world):
+    """Every server is looked at once more behind the last rollout of a step."""
+    mine, other = (by_server(bench, server.base_url, world, start_id=start_id) for start_id in ("mine", "other"))
+    with mine.current_weights(STEPS):
+        rollouts = mine.generate(bench.samples, GREEDY, finished_steps=STEPS)
+        assert len(list(islice(rollouts, len(bench.samples)))) == len(bench.samples)
+        other.prove(STEPS)
+        with pytest.raises(ServerFault) as caught:
+            next(rollouts, None)
+    assert caught.value.where == server.base_url
+    assert f"the server has the weights other/{STEPS}, not the current ones, mine/{STEPS}" in caught.value.why
+
+
+# Routes that seem to work and do nothing -> words of what is noticed.
+SWALLOWED = {
+    "all": (WEIGHT_ROUTES, "connecting for the transfer of weights: "),
+    "all but the meeting": (WEIGHT_ROUTES - {"/init_weight_transfer_engine"}, "sending "),
+}
+
+
+@pytest.mark.parametrize(("swallowed", "words"), SWALLOWED.values(), ids=SWALLOWED)
+def test_weights_of_an_earlier_start_do_not_pass(bench, server, world, swallowed, words):
+    """They are of as many steps. Whoever comes next finds a server that takes weights."""
+    with disturbed(bench.model):
+        by_server(bench, server.base_url, world, start_id="earlier").prove(STEPS)
+    with Proxy(server.base_url, swallowed=swallowed) as proxy:
+        later = by_server(bench, proxy.base_url, world, start_id="later", sync_s=SHORT_S)
+        with pytest.raises(ServerFault) as caught:
+            drawn(later, bench.samples, GREEDY, STEPS)
+    assert caught.value.where == proxy.base_url and caught.value.fix
+    assert words in caught.value.why
+    assert server.weight_version() == f"earlier/{STEPS}"
+    again, alone = by_server(bench, server.base_url, world, start_id=""), by_model(bench, world, start_id="")
+    assert answers(again, bench) == answers(alone, bench)
+
+
+def answers(backend, bench):
+    return [rollout.response_ids for rollout in drawn(backend, bench.samples, GREEDY, STEPS)]
