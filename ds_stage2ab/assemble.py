@@ -40,7 +40,7 @@ from ds_stage2ab.metrics.health_watch import HealthWatch
 from ds_stage2ab.metrics.recorder import Metrics
 from ds_stage2ab.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink
 from ds_stage2ab.plan import RunPlan, batch_shape, make_plan
-from ds_stage2ab.rollout.base import RolloutBackend, evaluation_sampling
+from ds_stage2ab.rollout.base import RolloutBackend, evaluation_sampling, sampling_record
 from ds_stage2ab.rollout.chat import Conversation
 from ds_stage2ab.rollout.handshake import Needs
 from ds_stage2ab.rollout.hf import HfBackend
@@ -140,7 +140,7 @@ def assemble(loaded: LoadedConfig, world: World) -> Run:
     engine = build_engine(objective, optimizer, parts.plan.deepspeed_config)
     start_id = world.from_first(uuid.uuid4().hex)
     backend = _backend(parts, whole_model, start_id)
-    metrics = _claim(parts, loaded)
+    metrics = _claim(parts, loaded, backend)
     return Run(
         plan=parts.plan,
         folder=parts.folder,
@@ -320,12 +320,13 @@ def _rollout_matching(parts: Parts, backend: RolloutBackend, start_id: str) -> R
     )
 
 
-def _claim(parts: Parts, loaded: LoadedConfig) -> Metrics:
+def _claim(parts: Parts, loaded: LoadedConfig, backend: RolloutBackend) -> Metrics:
     """Make the run folder ours and open the sinks in it; if a sink cannot be opened, give the folder back."""
     sinks: list[Sink] = []
+    sampling = sampling_record(backend, parts.config.rollout_matching, parts.config.evaluation.decoding)
     with parts.world.agree_on_failure("making the run folder"):
         if parts.world.rank == 0:
-            parts.folder.claim(loaded.resolved)
+            parts.folder.claim(loaded.resolved, sampling)
             try:
                 sinks = _open_sinks(parts)
             except BaseException:

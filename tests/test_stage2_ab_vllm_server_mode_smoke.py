@@ -40,6 +40,8 @@ def test_two_ranks_train_as_one_that_draws_its_own_rollouts(shipped, server, tmp
     assert launched.rollouts("vllm") == launched.rollouts("hf")
     assert len(launched.rollouts("vllm")) == (updates + 1) * SCENES
     assert served[0] == pytest.approx(alone[0], rel=1e-5)
+    records = [(tmp_path / "runs" / name / "sampling.json").read_text() for name in ("hf", "vllm")]
+    assert records[0] == records[1] and set(json.loads(records[0])) == {"training", "evaluation"}
     first, last = alone[1], served[1]
     assert all(torch.allclose(last[name], first[name], rtol=1e-4, atol=1e-6) for name in first)
     gaps = [step.metrics["rollout/probe_gap"] for step in launched.history("vllm").steps]

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from ds_stage2ab.errors import ConfigError, EnvironmentFault
 
 CONFIG_FILE = "config.json"
+SAMPLING_FILE = "sampling.json"
 LOCK_FILE = "run.lock"
 
 
@@ -44,8 +45,11 @@ class RunFolder:
                 fix="set logging.name to another name, or move the folder away",
             )
 
-    def claim(self, resolved_config: dict[str, Any]) -> None:
-        """Create the folder, lock it and write the resolved config. Rank 0 only.
+    def claim(self, resolved_config: dict[str, Any], sampling: dict[str, Any] | None = None) -> None:
+        """Create the folder, lock it and write the resolved config, which says that a run lies here. Rank 0 only.
+
+        Args:
+            sampling: how answers are drawn, written beside it.
 
         Raises:
             ConfigError: a run is being written here, or one lies here.
@@ -55,10 +59,9 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / LOCK_FILE).open("a+")
             self._take_lock(self._lock)
-            text = json.dumps(resolved_config, indent=2, ensure_ascii=False) + "\n"
-            partial = self.path / f".{CONFIG_FILE}.partial"
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(self.path / CONFIG_FILE)
+            if sampling is not None:
+                self._write(SAMPLING_FILE, sampling)
+            self._write(CONFIG_FILE, resolved_config)
         except OSError as error:
             self.release()
             raise EnvironmentFault(
@@ -66,6 +69,11 @@ class RunFolder:
                 where=str(self.path),
                 fix="set logging.root to a folder that you may write to",
             ) from error
+
+    def _write(self, name: str, values: dict[str, Any]) -> None:
+        partial = self.path / f".{name}.partial"
+        partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(self.path / name)
 
     def release(self) -> None:
         """Remove the lock, if it is ours."""
@@ -76,7 +84,8 @@ class RunFolder:
 
     def abandon(self) -> None:
         """Take the claim back: nothing was recorded yet."""
-        (self.path / CONFIG_FILE).unlink(missing_ok=True)
+        for name in (CONFIG_FILE, SAMPLING_FILE):
+            (self.path / name).unlink(missing_ok=True)
         self.release()
 
     def _take_lock(self, lock: TextIO) -> None:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from ds_stage2ab.carriers import Probabilities, Rollout, Sample, Transfer
 from ds_stage2ab.config.sections import DecodingSection, RepeatTerminateSection, RolloutMatchingSection
@@ -102,9 +102,23 @@ class RolloutBackend(Protocol):
         """
         ...
 
+    def resolved(self, sampling: Sampling) -> dict[str, Any]:
+        """What is handed on so that answers are drawn this way, in the same words whoever draws."""
+        ...
+
     def prove(self, finished_steps: int) -> None:
         """Show that rollouts would be of the weights after so many steps; all ranks enter together."""
         ...
+
+
+def sampling_record(
+    backend: RolloutBackend, section: RolloutMatchingSection, evaluation: DecodingSection
+) -> dict[str, Any]:
+    """How a run draws, as its backend hands it on: the same record for the same config, whoever draws."""
+    return {
+        "training": backend.resolved(training_sampling(section)),
+        "evaluation": backend.resolved(evaluation_sampling(section, evaluation)),
+    }
 
 
 def all_drawn(made: Iterable[Rollout | DataError]) -> list[Rollout]:

@@ -8,6 +8,7 @@ random stream of its own, so that its answer does not depend on its neighbours.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
 from itertools import accumulate
 from typing import Any
 
@@ -88,6 +89,20 @@ class HfBackend:
                 chunk = [samples[index] for index in members]
                 rollouts |= zip(members, self._decode(chunk, inputs, config, sampling, finished_steps), strict=True)
         return [rollouts[index] for index in range(len(samples))]
+
+    def resolved(self, sampling: Sampling) -> dict[str, Any]:
+        """What `generate` and the processors beside it are given."""
+        config = generation_config(sampling, self.vocabulary)
+        return {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "repetition_penalty": config.repetition_penalty,
+            "max_new_tokens": config.max_new_tokens,
+            "stop_ids": [config.eos_token_id],
+            "forbidden_ids": sorted(config.suppress_tokens),
+            "repeat_terminate": asdict(sampling.repeat_terminate),
+        }
 
     def _decode(
         self,

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ds_stage2ab.carriers import Rollout, Sample
 from ds_stage2ab.config.rules import MAX_NEW_TOKENS, REPLAY_RUN
@@ -152,6 +153,10 @@ class ReplayBackend:
     def current_weights(self, finished_steps: int) -> AbstractContextManager[None]:
         """Nothing: no weights are needed to read."""
         return nullcontext()
+
+    def resolved(self, sampling: Sampling) -> dict[str, Any]:
+        """Nothing: answers were drawn when they were recorded."""
+        return {}
 
     def prove(self, finished_steps: int) -> None:
         """Nothing: the recorded versions are looked at one by one."""

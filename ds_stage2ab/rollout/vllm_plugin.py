@@ -99,7 +99,8 @@ class GlooEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
         """Take one bucket."""
-        assert self.group is not None, "init_transfer_engine comes first"
+        if self.group is None:
+            raise RuntimeError("no learner has met this server since it was started: start the run again")
         self.model.load_weights(_arriving(update_info, self.group, self.device))
 
     def finish_weight_update(self) -> None:

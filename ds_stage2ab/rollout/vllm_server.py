@@ -8,6 +8,8 @@ it sees the same version again.
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
 
 from ds_stage2ab.carriers import Rollout, Sample, Transfer
 from ds_stage2ab.config.servers import split_requests
@@ -135,6 +137,20 @@ class VllmBackend:
 
         drawn = Slots(split_requests(len(samples), self.shares), self.places, ask)
         return self._in_order(drawn, finished_steps, len(samples))
+
+    def resolved(self, sampling: Sampling) -> dict[str, Any]:
+        """What a request tells a server; the guard's limits hold here too, whatever the server makes of them."""
+        told = self.conversation.decoding(sampling)
+        return {
+            "temperature": told["temperature"],
+            "top_p": told["top_p"],
+            "top_k": told["top_k"],
+            "repetition_penalty": told["repetition_penalty"],
+            "max_new_tokens": told["max_completion_tokens"],
+            "stop_ids": told["stop_token_ids"],
+            "forbidden_ids": sorted(token for text in told["bad_words"] for token in self.vocabulary.encode(text)),
+            "repeat_terminate": asdict(sampling.repeat_terminate),
+        }
 
     def _in_order(
         self, drawn: Slots[Rollout | DataError], finished_steps: int, count: int

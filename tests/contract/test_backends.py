@@ -165,6 +165,20 @@ def test_a_draw_is_no_greedy_answer(backends, kind):
     assert answers(all_of(backends, kind, "drawn")) != answers(all_of(backends, kind, "greedy"))
 
 
+def test_the_sampling_record_is_one_for_all_that_draw(backends, kind):
+    """Of the fields that are handed on, in `generate`'s words or in a request's; a recording was drawn before."""
+    vocabulary = backends.bench.vocabulary
+    for name, sampling in SAMPLINGS.items():
+        record = backends(kind, name).resolved(sampling)
+        if kind == "replay":
+            assert record == {}
+            continue
+        assert record == backends("hf", name).resolved(sampling)
+        assert record["temperature"] == sampling.temperature and record["max_new_tokens"] == sampling.max_new_tokens
+        assert record["stop_ids"] == [vocabulary.stop_id]
+        assert record["forbidden_ids"] == sorted(vocabulary.vision_ids)
+
+
 def test_no_samples_are_no_rollouts(backends, kind):
     assert drawn(backends(kind, "greedy"), [], GREEDY, FIRST) == []
 

@@ -50,6 +50,14 @@ def test_claiming_locks_the_folder_and_writes_the_config(path):
     assert (path / "run.lock").read_text() == f"{socket.gethostname()} {os.getpid()}\n"
 
 
+def test_how_answers_are_drawn_is_written_beside_it_and_given_back_with_it(path):
+    folder = RunFolder(path)
+    folder.claim(RESOLVED, {"training": {"temperature": 0.7}})
+    assert json.loads((path / "sampling.json").read_text()) == {"training": {"temperature": 0.7}}
+    folder.abandon()
+    assert not (path / "sampling.json").exists() and not (path / "config.json").exists()
+
+
 def test_its_products_have_fixed_places(path):
     folder = RunFolder(path)
     names = ("metrics", "tensorboard", "pictures", "checkpoints")
