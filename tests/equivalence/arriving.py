@@ -23,18 +23,13 @@ class Arriving:
     """The rollouts of a real backend; `generate` hands out one after the other, each as soon as it has arrived."""
 
     streams = True
-    probe_gap = None
-    transfer = None
 
     def __init__(self, backend, rank):
         self.backend = backend
         self.delay = LATE_S if SCRIPT == "late" and rank == 1 else 0.0
 
-    def current_weights(self, finished_steps):
-        return self.backend.current_weights(finished_steps)
-
-    def prove(self, finished_steps):
-        self.backend.prove(finished_steps)
+    def __getattr__(self, name):
+        return getattr(self.backend, name)
 
     def generate(self, samples, sampling, *, finished_steps):
         rollouts = self.backend.generate(samples, sampling, finished_steps=finished_steps)
