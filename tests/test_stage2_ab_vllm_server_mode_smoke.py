@@ -10,6 +10,7 @@ import psutil
 import pytest
 import requests
 import torch
+from safetensors.torch import load_file
 
 from ds_stage2ab.errors import EXIT_OK
 from ds_stage2ab.metrics.journal import read_history
@@ -61,8 +62,10 @@ def test_both_channels_train_with_adapters_under_zero_3(shipped, server, tmp_pat
     assert done.returncode == EXIT_OK, done.stdout[-3000:] + done.stderr[-3000:]
     assert "".join(step.channel for step in steps) == "ABAB"
     assert [step.metrics.get("rollout/count") for step in steps] == [None, 8, None, 8]
-    gaps = [step.metrics["rollout/probe_gap"] for step in steps if step.channel == "B"]
-    assert all(0 <= gap < TOLERANCE for gap in gaps)
+    told = [step.metrics for step in steps if step.channel == "B"]
+    assert all(0 <= one["rollout/probe_gap"] < TOLERANCE for one in told)
+    num_bytes = sum(tensor.nbytes for tensor in load_file(shipped.model / "model.safetensors").values())
+    assert all(one["rollout/sync_bytes"] == num_bytes and one["rollout/sync_s"] > 0 for one in told)
     files = [file.read_text().splitlines() for file in (folder / "rollouts").glob("*.jsonl")]
     lines = [json.loads(line) for file in files for line in file]
     assert {line["source"] for line in lines} == {f"vllm {server.base_url}"}
