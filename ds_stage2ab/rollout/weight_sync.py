@@ -24,7 +24,7 @@ from ds_stage2ab.rollout.base import weight_version
 from ds_stage2ab.rollout.gloo import SENDER, GlooLink
 from ds_stage2ab.rollout.nccl import NcclLink, is_usable
 from ds_stage2ab.rollout.vllm_api import ServerApi, blamed
-from ds_stage2ab.rollout.wire import Refused, Unanswered
+from ds_stage2ab.rollout.wire import Refused, Silent, Unanswered
 from ds_stage2ab.world import World
 
 SPARE_S = 5.0  # that a watched call may take above its own time-out
@@ -164,7 +164,8 @@ class WeightSync:
         """Open the meeting place, call the workers there, and join; whichever fails first ends it."""
         target.link = self._link(target)
         call = partial(target.api.join_group, target.link.invitation(), timeout_s=self.timeout_s)
-        self._together("connecting for the transfer of weights", [(target, call), (target, target.link.join)])
+        calls = [(target, call), (target, target.link.join)]
+        self._together("connecting for the transfer of weights", calls, meeting=True)
 
     def _link(self, target: Target) -> Link:
         size = 1 + target.world_size
@@ -199,8 +200,13 @@ class WeightSync:
         self._together(f"sending {len(names)} tensors, the first {names[0]}", calls)
         return sum(made.nbytes for made in tensors)
 
-    def _together(self, doing: str, calls: Sequence[tuple[Target, Callable[[], None]]]) -> None:
+    def _together(
+        self, doing: str, calls: Sequence[tuple[Target, Callable[[], None]]], *, meeting: bool = False
+    ) -> None:
         """Run calls that wait for each other, each in a thread that may be left behind; the first that fails ends all.
+
+        Args:
+            meeting: a server that answers that it failed has not reached rank 0; else its own words say why.
 
         Raises:
             ServerFault: one failed, or they were not done in time; names where the workers meet rank 0.
@@ -221,7 +227,7 @@ class WeightSync:
         )
         if isinstance(fault, RuntimeError | TimeoutError):
             raise ServerFault(f"{doing}: {_first_line(fault)}", where=target.api.url, fix=fix) from fault
-        with blamed(target.api.url, doing, fix=fix):
+        with blamed(target.api.url, doing, fix=fix if meeting or isinstance(fault, Silent) else ""):
             raise fault
 
 

@@ -51,6 +51,7 @@ def test_a_server_that_starts_again_between_two_steps_ends_the_run(shipped, serv
     assert_the_server_ended(ran, proxy.base_url)
     assert [step.channel for step in ran.steps] == list("ABA")
     assert "sending " in ran.done.stderr and " tensors, the first " in ran.done.stderr
+    assert "start the run again" in ran.done.stderr and "firewall" not in ran.done.stderr
     assert fresh.weight_version() == NO_VERSION
 
 
