@@ -78,13 +78,19 @@ class Conversation:
     def request(self, sample: Sample, sampling: Sampling, seed: int) -> dict[str, Any]:
         """The body of a chat request; how an answer is drawn follows from it alone."""
         return {
+            **self.question(sample),
+            **self.decoding(sampling),
+            "seed": seed,
+        }
+
+    def question(self, sample: Sample) -> dict[str, Any]:
+        """What is asked, and how the reply is wanted."""
+        return {
             "model": MODEL_NAME,
             "messages": self.messages(sample.image),
             "add_generation_prompt": True,
             "return_token_ids": True,
             "stream": False,
-            **self.decoding(sampling),
-            "seed": seed,
         }
 
     def decoding(self, sampling: Sampling) -> dict[str, Any]:
@@ -130,11 +136,7 @@ class Conversation:
         """A request for tokens and how probable the model found them; sampled, as greedy ones are all but sure."""
         plain = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
         return {
-            "model": MODEL_NAME,
-            "messages": self.messages(sample.image),
-            "add_generation_prompt": True,
-            "return_token_ids": True,
-            "stream": False,
+            **self.question(sample),
             **self.fixed(),
             **plain,
             "max_completion_tokens": num_tokens,
