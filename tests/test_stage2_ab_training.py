@@ -130,7 +130,8 @@ def test_the_user_sees_the_batch_sum_and_a_table_once(trained):
 def test_run_folder_is_complete_and_released(trained):
     _, run, _ = trained
     names = {path.name for path in run.iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "tensorboard", "curves.png", "pictures", "rollouts", "checkpoints"}
+    records = {"config.json", "sampling.json", "metrics.jsonl", "rollouts", "tensorboard"}
+    assert names == records | {"curves.png", "pictures", "checkpoints"}
     assert {path.name for path in (run / "pictures").glob("*.png")} == {"step_000000.png", f"step_0000{STEPS}.png"}
     assert len(list((run / "pictures" / "step_000000").glob("*.png"))) == 2
     assert any((run / "tensorboard").iterdir())
