@@ -25,6 +25,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 64_000_000  # 192 MB as RGB, checked in the header before anything is decoded
 MAX_BYTES = 256 * 2**20  # no image of MAX_PIXELS in these formats needs more
 EXIF_ORIENTATION = 0x0112
+WITH_ALPHA = ("RGBA", "LA", "PA")  # modes
 QUARTER_TURNS = range(5, 9)  # EXIF orientations that swap width and height
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(data|file):", re.IGNORECASE)
@@ -98,7 +99,7 @@ def check_image(record: Record) -> None:
 def load_image(record: Record) -> tuple[bytes, Image.Image]:
     """The image file's bytes as they are on disk, and the decoded picture.
 
-    Returns: (bytes, RGB image of the record's `width` x `height`, EXIF orientation applied).
+    Returns: (bytes, RGB image of the record's `width` x `height`: EXIF orientation applied, transparent parts white).
 
     Raises:
         DataError: as `check_image`, or the pixels are corrupt or truncated.
@@ -107,7 +108,20 @@ def load_image(record: Record) -> tuple[bytes, Image.Image]:
         content = record.image.read_bytes()
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_header(record, image)
-            return content, ImageOps.exif_transpose(image).convert("RGB")
+            return content, _as_rgb(ImageOps.exif_transpose(image))
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """As a viewer shows it, transparent parts on white: what lies under them is often black, and nobody has seen it.
+
+    vLLM takes the same images to be transparent, and the same white: the model that writes sees what the learner sees.
+    """
+    if image.mode == "RGB" or not (image.mode in WITH_ALPHA or "transparency" in image.info):
+        return image.convert("RGB")
+    layered = image.convert("RGBA")
+    shown = Image.new("RGB", image.size, "white")
+    shown.paste(layered, mask=layered.getchannel("A"))
+    return shown
 
 
 def _check_header(record: Record, image: Image.Image) -> None:

@@ -133,6 +133,29 @@ def test_other_modes_become_rgb(root, mode):
     assert load_image(record(path, 6, 4))[1].mode == "RGB"
 
 
+CLEAR, HALF, FULL = 0, 128, 255
+BLENDED = 127  # black behind half a white, rounded by Pillow
+TRANSPARENT = {
+    "RGBA": ([(0, 0, 0, CLEAR), (0, 0, 0, HALF), (0, 0, 255, FULL)], [(255,) * 3, (BLENDED,) * 3, (0, 0, 255)]),
+    "LA": ([(0, CLEAR), (0, HALF), (0, FULL)], [(255,) * 3, (BLENDED,) * 3, (0,) * 3]),
+    "P": ([0, 1, 2], [(255,) * 3, (BLENDED,) * 3, (0, 0, 255)]),
+}
+
+
+@pytest.mark.parametrize("mode", TRANSPARENT)
+def test_transparent_parts_are_white(root, mode):
+    """Under them lies black."""
+    stored, shown = TRANSPARENT[mode]
+    image = Image.new(mode, (3, 1))
+    image.putdata(stored)
+    if mode == "P":
+        image.putpalette([0, 0, 0, 0, 0, 0, 0, 0, 255])
+        image.info["transparency"] = bytes([CLEAR, HALF, FULL])
+    path = root / "cut-out.png"
+    image.save(path)
+    assert [load_image(record(path, 3, 1))[1].getpixel((x, 0)) for x in range(3)] == shown
+
+
 def test_sixteen_bits_are_refused(root):
     path = root / "deep.png"
     Image.fromarray(np.full((4, 6), 40_000, np.uint16)).save(path)
