@@ -128,7 +128,7 @@ class Parts:
 
 
 def assemble(loaded: LoadedConfig, world: World) -> Run:
-    """Build a run; the run folder is claimed last, when everything that can be known to be good is."""
+    """Build a run; the run folder is claimed last, when all that can be known to be good is, servers included."""
     torch.manual_seed(loaded.config.training.seed)
     parts = _read(loaded, world)
     facts = _facts(parts)  # counts parameters, of which ZeRO 3 leaves none
@@ -140,6 +140,7 @@ def assemble(loaded: LoadedConfig, world: World) -> Run:
     engine = build_engine(objective, optimizer, parts.plan.deepspeed_config)
     start_id = world.from_first(uuid.uuid4().hex)
     backend = _backend(parts, whole_model, start_id)
+    backend.prove(0)
     metrics = _claim(parts, loaded, backend)
     return Run(
         plan=parts.plan,
@@ -261,9 +262,7 @@ def _servers(parts: Parts, whole_model: WholeModel, start_id: str) -> RolloutBac
     """The largest image is what servers are tried with, in the handshake and in every probe: limits show there."""
     config, data = parts.config, parts.config.data
     with parts.world.agree_on_failure("reading the sample that the rollout servers are tried with"):
-        there = [record for record in parts.datasets.train if record.image.is_file()]
-        largest = max(there, key=lambda record: record.width * record.height)
-        sample = parts.encoder.encode(largest, evaluation_draw(0))
+        sample = parts.encoder.largest(parts.datasets.train, evaluation_draw(0), skip_bad=data.on_bad_sample == SKIP)
     needs = Needs(
         conversation=Conversation(
             system_prompt=data.system_prompt,

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 def train(run: "Run") -> None:
     """The loop: one optimizer step per turn."""
     plan = run.plan
-    run.backend.prove(0)
     if run.evaluator and plan.evaluate.at_start:
         run.record_evaluation(0, run.evaluator.run(0).figures)
     for step in range(plan.total_steps):

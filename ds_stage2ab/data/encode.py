@@ -1,5 +1,6 @@
 """Record -> Sample: the image's bytes and patches, and the prompt's token ids, computed once."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from PIL import Image
@@ -8,7 +9,7 @@ from ds_stage2ab.carriers import Record, Sample, Truth, Vision
 from ds_stage2ab.codec.bins import MAX_BIN
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.data.images import load_image
-from ds_stage2ab.errors import ConfigError
+from ds_stage2ab.errors import ConfigError, DataError
 
 BLANK_SIDE = 32  # pixels: one merged patch of a Qwen3-VL
 
@@ -85,6 +86,23 @@ class Encoder:
             prompt_ids=prompt_ids,
             vision=vision,
         )
+
+    def largest(self, records: Iterable[Record], draw: int, *, skip_bad: bool) -> Sample:
+        """The sample of most pixels.
+
+        Args:
+            skip_bad: leave out those whose image cannot be read, as training does.
+
+        Raises:
+            DataError: its image cannot be read, or none can.
+        """
+        for record in sorted(records, key=lambda one: one.width * one.height, reverse=True):
+            try:
+                return self.encode(record, draw)
+            except DataError:
+                if not skip_bad:
+                    raise
+        raise DataError("no record has an image that can be read", where="data.train", fix="correct data.image_root")
 
     def _encode(self, image: Image.Image) -> tuple[tuple[int, ...], Vision]:
         """(ids of the prompt, the image's patches)."""

@@ -108,3 +108,17 @@ def test_prompt_length_is_known_from_the_size_alone(encoder, tmp_path, size):
     Image.new("L", size, 51).save(tmp_path / "b.png")
     record = Record(id="b", image=tmp_path / "b.png", width=size[0], height=size[1], objects=(), where="b:1")
     assert encoder().prompt_length(*size) == len(encoder().encode(record, 0).prompt_ids)
+
+
+def test_the_largest_image_that_can_be_read(encoder, record, tmp_path):
+    encode = encoder()
+    small = replace(record, id="small", image=tmp_path / "small.png", height=64)
+    Image.new("L", (96, 64)).save(small.image)
+    broken = replace(record, id="broken", image=tmp_path / "broken.png", height=96)
+    broken.image.write_bytes(record.image.read_bytes()[:60])
+    assert encode.largest([small, record], -1, skip_bad=False).id == record.id
+    assert encode.largest([small, broken, record], -1, skip_bad=True).id == record.id
+    with pytest.raises(DataError, match=r"broken\.png"):
+        encode.largest([small, broken, record], -1, skip_bad=False)
+    with pytest.raises(DataError, match="no record has an image that can be read"):
+        encode.largest([broken], -1, skip_bad=True)
