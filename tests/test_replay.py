@@ -72,7 +72,7 @@ def test_a_replay_is_a_recording_too(run, recorded):
         for file in (run.folder / "runs" / "again" / "rollouts").iterdir()
         for line in file.read_text().splitlines()
     ]
-    assert {line["source"] for line in lines} == {"replay"}
+    assert {line["source"] for line in lines} == {"replay of hf"}
     assert len({line["weight_version"] for line in lines}) == 2  # a start of its own, before steps 2 and 3
 
 

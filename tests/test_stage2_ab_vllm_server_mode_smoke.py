@@ -10,16 +10,21 @@ import psutil
 import pytest
 import requests
 import torch
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
+from ds_stage2ab.carriers import Record
+from ds_stage2ab.data.images import EXIF_ORIENTATION
 from ds_stage2ab.errors import EXIT_OK
 from ds_stage2ab.metrics.journal import read_history
+from ds_stage2ab.rollout.vllm_api import ServerApi
 from tests.contract.backends import TOLERANCE, by_model, by_server, disturbed, drawn, limited_bench, one_rank
 from tests.equivalence.runs import Runs
 from tests.parts import LAUNCHER, ROOT, config_values, free_port, merged, write_config
 from tests.proxy import Proxy
 from tests.served_runs import MOVING, assert_the_server_ended, run, run_that_loses
 from tests.unit.parts import greedy_sampling
+from tests.unit.serving import needs_of
 from tests.vllm_process import MATCHING, PYTHON, server_changes
 
 SCENES = 32
@@ -28,10 +33,11 @@ SCENES = 32
 @pytest.mark.parametrize("updates", [2, pytest.param(10, marks=pytest.mark.soak)])
 def test_two_ranks_train_as_one_that_draws_its_own_rollouts(shipped, server, tmp_path, updates):
     """The first step draws 32 scenes with the weights of the start, the last with those of all updates before it, each
-    sent to the server: not a token differs."""
+    sent to the server: not a token differs. And the recording makes the run once more, to the last bit."""
     launched = Runs(shipped, tmp_path, {
         **server_changes(server.base_url),
         "training.effective_batch_size": SCENES,
+        "training.global_max_length": 200,  # many packs for each rank, other ones while answers come
         "training.learning_rate": 0.005,
         "training.max_steps": updates + 1,
         "stage2_ab.schedule.b_ratio": 1,
@@ -47,6 +53,51 @@ def test_two_ranks_train_as_one_that_draws_its_own_rollouts(shipped, server, tmp
     assert all(torch.allclose(last[name], first[name], rtol=1e-4, atol=1e-6) for name in first)
     gaps = [step.metrics["rollout/probe_gap"] for step in launched.history("vllm").steps]
     assert all(0 <= gap < TOLERANCE / 10 for gap in gaps)
+    recorded = {f"{MATCHING}.rollout_backend": "replay", f"{MATCHING}.replay.run": str(tmp_path / "runs" / "vllm")}
+    again = launched("again", 2, {"deepspeed.zero_stage": 2, **recorded})
+    assert again[0] == served[0]
+    assert all(again[1][name].equal(tensor) for name, tensor in served[1].items())
+
+
+def test_both_sides_feed_the_vision_tower_the_same_pixels(shipped, server, tmp_path):
+    """Of every scene, and of every kind of image that the server could read otherwise."""
+    bench = limited_bench(shipped, num_samples=SCENES)
+    conversation, api = needs_of(bench).conversation, ServerApi(server.base_url, timeout_s=30, connections=1)
+    odd = [bench.encoder.encode(record, draw) for draw, record in enumerate(odd_records(tmp_path))]
+    for sample in (*bench.samples, *odd):
+        rendered = api.render(conversation.probe(sample, num_tokens=1, seed=0), read_s=60)
+        assert sample.vision.pixel_values.numpy().tobytes() in rendered.image, sample.id
+
+
+def odd_records(folder):
+    """A picture of three colours in many forms."""
+    picture = Image.new("RGB", (96, 64), "red")
+    picture.paste("lime", (32, 0, 64, 64))
+    picture.paste("blue", (64, 32, 96, 64))
+    alpha = Image.linear_gradient("L").resize(picture.size)
+    shown = {"LA": "L", "RGBA": "RGB"}
+    for mode, color in shown.items():
+        layered = picture.convert(color)
+        layered.putalpha(alpha)
+        assert layered.mode == mode
+        yield kept(layered, folder / f"{mode}.png")
+    few = picture.quantize(4)
+    yield kept(few, folder / "palette.png")
+    yield kept(few, folder / "palette-clear.png", transparency=bytes([0, 128, 255]))
+    yield kept(few, folder / "palette.gif", transparency=1)
+    yield kept(picture, folder / "color-key.png", transparency=(255, 0, 0))
+    for mode in ("1", "L", "CMYK"):
+        yield kept(picture.convert(mode), folder / f"{mode}.{'jpg' if mode == 'CMYK' else 'png'}")
+    for turn in range(1, 9):
+        exif = Image.Exif()
+        exif[EXIF_ORIENTATION] = turn
+        yield kept(picture, folder / f"turned-{turn}.jpg", exif=exif)
+
+
+def kept(image, path, **settings):
+    image.save(path, **settings)
+    width, height = ImageOps.exif_transpose(Image.open(path)).size
+    return Record(id=path.name, image=path, width=width, height=height, objects=(), where=path.name)
 
 
 def test_both_channels_train_with_adapters_under_zero_3(shipped, server, tmp_path):

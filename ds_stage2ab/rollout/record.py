@@ -24,6 +24,10 @@ MAX_FILE_BYTES = 64 * 2**20
 """No file becomes larger, unless a single line is: 64 MiB, some 20,000 answers of 500 tokens, still open in an
 editor."""
 DIGEST_BYTES = 16
+SERVED = "vllm "
+"""Begins the source of what a server drew, before its address."""
+REPLAYED = "replay of "
+"""Begins the source of what a recording gave, before the source that stands there."""
 FILE_NAME = re.compile(r"rank-(\d{5,})(?:\.(\d+))?\.jsonl")
 
 
@@ -55,6 +59,16 @@ def prompt_digest(prompt_ids: Sequence[int]) -> str:
     """What tells prompts apart: blake2b of the ids with commas between them, 16 bytes in hex."""
     text = ",".join(map(str, prompt_ids))
     return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).hexdigest()
+
+
+def replayed(source: str) -> str:
+    """The source of a rollout that a recording gave; however often it was recorded, it was drawn once."""
+    return REPLAYED + source.removeprefix(REPLAYED)
+
+
+def is_served(source: str) -> bool:
+    """Whether a server drew it, now or when it was first recorded."""
+    return source.removeprefix(REPLAYED).startswith(SERVED)
 
 
 def to_line(finished_steps: int, rollout: Rollout) -> bytes:

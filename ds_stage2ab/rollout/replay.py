@@ -16,7 +16,7 @@ from ds_stage2ab.carriers import Rollout, Sample
 from ds_stage2ab.config.rules import MAX_NEW_TOKENS, REPLAY_RUN
 from ds_stage2ab.errors import ConfigError, DataError, EnvironmentFault
 from ds_stage2ab.rollout.base import Sampling, request_seed, weight_version
-from ds_stage2ab.rollout.record import RecordedRollout, from_line, prompt_digest, recorded_files
+from ds_stage2ab.rollout.record import RecordedRollout, from_line, is_served, prompt_digest, recorded_files, replayed
 
 ROLLOUTS = "rollouts"
 """The folder of a run that holds its recording."""
@@ -33,6 +33,8 @@ class Recording:
 
     folder: Path
     files: tuple[Path, ...]
+    is_served: bool
+    # whether servers drew it: packs were closed as answers came, and so must they be now, for the same sums
     draws: array
     file_of: array
     # index into `files`
@@ -76,8 +78,10 @@ def read_recording(run: Path) -> Recording:
     folder = run / ROLLOUTS if (run / ROLLOUTS).is_dir() else run
     ranks, _, files = zip(*recorded_files(folder), strict=True) if recorded_files(folder) else ((), (), ())
     places: dict[int, tuple[int, int]] = {}
+    served = False
     for index, (rank, path) in enumerate(zip(ranks, files, strict=True)):
-        for draw, offset in _draws(path):
+        for rollout, offset in _lines(path):
+            draw, served = rollout.draw, is_served(rollout.source)
             earlier, _ = places.get(draw, (index, offset))
             if ranks[earlier] != rank:
                 raise DataError(
@@ -96,21 +100,22 @@ def read_recording(run: Path) -> Recording:
     return Recording(
         folder=folder,
         files=files,
+        is_served=served,
         draws=draws,
         file_of=array("i", (places[draw][0] for draw in draws)),
         offsets=array("q", (places[draw][1] for draw in draws)),
     )
 
 
-def _draws(path: Path) -> Iterator[tuple[int, int]]:
-    """(draw, offset of its line) of every whole line."""
+def _lines(path: Path) -> Iterator[tuple[RecordedRollout, int]]:
+    """(rollout, offset of its line) of every whole line."""
     offset = 0
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
                     return
-                yield _draw(line, f"{path}:{number}"), offset
+                yield _rollout_of(line, f"{path}:{number}"), offset
                 offset += len(line)
     except OSError as error:
         raise EnvironmentFault(
@@ -118,9 +123,9 @@ def _draws(path: Path) -> Iterator[tuple[int, int]]:
         ) from error
 
 
-def _draw(line: bytes, where: str) -> int:
+def _rollout_of(line: bytes, where: str) -> RecordedRollout:
     try:
-        return from_line(line).draw
+        return from_line(line)
     except ValueError as error:
         raise DataError(
             f"this is no recorded rollout: {error}",
@@ -140,13 +145,13 @@ class ReplayBackend:
         seed: `training.seed`.
     """
 
-    streams = False
     probe_gap = None
     transfer = None
     score = None
 
     def __init__(self, recording: Recording, *, start_id: str, seed: int) -> None:
         self.recording = recording
+        self.streams = recording.is_served
         self.start_id = start_id
         self.seed = seed
 
@@ -198,7 +203,7 @@ class ReplayBackend:
             finish=found.finish,
             weight_version=weight_version(self.start_id, finished_steps),
             seed=found.seed,
-            source="replay",
+            source=replayed(found.source),
             seconds=found.seconds,
             attempt=found.attempt,
             probabilities=None,

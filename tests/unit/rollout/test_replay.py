@@ -70,7 +70,7 @@ def test_rollouts_are_in_the_order_of_the_samples(tmp_path):
 
 def test_a_rollout_is_the_recorded_one_made_by_the_weights_of_now(tmp_path):
     (found,) = generate(backend(write(tmp_path, [[4, 5]])), [sample(5)], finished_steps=1)
-    assert found == replace(recorded(5), source="replay", weight_version="now/1")
+    assert found == replace(recorded(5), source="replay of http://127.0.0.1:8000", weight_version="now/1")
 
 
 @pytest.mark.parametrize("asked_by", [1, 2, 3])
@@ -200,5 +200,15 @@ def test_a_file_that_changes_under_the_run_is_refused(tmp_path, change):
     assert raised.value.where == str(path)
 
 
-def test_it_does_not_stream(tmp_path):
-    assert backend(write(tmp_path, [[0]])).streams is False
+@pytest.mark.parametrize(("source", "streams"), [("hf", False), ("vllm http://10.0.0.7:8000", True)])
+def test_answers_come_as_they_came_when_they_were_drawn(tmp_path, source, streams):
+    """Packs are closed otherwise while answers still come: the same sums need the same packs. As in a second replay."""
+    folder = tmp_path / "drawn"
+    RolloutLog(folder / "rollouts", 0)(0, [replace(recorded(0), source=source)])
+    for replay in ("first", "second"):
+        replaying = backend(folder)
+        assert replaying.streams is streams
+        rollouts = generate(replaying, [sample(0)])
+        assert [rollout.source for rollout in rollouts] == [f"replay of {source}"]
+        folder = tmp_path / replay
+        RolloutLog(folder / "rollouts", 0)(0, rollouts)
