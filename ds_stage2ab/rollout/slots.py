@@ -40,7 +40,10 @@ class Slots(Generic[R]):
         self.waiting = [deque((request, 1) for request in share) for share in shares]
         self.futures: list[Future] = [Future() for share in shares for _ in share]
         self.open = len(self.futures)
-        self.lost: dict[int, BaseException] = {}
+        self.lost: set[int] = set()
+        # servers that have failed a request for good
+        self.gave: set[int] = set()
+        # servers of which a result was taken
         self.changed = threading.Condition()
         pool = ThreadPoolExecutor(max_workers=sum(places), thread_name_prefix="rollouts")
         for server, count in enumerate(places):
@@ -72,6 +75,7 @@ class Slots(Generic[R]):
             else:
                 with self.changed:
                     if not self.futures[request].done():
+                        self.gave.add(server)
                         self.futures[request].set_result(result)
                         self.open -= 1
                     self.changed.notify_all()
@@ -94,7 +98,7 @@ class Slots(Generic[R]):
     def _give_up(self, server: int, request: int, attempt: int, error: Lost) -> None:
         """Deal what this server has left out to the others with places; with none left the batch ends."""
         with self.changed:
-            self.lost[server] = error
+            self.lost.add(server)
             rest = [(request, attempt + 1), *self.waiting[server]]
             self.waiting[server].clear()
             others = [index for index, count in enumerate(self.places) if count and index not in self.lost]

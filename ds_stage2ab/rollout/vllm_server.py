@@ -18,6 +18,7 @@ from ds_stage2ab.rollout.base import Sampling, request_seed, weight_version
 from ds_stage2ab.rollout.chat import Answer, other_prompt, read_answer
 from ds_stage2ab.rollout.handshake import Needs
 from ds_stage2ab.rollout.probe import Probe
+from ds_stage2ab.rollout.record import SERVED
 from ds_stage2ab.rollout.repeat_guard import first_repeat
 from ds_stage2ab.rollout.scoring import Scorer
 from ds_stage2ab.rollout.slots import Lost, Slots
@@ -77,8 +78,8 @@ class VllmBackend:
         self.seed = seed
         self.infer_timeout_s = needs.infer_timeout_s
         self.probe_every = probe_every
-        self.sent = 0  # transfers that new weights asked for
-        self.probed = ""  # version of the last probe
+        self.sent = 0  # times that weights were sent
+        self.probed = ""  # version of the last probe; none of what was sent since
         self.probe_gap: float | None = None
         # of the last probe, nats per token
 
@@ -97,11 +98,13 @@ class VllmBackend:
         """
         sent = self.sync.bring(finished_steps)
         if self._someone_sees_another(self.sync.version):
-            self.sync.bring(finished_steps, again=True)
+            sent = self.sync.bring(finished_steps, again=True)
             if self._someone_sees_another(self.sync.version):
                 with self.world.agree_on_failure("looking at the weights' versions"):
                     self._refuse_other_versions(finished_steps, self.servers)
-        self.sent += sent
+        if sent:
+            self.probed = ""  # what was sent last has not been
+            self.sent += 1
         if sent and self.sent % self.probe_every == 0:
             self._probe()
         yield
@@ -158,7 +161,10 @@ class VllmBackend:
         # A request waits for those before it at its place, and each of them for every server in turn.
         longest = self.infer_timeout_s * TRIES * len(self.servers) * (1 + count)
         yield from drawn.results(within_s=longest)
-        self._refuse_other_versions(finished_steps, [s for n, s in enumerate(self.servers) if n not in drawn.lost])
+        kept = [server for n, server in enumerate(self.servers) if n not in drawn.lost]
+        self._refuse_other_versions(finished_steps, kept)
+        lost = [self.servers[n] for n in drawn.lost & drawn.gave]
+        self._refuse_other_versions(finished_steps, lost, may_be_gone=True)
 
     def _ask(
         self, server: ServerApi, sample: Sample, sampling: Sampling, version: str, attempt: int
@@ -184,7 +190,7 @@ class VllmBackend:
             finish=finish,
             weight_version=version,
             seed=seed,
-            source=f"vllm {server.url}",
+            source=SERVED + server.url,
             seconds=time.monotonic() - begun,
             attempt=attempt,
             probabilities=None,
@@ -207,10 +213,18 @@ class VllmBackend:
             other = any(self._version_at(server) != version for server in self.servers)
         return bool(self.world.all_max(int(other))[0])
 
-    def _refuse_other_versions(self, finished_steps: int, servers: Sequence[ServerApi]) -> None:
+    def _refuse_other_versions(
+        self, finished_steps: int, servers: Sequence[ServerApi], *, may_be_gone: bool = False
+    ) -> None:
+        """What a server that is gone by now gave before had the version that was seen before: it counts."""
         wanted = weight_version(self.sync.start_id, finished_steps)
         for server in servers:
-            seen = self._version_at(server)
+            try:
+                seen = self._version_at(server)
+            except ServerFault as error:
+                if may_be_gone and isinstance(error.__cause__, Unanswered):
+                    continue
+                raise
             if seen != wanted:
                 raise ServerFault(
                     f"the server has the weights {seen}, not the current ones, {wanted}",

@@ -5,12 +5,14 @@ from itertools import islice
 import pytest
 
 from ds_stage2ab.errors import ServerFault
+from ds_stage2ab.rollout.vllm_api import ServerApi
 from tests.contract.backends import by_model, by_server, disturbed, drawn, limited_bench, one_rank
 from tests.proxy import WEIGHT_ROUTES, Proxy
 from tests.unit.parts import greedy_sampling
 
 STEPS = 3
 SHORT_S = 3.0  # of a transfer that cannot succeed
+PATIENT = {"timeout_s": 30, "connections": 1}
 GREEDY = greedy_sampling()
 
 
@@ -36,6 +38,28 @@ def test_weights_that_another_learner_sends_in_between_are_noticed_at_the_end(be
             next(rollouts, None)
     assert caught.value.where == server.base_url
     assert f"the server has the weights other/{STEPS}, not the current ones, mine/{STEPS}" in caught.value.why
+
+
+def test_weights_that_are_sent_again_are_probed_again(bench, server, world):
+    """The version is right then, and would be with a head that has kept other weights too."""
+    mine, api = by_server(bench, server.base_url, world, start_id="mine"), ServerApi(server.base_url, **PATIENT)
+    mine.prove(STEPS)
+    api.start_update(timeout_s=SHORT_S)
+    api.finish_update("other", timeout_s=SHORT_S)
+    with mine.current_weights(STEPS):
+        assert server.weight_version() == f"mine/{STEPS}"
+    api.start_update(timeout_s=SHORT_S)
+    api.finish_update("other", timeout_s=SHORT_S)
+    server.spoil_heads(spoil=True)
+    try:
+        with (
+            disturbed(bench.model),
+            pytest.raises(ServerFault, match="computes with other weights"),
+            mine.current_weights(STEPS),
+        ):
+            pass
+    finally:
+        server.spoil_heads(spoil=False)
 
 
 # Routes that seem to work and do nothing -> words of what is noticed.

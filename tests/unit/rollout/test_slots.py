@@ -287,6 +287,16 @@ def test_a_server_that_breaks_later_keeps_what_it_gave(bench):
     assert [one.source for one in rollouts[:3]] == [f"vllm {one.base_url}" for one in (bad, bad, good)]
 
 
+def test_a_server_that_breaks_later_must_have_had_the_weights(bench):
+    """It can still be asked: whoever gave it other weights gave them to what it had answered by then."""
+    third = seeds_of(bench)[2]
+    bad, good = fake_of(bench, faults=(Fault("500", when=lambda number, body: body["seed"] == third),)), fake_of(bench)
+    bad.state.weight_version = "start/2"
+    with bad, good, pytest.raises(ServerFault, match="has the weights start/2, not the current ones") as caught:
+        drawn_from(bench, [bad, good], greedy_sampling())
+    assert caught.value.where == bad.base_url
+
+
 def test_all_servers_lost_names_server_and_sample(bench):
     first, second = fake_of(bench, faults=(Fault("500"),)), fake_of(bench, faults=(Fault("500"),))
     with first, second, pytest.raises(ServerFault, match="answered 500 to /v1/chat/completions") as caught:
