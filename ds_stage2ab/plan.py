@@ -30,7 +30,7 @@ from ds_stage2ab.config.sections import (
     RolloutMatchingSection,
     TrainingSection,
 )
-from ds_stage2ab.config.servers import SERVERS, is_loopback, request_window, server_slots, split_requests
+from ds_stage2ab.config.servers import INFER_TIMEOUT, SERVERS, is_loopback, request_window, server_slots, split_requests
 from ds_stage2ab.errors import ConfigError
 from ds_stage2ab.schedule import channel_for_step
 
@@ -217,6 +217,7 @@ def make_plan(
             *_warmup_warnings(training.warmup_steps, total_steps),
             *_ratio_warnings(config.stage2_ab.schedule.b_ratio, total_steps),
             *_server_warnings(rollouts),
+            *(_patience_warnings(rollouts, config.deepspeed.collective_timeout_s) if learners > 1 else ()),
         ),
     )
 
@@ -370,5 +371,21 @@ def _server_warnings(rollouts: RolloutMatchingSection) -> tuple[str, ...]:
     warning = (
         f"{SERVERS}: whoever reaches {', '.join(reached)} can pause it and replace its weights, also where it has an"
         " --api-key: let nobody but the learners reach it"
+    )
+    return (warning,)
+
+
+def _patience_warnings(rollouts: RolloutMatchingSection, collective_timeout_s: float) -> tuple[str, ...]:
+    """The answer of a server that hangs is drawn by another one: ranks that wait for it wait as long as both take."""
+    if rollouts.rollout_backend != "vllm":
+        return ()
+    one = rollout_timeout_s(rollouts.vllm.server.infer_timeout_s, rollouts.max_new_tokens)
+    longest = one * min(len(rollouts.vllm.server.servers), 2)
+    if longest < collective_timeout_s:
+        return ()
+    warning = (
+        f"a rank waits up to {longest:g} s for a rollout when a server hangs, and the others {collective_timeout_s:g} s"
+        f" for the rank: they would give up first, without a checkpoint; set {INFER_TIMEOUT} lower, or"
+        " deepspeed.collective_timeout_s higher"
     )
     return (warning,)

@@ -10,7 +10,7 @@ from tests.loopback import CHAT, JSON, Exchange, Request
 BLOCK = 1 << 16  # bytes of a huge body that exist at once
 DRIP_S = 0.05  # between two bytes
 ANY_REPLY = ("hang", "half", "drip", "400", "404", "429", "500", "503", "huge", "redirect")
-CHAT_REPLY = ("count", "vocabulary", "prompt", "no_ids", "empty")
+CHAT_REPLY = ("count", "vocabulary", "prompt", "no_ids", "no_logprobs", "empty")
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ def spoil(reply: JSON, fault: Fault):
         reply["prompt_token_ids"] = [*ids[:-1], ids[-1] + 1]
     elif fault.kind == "no_ids":
         choice["token_ids"] = reply["prompt_token_ids"] = None
+    elif fault.kind == "no_logprobs":
+        choice["logprobs"] = None
     else:
         choice |= {"token_ids": [], "finish_reason": "length", "stop_reason": None}
 

@@ -15,6 +15,7 @@ from ds_stage2ab.errors import ConfigError
 BACKEND = "custom.extra.rollout_matching.rollout_backend"
 DECODE_BATCH = "custom.extra.rollout_matching.decode_batch_size"
 SERVERS = "custom.extra.rollout_matching.vllm.server.servers"
+INFER_TIMEOUT = "custom.extra.rollout_matching.vllm.server.infer_timeout_s"
 
 MODEL_NAME = "ds_stage2ab"
 """Under which every server knows the model: a path would differ from machine to machine."""

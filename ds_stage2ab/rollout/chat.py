@@ -164,7 +164,8 @@ def read_answer(reply: Any, vocabulary: Vocabulary) -> Answer:
     """Take a chat reply apart.
 
     Raises:
-        Unanswered: it is not what such a reply looks like, or names ids that the vocabulary does not have.
+        Unanswered: it is not what such a reply looks like, or names ids that the vocabulary does not have or that no
+            answer may hold.
     """
     fault = next(iter(ANSWER.iter_errors(reply)), None)
     if fault is not None:
@@ -175,6 +176,9 @@ def read_answer(reply: Any, vocabulary: Vocabulary) -> Answer:
     strange = next((token for token in ids if token >= size), None)
     if strange is not None:
         raise Unanswered(f"the answer holds token id {strange}, and the vocabulary ends at {size - 1}")
+    banned = next((token for token in ids if token in vocabulary.vision_ids), None)
+    if banned is not None:
+        raise Unanswered(f"the answer holds token id {banned}, which stands for an image: the request forbids it")
     if not ids and finish != "stop":
         raise Unanswered(f"the answer holds no token and ended by {finish}")
     logged = choice.get("logprobs")

@@ -6,6 +6,7 @@ that was left open is given up.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ import torch
 from ds_stage2ab.carriers import Sample
 from ds_stage2ab.codec.bins import NUM_BINS, coordinate_token
 from ds_stage2ab.codec.vocabulary import Vocabulary
-from ds_stage2ab.config.servers import DECODE_BATCH, GLOO_TRANSFER, MODEL_NAME
+from ds_stage2ab.config.servers import DECODE_BATCH, GLOO_TRANSFER, INFER_TIMEOUT, MODEL_NAME
 from ds_stage2ab.errors import ServerFault
+from ds_stage2ab.rollout.at_once import at_once
 from ds_stage2ab.rollout.chat import Conversation, other_prompt, read_answer
 from ds_stage2ab.rollout.vllm_api import NEEDED_ROUTES, ServerApi
 from ds_stage2ab.rollout.wire import Foreign, Refused, Silent, Unanswered
@@ -29,9 +31,11 @@ LIKE_LEARNER = (
     "serve the folder of model.path: tokenizer, chat template and image limits must be the learner's;"
     " data.min_pixels and data.max_pixels are given to a server by --mm-processor-kwargs"
 )
+MOST_CALLS = 20
+"""To one server in a handshake."""
 IS_VLLM = "use a vLLM of the supported range, and name the server itself in base_url, not what stands before it"
 ITS_LOG = "look at the server's own log, and start it again"
-CONTROL_KEY, DRAW_KEY = (f"custom.extra.rollout_matching.vllm.server.{key}" for key in ("timeout_s", "infer_timeout_s"))
+CONTROL_TIMEOUT = "custom.extra.rollout_matching.vllm.server.timeout_s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +74,7 @@ class _Line:
 
 
 def shake_hands(servers: Sequence[ServerApi], sizes: Sequence[int], needs: Needs) -> list[Facts]:
-    """Look at every server.
+    """Look at all servers at once.
 
     Args:
         sizes: devices of one replica of each, by the config; asked of servers that can tell.
@@ -78,11 +82,11 @@ def shake_hands(servers: Sequence[ServerApi], sizes: Sequence[int], needs: Needs
     Raises:
         ServerFault: names everything that is wrong at any server, with a remedy for each.
     """
-    found, pages = [], []
-    for server, size in zip(servers, sizes, strict=True):
-        lines = list(_wrong(server, needs))
-        facts = None if lines else _facts(server, size, lines)
-        found.append(facts)
+    looks = [partial(_look, server, size, needs) for server, size in zip(servers, sizes, strict=True)]
+    longest = MOST_CALLS * max(server.longest_s(needs.infer_timeout_s) for server in servers)
+    found, wrong = zip(*at_once(looks, within_s=longest), strict=True)
+    pages = []
+    for server, lines in zip(servers, wrong, strict=True):
         if lines:
             told = "\n".join(f"    {line.what}: {line.saw}\n      fix: {line.fix}" for line in lines)
             pages.append(f"  {server.url}\n{told}")
@@ -91,7 +95,12 @@ def shake_hands(servers: Sequence[ServerApi], sizes: Sequence[int], needs: Needs
             f"{len(pages)} of {len(servers)} rollout servers cannot be used\n" + "\n".join(pages),
             fix="start the servers as docs/rollout.md says, or let ds-stage2ab launch start them",
         )
-    return found
+    return list(found)
+
+
+def _look(server: ServerApi, size: int, needs: Needs) -> tuple[Facts | None, list[_Line]]:
+    lines = list(_wrong(server, needs))
+    return None if lines else _facts(server, size, lines), lines
 
 
 def _wrong(server: ServerApi, needs: Needs) -> Iterator[_Line]:
@@ -177,7 +186,7 @@ def _wrong_prompt(server: ServerApi, needs: Needs) -> Iterator[_Line]:
     """One real prompt, answered by one token: the engine lives, and reads the prompt as the learner does."""
     body = needs.conversation.probe(needs.sample, num_tokens=1, seed=0)
     limit = needs.infer_timeout_s
-    reply = _asked(lambda: server.chat(body, read_s=limit), "an answer", key=DRAW_KEY, refused=LIKE_LEARNER)
+    reply = _asked(lambda: server.chat(body, read_s=limit), "an answer", key=INFER_TIMEOUT, refused=LIKE_LEARNER)
     if isinstance(reply, _Line):
         yield reply
         return
@@ -196,7 +205,7 @@ def _wrong_rendering(server: ServerApi, needs: Needs, body: dict[str, Any]) -> I
     """What the engine is given: pixels, as two ways to reduce an image give as many patches, and ends of an answer."""
     stop = needs.conversation.stop_id
     asked = {**body, "stop_token_ids": [stop], "min_tokens": 0}
-    seen = _asked(lambda: server.render(asked, read_s=needs.infer_timeout_s), "pixel values", key=DRAW_KEY)
+    seen = _asked(lambda: server.render(asked, read_s=needs.infer_timeout_s), "pixel values", key=INFER_TIMEOUT)
     if isinstance(seen, _Line):
         yield seen
         return
@@ -253,7 +262,7 @@ def _tells_replicas(server: ServerApi) -> bool:
 
 
 def _asked(
-    ask: Callable[[], Any], what: str, *, key: str = CONTROL_KEY, refused: str = IS_VLLM, fix: str = ""
+    ask: Callable[[], Any], what: str, *, key: str = CONTROL_TIMEOUT, refused: str = IS_VLLM, fix: str = ""
 ) -> Any:
     """The answer, or the line that says that there is none, with a remedy for what was seen.
 

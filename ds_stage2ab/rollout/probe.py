@@ -5,18 +5,21 @@ it computes cannot be wrong and agree. All ranks score together, so that under Z
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ds_stage2ab.errors import ServerFault
+from ds_stage2ab.rollout.at_once import at_once
 from ds_stage2ab.rollout.chat import Answer, other_prompt, read_answer
-from ds_stage2ab.rollout.handshake import Needs
+from ds_stage2ab.rollout.handshake import IS_VLLM, Needs
 from ds_stage2ab.rollout.scoring import Positions, answer_logits
 from ds_stage2ab.rollout.vllm_api import ServerApi, blamed
 from ds_stage2ab.world import World
 
 PROBE_TOKENS = 32
+"""At most: a server has room for a prompt and an answer."""
 PROBE_SEED = 20
 
 
@@ -47,6 +50,7 @@ class Probe:
         self.conversation = needs.conversation
         self.vocabulary = needs.vocabulary
         self.tolerance = tolerance
+        self.num_tokens = min(PROBE_TOKENS, needs.room - len(needs.sample.prompt_ids))
 
     def __call__(self, servers: Sequence[ServerApi], replicas: Sequence[int], *, read_s: float) -> float:
         """The largest gap of any replica of any server, nats per token; all ranks enter together.
@@ -63,7 +67,8 @@ class Probe:
         answers: list[Answer] = []
         with self.world.agree_on_failure("probing the servers' weights"):
             if self.world.rank == 0:
-                answers = [self._ask(server, one, read_s) for server, one in asked]
+                calls = [partial(self._ask, server, one, read_s) for server, one in asked]
+                answers = at_once(calls, within_s=max(server.longest_s(read_s) for server in servers))
         answers = self.world.from_first(answers)
         gaps = [self._gap(answer) for answer in answers]
         with self.world.agree_on_failure("comparing the servers' weights"):
@@ -73,11 +78,16 @@ class Probe:
         return max(gaps)
 
     def _ask(self, server: ServerApi, replica: int | None, read_s: float) -> Answer:
-        body = self.conversation.probe(self.sample, num_tokens=PROBE_TOKENS, seed=PROBE_SEED)
+        body = self.conversation.probe(self.sample, num_tokens=self.num_tokens, seed=PROBE_SEED)
         with blamed(server.url, "answering the probe"):
             answer = read_answer(server.chat(body, read_s=read_s, replica=replica), self.vocabulary)
-        if answer.prompt_ids != self.sample.prompt_ids or len(answer.log_probs) != len(answer.response_ids):
+        if answer.prompt_ids != self.sample.prompt_ids:
             raise other_prompt(server.url, self.sample, answer.prompt_ids)
+        told, wanted = len(answer.log_probs), len(answer.response_ids)
+        if told != wanted:
+            raise ServerFault(
+                f"answering the probe: {told} log-probabilities of {wanted} tokens", where=server.url, fix=IS_VLLM
+            )
         return answer
 
     def _gap(self, answer: Answer) -> float:

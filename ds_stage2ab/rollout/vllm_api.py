@@ -12,7 +12,7 @@ from typing import Any
 
 from ds_stage2ab.config.servers import MODEL_NAME
 from ds_stage2ab.errors import ServerFault
-from ds_stage2ab.rollout.wire import Refused, Silent, Unanswered, Wire
+from ds_stage2ab.rollout.wire import LONGEST_PAUSE_S, TRIES, Refused, Silent, Unanswered, Wire
 
 NEEDED_ROUTES = (
     "/v1/chat/completions",
@@ -63,6 +63,10 @@ class ServerApi:
         self.wire = Wire(base_url, connect_s=timeout_s, connections=connections)
         self.url = self.wire.base_url
         self.timeout_s = timeout_s
+
+    def longest_s(self, read_s: float) -> float:
+        """No call that may wait so long for its answer takes longer, with its tries and the pauses between them."""
+        return TRIES * (self.timeout_s + read_s + LONGEST_PAUSE_S)
 
     def get(self, path: str) -> Any:
         return self.wire.call("GET", path, read_s=self.timeout_s, repeat=True)

@@ -300,6 +300,26 @@ def test_a_rollout_is_waited_for_at_two_tokens_per_second_and_a_minute_at_least(
     assert make_plan(with_servers(max_new_tokens=3072), 1, 64).infer_timeout_s == 1536
 
 
+def test_ranks_that_give_up_before_a_server_that_hangs_does_are_warned_of():
+    """900 s for one answer, 1,800 for one that a second server draws again; ranks wait 1,800 s for each other."""
+    assert MINIMAL.deepspeed.collective_timeout_s == 1800
+    one, two = (tuple(ServerSection(base_url=f"http://127.0.0.1:{n}", group_port=None, tensor_parallel_size=1)
+                      for n in range(count)) for count in (1, 2))  # fmt: skip
+    section = MINIMAL.rollout_matching.vllm
+
+    def warnings(servers, max_new_tokens, learners=2, **changes):
+        vllm = replace(section, server=replace(section.server, servers=servers))
+        asked = with_servers(vllm=vllm, max_new_tokens=max_new_tokens, **changes)
+        return make_plan(asked, learners, 64, [1] * len(servers)).warnings
+
+    assert warnings(one, 3598) == warnings(two, 1798) == ()
+    (warning,) = warnings(two, 1800)
+    assert warning.startswith("a rank waits up to 1800 s for a rollout when a server hangs, and the others 1800 s")
+    assert "vllm.server.infer_timeout_s lower, or deepspeed.collective_timeout_s higher" in warning
+    assert len(warnings(one, 3600)) == 1
+    assert warnings(two, 1800, learners=1) == warnings(two, 1800, rollout_backend="hf") == ()
+
+
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 0.05)])
 def test_the_probe_is_as_exact_as_the_precision(precision, tolerance):
     assert make_plan(config("model", precision=precision), 1, 64).probe_tolerance == tolerance

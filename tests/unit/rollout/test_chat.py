@@ -176,6 +176,14 @@ def test_an_id_outside_the_vocabulary(vocabulary):
         read_answer(reply_of([11, size, vocabulary.stop_id]), vocabulary)
 
 
+def test_an_id_that_no_answer_may_hold(vocabulary):
+    """The learner could not score such an answer: an image belongs to it that nobody has."""
+    assert vocabulary.vision_ids
+    for token in vocabulary.vision_ids:
+        with pytest.raises(Unanswered, match=f"holds token id {token}, which stands for an image"):
+            read_answer(reply_of([11, token, vocabulary.stop_id]), vocabulary)
+
+
 def test_no_ids_and_no_stop(vocabulary):
     with pytest.raises(Unanswered, match="holds no token and ended by length"):
         read_answer(reply_of([], "length"), vocabulary)
@@ -275,7 +283,7 @@ def test_the_last_token_may_be_the_stop_of_the_guard(bench):
 def test_a_model_that_stops_where_a_rule_breaks_is_ended_too(bench):
     """As in `generate`, where nobody asks what it would have drawn."""
     guard = greedy_sampling(max_new_tokens=12, repeat_terminate=replace(NO_GUARD, max_token_run=3))
-    assert by_server(bench, guard, [((5, 11, 11, 11), "stop")] * 4) == [((5, 11, 11, 11), "repeat")] * 4
+    assert by_server(bench, guard, [((12, 11, 11, 11), "stop")] * 4) == [((12, 11, 11, 11), "repeat")] * 4
 
 
 def test_a_rule_that_breaks_at_the_limit_ends_nothing(bench):
