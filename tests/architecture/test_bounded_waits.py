@@ -10,8 +10,12 @@ from tests.architecture.sources import PACKAGE, imported_names, package_files, p
 ROLLOUT = [path for path in package_files() if path.is_relative_to(PACKAGE / "rollout")]
 # Methods that wait for another thread, process or machine until told otherwise, and how many arguments come before
 # their time-out. `get` of a queue; that of a mapping has a key, which comes first too.
-WAITS = {"wait": 0, "result": 0, "exception": 0, "join": 0, "acquire": 1, "wait_for": 1, "get": 1}
-CALLS = {"TCPStore": "timeout", "ProcessGroupGloo": 3, "create_connection": "timeout", "as_completed": "timeout"}
+METHODS = {"wait": 0, "result": 0, "exception": 0, "join": 0, "acquire": 1, "wait_for": 1, "get": 1}
+# Functions and classes that do, by whatever name of a module they are called; None: only by the keyword.
+CALLS = {"TCPStore": None, "ProcessGroupGloo": 3, "create_connection": 1, "as_completed": 1, "wait": 1}
+MODULES = ("concurrent.futures", "futures", "dist", "socket")
+# What waits for all its threads, however long they take: as a context, and when it is shut down. Ours are called pool.
+POOLS = ("ThreadPoolExecutor", "ProcessPoolExecutor")
 NETWORK = ("requests", "urllib", "urllib3", "http", "httpx", "aiohttp", "ftplib", "socketserver", "asyncio")
 HTTP_METHODS = {"request", "get", "post", "put", "patch", "delete", "head", "options", "send", "urlopen"}
 
@@ -22,24 +26,31 @@ HTTP_METHODS = {"request", "get", "post", "put", "patch", "delete", "head", "opt
 def unbounded_waits(tree: ast.AST) -> Iterator[int]:
     """Lines of waits without a time-out."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and not _has_timeout(node):
+        if isinstance(node, ast.Call) and not _has_timeout(node):
             yield node.lineno
+        if isinstance(node, ast.With) and any(_makes_a_pool(item.context_expr) for item in node.items):
+            yield node.lineno
+
+
+def _makes_a_pool(node: ast.expr) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in POOLS
 
 
 def _has_timeout(call: ast.Call) -> bool:
     """Also calls that do not wait."""
     named = {keyword.arg: keyword.value for keyword in call.keywords}
-    if "timeout" in named:
-        return not _is_none(named["timeout"])
-    name = call.func.attr
-    if name in CALLS:
-        return isinstance(CALLS[name], int) and len(call.args) > CALLS[name] and not _is_none(call.args[CALLS[name]])
-    if name == "get" and call.args and not _is_boolean(call.args[0]):
-        return True  # of a mapping
-    if name not in WAITS or _is_false(call, named):
+    owner, _, name = ast.unparse(call.func).rpartition(".")
+    if name == "shutdown" and owner.endswith("pool"):
+        return _is_constant(named.get("wait"), False)
+    is_function = name in CALLS and (not owner or owner in MODULES)
+    if not is_function and (not owner or name not in METHODS or _is_false(call, named)):
         return True
-    before = WAITS[name]
-    return len(call.args) > before and not _is_none(call.args[before])
+    if "timeout" in named:
+        return not _is_constant(named["timeout"], None)
+    if not is_function and name == "get" and call.args and not _is_boolean(call.args[0]):
+        return True  # of a mapping
+    before = CALLS[name] if is_function else METHODS[name]
+    return before is not None and len(call.args) > before and not _is_constant(call.args[before], None)
 
 
 def _is_false(call: ast.Call, named: dict) -> bool:
@@ -48,8 +59,8 @@ def _is_false(call: ast.Call, named: dict) -> bool:
     return any(isinstance(one, ast.Constant) and one.value is False for one in first)
 
 
-def _is_none(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and node.value is None
+def _is_constant(node: ast.expr | None, value: object) -> bool:
+    return isinstance(node, ast.Constant) and node.value is value
 
 
 def _is_boolean(node: ast.expr) -> bool:
@@ -66,7 +77,7 @@ def calls_without_both_timeouts(tree: ast.AST) -> Iterator[int]:
             continue
         pairs = [keyword.value for keyword in node.keywords if keyword.arg == "timeout"]
         both = pairs[0].elts if pairs and isinstance(pairs[0], ast.Tuple) else []
-        if len(both) != 2 or any(map(_is_none, both)):
+        if len(both) != 2 or any(_is_constant(one, None) for one in both):
             yield node.lineno
 
 
@@ -121,6 +132,15 @@ lock.acquire()
 condition.wait_for(ready)
 dist.TCPStore(address, port)
 dist.ProcessGroupGloo(store, rank, size)
+wait(futures)
+wait(futures, timeout=None)
+futures.wait(running)
+concurrent.futures.wait(running)
+as_completed(futures)
+socket.create_connection(place)
+pool.shutdown()
+pool.shutdown(wait=True)
+with ThreadPoolExecutor(1) as pool: pass
 """
 BOUNDED = """
 event.wait(1)
@@ -139,6 +159,13 @@ lock.acquire(timeout=2)
 condition.wait_for(ready, 3)
 dist.TCPStore(address, port, timeout=limit)
 dist.ProcessGroupGloo(store, rank, size, timeout)
+wait(futures, 3)
+wait(futures, timeout=limit, return_when=FIRST_EXCEPTION)
+as_completed(futures, timeout=limit)
+socket.create_connection(place, 3)
+pool.shutdown(wait=False)
+connection.shutdown(socket.SHUT_RDWR)
+pool = ThreadPoolExecutor(1)
 """
 ONE_TIMEOUT = """
 requests.get(url)
