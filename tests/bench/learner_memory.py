@@ -43,7 +43,9 @@ def make_pack(bench):
     is_text[is_text.nonzero()[SUPERVISED - len(kept) :]] = 0
     assert int(is_text.sum()) + len(kept) == SUPERVISED
     tensors = {name: getattr(pack, name)[:TOKENS] for name in ("input_ids", "is_desc", "segment_of")}
-    return replace(pack, position_ids=rest, weights=is_text, slots=kept, bins=pack.bins[: len(kept)], **tensors)
+    boundaries = (*(place for place in pack.boundaries if place < TOKENS), TOKENS)
+    tensors |= {"position_ids": rest, "weights": is_text, "slots": kept, "bins": pack.bins[: len(kept)]}
+    return replace(pack, boundaries=boundaries, **tensors)
 
 
 def main(mode: str, model: str, data: str) -> None:
