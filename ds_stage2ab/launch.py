@@ -24,13 +24,16 @@ from ds_stage2ab.config.rules import RULES, topology_rules
 from ds_stage2ab.config.sections import Config, ServerSection
 from ds_stage2ab.config.servers import BACKEND, GLOO_TRANSFER, MODEL_NAME, SERVERS, replicas_of
 from ds_stage2ab.engine.run_folder import CONFIG_FILE, RunFolder
-from ds_stage2ab.errors import ConfigError, EnvironmentFault
+from ds_stage2ab.errors import EXIT_ENVIRONMENT, ConfigError, EnvironmentFault
 from ds_stage2ab.keeper import SIGNAL_CODES
 from ds_stage2ab.launch_options import Topology, read_topology
 from ds_stage2ab.launch_processes import LOOPBACK, Household, Interrupted, Kept, Server, wait_until_ready
 from ds_stage2ab.launch_transfer import choose_transfer
 
 WATCH_S = 0.5
+LAST_LOOK_S = 15
+"""For a server that has failed its learner to be gone too: vLLM takes seconds to shut down when its engine has died,
+and its keeper up to 8 more where something of its tree is deaf to SIGTERM."""
 TELL_EVERY_S = 30
 """Between two lines of progress where they cannot be written over each other."""
 OVER = "\r\033[K"
@@ -165,7 +168,7 @@ def launch(options: argparse.Namespace) -> int:
             _say(f"starting the learner: {counted(topology.learners, 'rank')}")
             words, variables = learner_command(options.config, overrides, topology, _free_port())
             learner = household.start_learner(words, _environment(variables, sys.executable))
-            code = _watch(household, learner, servers, _Handshake(_run_folder(loaded) / CONFIG_FILE))
+            code = watch(household, learner, servers, _Trial(_run_folder(loaded) / CONFIG_FILE))
             why = f"the learner ended with code {code}"
         except EnvironmentFault:
             why = "a server was not ready"
@@ -241,7 +244,7 @@ def _log_folder(loaded: LoadedConfig) -> Path:
 def _start_servers(household: Household, config: Config, topology: Topology, python: Path, logs: Path) -> list[Server]:
     sections = config.rollout_matching.vllm.server.servers
     servers = []
-    transfer = _transfer(topology, python)
+    transfer = _transfer(household, topology, python)
     for section, devices in zip(sections, share_devices(sections, topology.rollout), strict=True):
         household.check()
         words, variables = server_command(config, section, python=python, devices=devices, transfer=transfer)
@@ -254,25 +257,48 @@ def _start_servers(household: Household, config: Config, topology: Topology, pyt
     return servers
 
 
-def _transfer(topology: Topology, python: Path) -> str:
+def _transfer(household: Household, topology: Topology, python: Path) -> str:
     if not topology.rollout:
         return GLOO_TRANSFER
-    engine, why = choose_transfer(Path(sys.executable), python)
+    engine, why = choose_transfer(Path(sys.executable), python, household.pause)
     _say(f"weights travel over {engine}: {why}")
     return engine
 
 
-def _watch(household: Household, learner: Kept, servers: list[Server], tell: Callable[[], None]) -> int:
-    """The learner's exit code. A server that ends is told of: the learner notices at its next request, saves, ends."""
-    told: set[int] = set()
+def watch(household: Household, learner: Kept, servers: list[Server], tell: Callable[[], None]) -> int:
+    """The learner's exit code. A server that ends is told of: the learner notices at its next request, saves, ends.
+
+    The learner may be the quicker one: a dead engine answers with an error at once, its server ends seconds later. So
+    a learner that ends with code 4 before any server has ended is no reason yet to end them.
+
+    Args:
+        tell: called in each round while the learner lives.
+
+    Raises:
+        Interrupted: a signal came.
+    """
+    living = servers
     while (code := learner.code) is None:
         tell()
-        for server in servers:
-            if server.kept.code is not None and server.port not in told:
-                told.add(server.port)
-                _say(f"{server.kept.name} ended with code {server.kept.code}{server.kept.last_words()}")
+        living = _tell_of_ended(living)
         household.pause(WATCH_S)
+    living = _tell_of_ended(living)
+    if code == EXIT_ENVIRONMENT and len(living) == len(servers):
+        _say(f"the learner ended with code {code}; a server that ends too is waited for, {LAST_LOOK_S} s at most")
+        for _ in range(round(LAST_LOOK_S / WATCH_S)):
+            household.pause(WATCH_S)
+            if len(_tell_of_ended(servers)) < len(servers):
+                break
     return code
+
+
+def _tell_of_ended(servers: list[Server]) -> list[Server]:
+    """Those that live; each other one is shown with its last words."""
+    codes = [server.kept.code for server in servers]
+    for server, code in zip(servers, codes, strict=True):
+        if code is not None:
+            _say(f"{server.kept.name} ended with code {code}{server.kept.last_words()}")
+    return [server for server, code in zip(servers, codes, strict=True) if code is None]
 
 
 def _environment(variables: dict[str, str], python: Path | str) -> dict[str, str]:
@@ -307,9 +333,10 @@ class _Progress:
         self._ready = ready
 
 
-class _Handshake:
-    """A line now and then until the learner makes its run folder, which it does when the servers have passed.
+class _Trial:
+    """A line now and then until the learner makes its run folder.
 
+    It does so when it has found the servers right: after the handshake, the first transfer of weights and a probe.
     Whole lines on a terminal too: the learner writes there meanwhile.
     """
 
@@ -320,7 +347,7 @@ class _Handshake:
     def __call__(self) -> None:
         now = time.monotonic()
         if now - self._told >= TELL_EVERY_S and not self.sign.exists():
-            _say(f"the learner has not yet shaken hands with the servers, {now - self._begun:.0f} s")
+            _say(f"the learner has not yet found the servers right, {now - self._begun:.0f} s")
             self._told = now
 
 

@@ -30,6 +30,8 @@ HEALTH_S = 2
 ROUND_S = 1
 TAIL_LINES = 20
 TAIL_BYTES = 16_384
+OF_NANOBIND = ("nanobind: ", " - leaked ", " - ... skipped remainder", "See https://nanobind.")
+"""How the lines begin that its modules, vLLM's among them, write at a Python's end: thirty, behind why it ended."""
 AGAIN_S = 2
 """A second signal counts when it comes that long after the first: one Ctrl-C can arrive twice."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -61,13 +63,13 @@ class Kept:
         self.keeper.stdin.close()
 
     def last_words(self) -> str:
-        """The end of its log, indented."""
+        """The end of its log, indented, without what says nothing."""
         if self.log is None:
             return ""
         with self.log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
-        last = [line for line in lines if line.strip()][-TAIL_LINES:]
+        last = [line for line in lines if line.strip() and not line.startswith(OF_NANOBIND)][-TAIL_LINES:]
         return f"\n  the last lines of {self.log}:" + "".join(f"\n    {line}" for line in last or ["(nothing)"])
 
 

@@ -1,8 +1,9 @@
 """Takes the place of a vLLM server or of a learner rank; each has a child that leads its own process group.
 
 STAND_IN says what a server does: `dies` with words, `stays` without ever answering and deaf to SIGTERM, `serves`
-/health, or `talks` at length before. A rank writes each SIGTERM to FOLDER/rank-N and leaves with 75; it leaves with 5
-when FOLDER/go is there.
+/health, `serves-on` deaf to SIGTERM, or `talks` at length before. It ends with words and code 3 when FOLDER/end-PORT is
+there. A rank writes each SIGTERM to FOLDER/rank-N and leaves with 75; it leaves with 5 when FOLDER/go is there, with 4
+when FOLDER/fault is. Asked for its NCCL, as a server's Python may be, it does not answer.
 """
 
 import http.server
@@ -10,12 +11,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 FOR_EVER_S = 600
 RANK_STOPPED = 75
 RANK_DONE = 5
+RANK_FAULT = 4
+SERVER_END = 3
 LINES = 200_000
 
 
@@ -37,14 +41,24 @@ class Health(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def serve(port):
+def end_when_told(sign):
+    """As vLLM ends whose engine has died."""
+    while not sign.exists():
+        time.sleep(0.1)
+    print("the engine has died", flush=True)
+    os._exit(SERVER_END)
+
+
+def serve(port, folder):
     kind = os.environ["STAND_IN"]
     print(f"a server that {kind} at {port}", flush=True)
     if kind == "dies":
         sys.exit("no memory for the cache")
     have_a_child()
-    if kind == "stays":
+    threading.Thread(target=end_when_told, args=[folder / f"end-{port}"], daemon=True).start()
+    if kind in ("stays", "serves-on"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if kind == "stays":
         time.sleep(FOR_EVER_S)
     if kind == "talks":
         for number in range(LINES):
@@ -65,13 +79,15 @@ def learn(folder):
     signal.signal(signal.SIGTERM, note)
     have_a_child()
     notes.write_text("up\n")
-    while not (folder / "go").exists():
+    while not (folder / "go").exists() and not (folder / "fault").exists():
         time.sleep(0.1)
-    sys.exit(RANK_DONE)
+    sys.exit(RANK_DONE if (folder / "go").exists() else RANK_FAULT)
 
 
 if __name__ == "__main__":
     if "RANK" in os.environ:
         learn(Path(os.environ["FOLDER"]))
+    elif "-c" in sys.argv:
+        time.sleep(FOR_EVER_S)
     else:
-        serve(int(sys.argv[sys.argv.index("--port") + 1]))
+        serve(int(sys.argv[sys.argv.index("--port") + 1]), Path(os.environ["FOLDER"]))

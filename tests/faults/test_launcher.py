@@ -14,7 +14,8 @@ import time
 import pytest
 
 from ds_stage2ab.errors import EXIT_CONFIG, EXIT_ENVIRONMENT
-from tests.faults.stand_in import LINES, RANK_DONE, RANK_STOPPED, line
+from ds_stage2ab.launch import LAST_LOOK_S
+from tests.faults.stand_in import LINES, RANK_DONE, RANK_FAULT, RANK_STOPPED, SERVER_END, line
 from tests.launching import Launched, read
 from tests.parts import ROOT, config_values, free_port, merged, write_config
 
@@ -23,12 +24,14 @@ STOP_S = 40
 KILLED_S = 60
 SERVERS = 2
 MATCHING = "custom.extra.rollout_matching"
+ON_CPU = ("--cpu", "--train-ranks", "2")
+ON_GPUS = ("--rollout-gpus", "0,1", "--train-gpus", "2,3")
 
 
 class Launch(Launched):
     """A launcher of stand-ins."""
 
-    def __init__(self, quickstart, folder, kind, *arguments, changes=None, ports=None):
+    def __init__(self, quickstart, folder, kind, *arguments, changes=None, ports=None, where=ON_CPU):
         self.ports = ports or [free_port() for _ in range(SERVERS)]
         servers = [{"base_url": f"http://127.0.0.1:{port}"} for port in self.ports]
         keys = {f"{MATCHING}.rollout_backend": "vllm", f"{MATCHING}.vllm.server.servers": servers, **(changes or {})}
@@ -36,8 +39,8 @@ class Launch(Launched):
         python = folder / "python"
         python.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/faults/stand_in.py "$@"\n')
         python.chmod(0o755)
-        command = [sys.executable, "tests/faults/launched.py", "launch", "--config", str(config), "--cpu"]
-        command += ["--train-ranks", "2", "--server-python", str(python), *arguments]
+        command = [sys.executable, "tests/faults/launched.py", "launch", "--config", str(config), *where]
+        command += ["--server-python", str(python), *arguments]
         path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
         super().__init__(command, folder, {"STAND_IN": kind, "FOLDER": str(folder), "PYTHONPATH": path})
 
@@ -46,6 +49,11 @@ class Launch(Launched):
 
     def rank_notes(self):
         return [path.read_text() for path in sorted(self.folder.glob("rank-*"))]
+
+    def learner_fails(self):
+        """It ends with 4; comes back when the launcher knows."""
+        (self.folder / "fault").touch()
+        self.wait_for(lambda: not self.with_words("ds_stage2ab.keeper", "ranks"), STOP_S)
 
     def kill_server(self, port):
         """With SIGKILL, which its keeper survives."""
@@ -77,7 +85,10 @@ def waiting(launched):
 @pytest.fixture
 def learning(launched):
     """A launcher whose servers answer and whose two ranks are up."""
-    one = launched("serves")
+    return when_it_learns(launched("serves"))
+
+
+def when_it_learns(one):
     one.wait_for(lambda: one.rank_notes() == ["up\n"] * 2 and len(one.with_words("time.sleep")) == SERVERS + 2, START_S)
     return one
 
@@ -137,6 +148,52 @@ def test_a_lost_server_is_told_of_and_the_learner_ends_by_itself(learning):
     )
 
 
+def test_a_server_that_ends_later_than_the_learner_that_it_failed_is_quoted(learning):
+    """An engine that has died answers with errors at once, its server is gone some seconds later."""
+    failed, other = learning.ports
+    learning.learner_fails()
+    time.sleep(3)
+    (learning.folder / f"end-{failed}").touch()
+    assert learning.ends(STOP_S) == RANK_FAULT
+    assert f"launch: server http://127.0.0.1:{failed} ended with code {SERVER_END}\n" in learning.said
+    assert f"\n  the last lines of {learning.logs(0)}:\n    a server that serves at {failed}\n" in learning.said
+    assert learning.said.count("\n    the engine has died\n") == 1
+    assert learning.stop_lines[0].startswith(
+        f"launch: the learner ended with code {RANK_FAULT}; stopped server http://127.0.0.1:{other}; logs in "
+    )
+
+
+def test_ctrl_c_while_a_server_is_given_time_to_end(launched):
+    """Both are sound, and deaf to SIGTERM: the first signal ends the waiting, the second does not wait for them."""
+    one = when_it_learns(launched("serves-on"))
+    one.learner_fails()
+    one.wait_for(lambda: f"is waited for, {LAST_LOOK_S} s at most" in one.said, STOP_S)
+    one.process.send_signal(signal.SIGINT)
+    one.wait_for(lambda: "launch: SIGINT: stopping" in one.said, LAST_LOOK_S / 3)
+    time.sleep(2.5)
+    start = time.monotonic()
+    one.process.send_signal(signal.SIGINT)
+    assert one.ends(STOP_S) == RANK_FAULT
+    assert time.monotonic() - start < 3  # of the 6 seconds that servers have
+    assert [line.split("; ")[:2] for line in one.stop_lines] == [["launch: SIGINT", f"stopped {names(one)}"]]
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "told"),
+    [
+        (signal.SIGTERM, 128 + signal.SIGTERM, ["launch: SIGTERM; stopped nothing"]),
+        (signal.SIGKILL, -signal.SIGKILL, []),
+    ],
+)
+def test_a_launcher_that_ends_while_a_python_is_asked_for_its_nccl(launched, number, code, told):
+    one = launched("serves", where=ON_GPUS)
+    one.wait_for(lambda: one.with_words("stand_in.py", "nccl"), START_S)
+    one.process.send_signal(number)
+    assert one.ends(STOP_S) == code
+    assert [line.split("; logs in ")[0] for line in one.stop_lines] == told
+    assert "weights travel" not in one.said and "Traceback" not in one.said
+
+
 def test_a_server_that_has_much_to_say_is_not_held_up(launched):
     """10 MB before it is ready, more than any pipe holds; of them the end is shown when it dies."""
     one = launched("talks")
@@ -148,15 +205,15 @@ def test_a_server_that_has_much_to_say_is_not_held_up(launched):
     assert f"\n    {line(LINES - 1)}\n    ready\n" in one.said and line(LINES - 20) not in one.said
 
 
-def test_the_line_of_progress_goes_on_until_the_handshake(learning):
-    """The run folder is what the learner makes when the servers have passed."""
-    learning.wait_for(lambda: learning.said.count("launch: the learner has not yet shaken hands") > 1, START_S)
+def test_the_line_of_progress_goes_on_until_the_servers_are_found_right(learning):
+    """The run folder is what the learner makes then."""
+    learning.wait_for(lambda: learning.said.count("launch: the learner has not yet found") > 1, START_S)
     (learning.folder / "runs" / "small").mkdir()
     (learning.folder / "runs" / "small" / "config.json").touch()
     time.sleep(1)  # a line may be on its way
-    said = learning.said.count("has not yet shaken hands")
+    said = learning.said.count("has not yet found")
     time.sleep(3)
-    assert learning.said.count("has not yet shaken hands") == said
+    assert learning.said.count("has not yet found") == said
 
 
 def test_a_killed_keeper_leaves_no_server(waiting):

@@ -11,8 +11,18 @@ from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.overrides import read_overrides
 from ds_stage2ab.config.sections import ServerSection
 from ds_stage2ab.errors import ConfigError
-from ds_stage2ab.launch import learner_command, local_port, server_command, share_devices, with_replica_size
+from ds_stage2ab.launch import (
+    LAST_LOOK_S,
+    WATCH_S,
+    learner_command,
+    local_port,
+    server_command,
+    share_devices,
+    watch,
+    with_replica_size,
+)
 from ds_stage2ab.launch_options import Topology, add_launch_options, read_devices, read_topology
+from ds_stage2ab.launch_processes import Server
 from tests.parts import ROOT
 
 PROD = ROOT / "configs" / "stage2_ab" / "prod" / "ab_mixed.yaml"
@@ -217,3 +227,80 @@ def test_a_wrong_command_line_is_exit_code_2(capsys, words):
         main(["launch", "--config", str(PROD), *words])
     assert caught.value.code == 2
     assert words[0] in capsys.readouterr().err
+
+
+class Rounds:
+    """A household, its learner and its servers; each of these is (its code, after how many pauses it has ended)."""
+
+    def __init__(self, learner, *servers):
+        self.pauses = 0
+        self.learner = Member(self, "the learner", *learner)
+        self.servers = [
+            Server(url="", port=i, kept=Member(self, f"server {i}", *ends)) for i, ends in enumerate(servers)
+        ]
+
+    def pause(self, seconds):
+        assert seconds == WATCH_S
+        self.pauses += 1
+
+    def watch(self):
+        return watch(self, self.learner, self.servers, lambda: None)
+
+
+class Member:
+    def __init__(self, rounds, name, end_code, after):
+        self.rounds, self.name, self.end_code, self.after = rounds, name, end_code, after
+
+    @property
+    def code(self):
+        return self.end_code if self.rounds.pauses >= self.after else None
+
+    def last_words(self):
+        return f": last words of {self.name}"
+
+
+NEVER = 10**6
+LAST_LOOKS = round(LAST_LOOK_S / WATCH_S)
+
+
+def told(capsys):
+    lines = capsys.readouterr().err.splitlines()
+    return [line.removeprefix("launch: ") for line in lines if "last words" in line]
+
+
+@pytest.mark.parametrize(
+    ("code", "pauses"),
+    [(0, 2), (1, 2), (2, 2), (3, 2), (4, 2 + LAST_LOOKS), (5, 2), (75, 2)],
+)
+def test_only_a_fault_of_the_environment_gives_sound_servers_time_to_end(capsys, code, pauses):
+    rounds = Rounds((code, 2), (1, NEVER), (1, NEVER))
+    assert rounds.watch() == code
+    assert rounds.pauses == pauses and told(capsys) == []
+
+
+@pytest.mark.parametrize(
+    ("ends", "pauses"),
+    [
+        ((1, 1), 2),  # seen while the learner lived, which leaves for that reason: nothing to wait for
+        ((1, 2), 2),  # in the same moment as the learner
+        ((1, 7), 7),  # 5 pauses behind it
+        ((1, 2 + LAST_LOOKS), 2 + LAST_LOOKS),  # seen at the last look
+    ],
+)
+def test_a_server_that_ends_is_told_of_once_and_ends_the_waiting(capsys, ends, pauses):
+    rounds = Rounds((4, 2), (0, NEVER), ends)
+    assert rounds.watch() == 4
+    assert rounds.pauses == pauses
+    assert told(capsys) == ["server 1 ended with code 1: last words of server 1"]
+
+
+def test_a_server_that_ends_in_the_moment_of_the_learner_is_told_of_whatever_its_code(capsys):
+    rounds = Rounds((5, 2), (137, 2))
+    assert rounds.watch() == 5
+    assert told(capsys) == ["server 0 ended with code 137: last words of server 0"]
+
+
+def test_every_server_that_ends_is_told_of(capsys):
+    rounds = Rounds((0, 5), (1, 1), (2, 3), (3, 3))
+    assert rounds.watch() == 0
+    assert told(capsys) == [f"server {i} ended with code {i + 1}: last words of server {i}" for i in range(3)]
