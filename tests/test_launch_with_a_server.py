@@ -92,3 +92,13 @@ def test_nothing_is_left_of_a_launcher_that_is_killed_while_rollouts_are_drawn(d
     drawing.process.kill()
     assert drawing.ends(KILLED_S) == -signal.SIGKILL
     assert not drawing.steps()
+
+
+@pytest.mark.soak
+def test_the_last_words_of_a_server_whose_engine_dies_are_shown(drawing):
+    """The server takes seconds to go, the learner leaves at its first answer of 500."""
+    (engine,) = [process for process in drawing.look() if b"VLLM::EngineCore" in read(process.pid, "cmdline")]
+    os.kill(engine.pid, signal.SIGKILL)
+    assert drawing.ends(STOP_S) == EXIT_ENVIRONMENT
+    assert f"launch: server {drawing.base_url} ended with code" in drawing.said
+    assert "EngineDeadError" in drawing.said
