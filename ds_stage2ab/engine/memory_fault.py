@@ -5,21 +5,41 @@ from contextlib import contextmanager
 
 import torch
 
-from ds_stage2ab.errors import OwnFault
+from ds_stage2ab.errors import EnvironmentFault, OwnFault
 from ds_stage2ab.plan import RunPlan
 
 CPU_ALLOCATOR = "DefaultCPUAllocator"
 """In the text of the RuntimeError that torch raises when the host gives no more memory."""
 
+SMALLER_PACKS = (
+    "set training.global_max_length lower (data.max_pixels too, if a single sample is as long as a pack),"
+    " or model.gradient_checkpointing to true, or deepspeed.zero_stage higher;"
+    " none of them changes what a step learns"
+)
+SMALLER_ROLLOUTS = (
+    "where the learner draws the rollouts (rollout_backend: hf), set custom.extra.rollout_matching.decode_batch_size"
+    " lower, which changes no draw but for rounding, or custom.extra.rollout_matching.max_new_tokens;"
+    " or data.max_pixels lower; or deepspeed.zero_stage to 2 (3 takes a whole copy of the weights for rollouts)"
+)
+SMALLER_UPDATE = (
+    "set deepspeed.zero_stage higher, or deepspeed.offload_optimizer to cpu (stage 1 or more);"
+    " neither changes what a step learns"
+)
+
 
 @contextmanager
-def memory_explained(rank: int, step: int, num_tokens: int, plan: RunPlan) -> Iterator[None]:
-    """Around a forward and backward of a pack of so many tokens.
+def memory_explained(what: str, plan: RunPlan, *, fix: str, fault: type[EnvironmentFault] = OwnFault) -> Iterator[None]:
+    """Around whatever may take more memory than there is.
 
     Nothing is made smaller by itself: the effective batch size is what the user said.
 
+    Args:
+        what: `rank 1 is out of memory in step 7, in a pack of 8100 tokens`.
+        fix: the keys that make it smaller.
+        fault: what is raised; where the ranks agree on failures no `OwnFault`, so that it is said once.
+
     Raises:
-        OwnFault: the device or the host has no memory left.
+        EnvironmentFault: the device or the host has no memory left.
     """
     try:
         yield
@@ -27,10 +47,8 @@ def memory_explained(rank: int, step: int, num_tokens: int, plan: RunPlan) -> It
         exhausted = isinstance(error, MemoryError | torch.OutOfMemoryError) or CPU_ALLOCATOR in str(error)
         if not exhausted:
             raise
-        raise OwnFault(
-            f"rank {rank} is out of memory in step {step + 1}, in a pack of {num_tokens} tokens (packs hold up to"
-            f" {plan.global_max_length}; {plan.batch_sentence}; ZeRO stage {plan.zero_stage})",
-            fix="set training.global_max_length lower (data.max_pixels too, if a single sample is as long as a pack),"
-            " or model.gradient_checkpointing to true, or deepspeed.zero_stage higher;"
-            " none of them changes what a step learns",
+        raise fault(
+            f"{what} (packs hold up to {plan.global_max_length} tokens; {plan.batch_sentence};"
+            f" ZeRO stage {plan.zero_stage})",
+            fix=fix,
         ) from error

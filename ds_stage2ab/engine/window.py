@@ -14,8 +14,8 @@ import torch
 from ds_stage2ab.carriers import Pack, Sample, Segment, Skipped, StepResult
 from ds_stage2ab.clock import Clock
 from ds_stage2ab.engine.intake import Intake
-from ds_stage2ab.engine.memory_fault import memory_explained
-from ds_stage2ab.errors import DataError, TrainingFault
+from ds_stage2ab.engine.memory_fault import SMALLER_PACKS, SMALLER_ROLLOUTS, SMALLER_UPDATE, memory_explained
+from ds_stage2ab.errors import DataError, EnvironmentFault, TrainingFault
 from ds_stage2ab.losses.objective import TERM_NAMES
 from ds_stage2ab.packs.collate import make_packs, zero_weight
 from ds_stage2ab.packs.rounds import NUM_FLAGS, in_lockstep
@@ -27,6 +27,8 @@ SAMPLES, KEPT, TOKENS_AND_PACKS = "samples", "kept and supervised", "tokens and 
 
 MAX_NAMED = 16
 """Sample ids that a message lists before it counts the rest."""
+TAMER = "lower training.learning_rate, and look at these samples"
+"""What to do about a loss or a gradient that is not finite."""
 
 
 class Channel(Protocol):
@@ -79,13 +81,13 @@ class Window:
         clock, start = Clock(), time.monotonic()
         with clock("data"):
             intake = Intake(self._buffer(step), channel.term_names)
-        losses = self._accumulate(step, channel, intake, clock)
+        losses, guilty = self._accumulate(step, channel, intake, clock)
         intake.assert_used_once()
         with clock("optimizer"):
             sums = self._summed({**losses, **intake.terms, **self._sizes(intake)})
             skipped = self._skipped(intake, step, kept=sums[KEPT][0])
             learning_rate, grad_norm = self._update(step)
-            fault = self._tolerated_fault(step, grad_norm, intake, supervised=sums[KEPT][1] > 0)
+            fault = self._tolerated_fault(step, grad_norm, guilty, intake, supervised=sums[KEPT][1] > 0)
         seconds = {**clock.seconds, **self._slowest(clock), "step": time.monotonic() - start}
         return self._result(
             sums, skipped=skipped, fault=fault, learning_rate=learning_rate, grad_norm=grad_norm, seconds=seconds
@@ -118,8 +120,14 @@ class Window:
         assert micro_step == self.plan.accumulation_steps - 1, "the engine's window and the plan disagree"
         return drawn
 
-    def _accumulate(self, step: int, channel: Channel, intake: Intake, clock: Clock) -> dict[str, Term]:
-        """Forward and backward of every pack; returns this rank's (sum, count) of each of the objective's terms."""
+    def _accumulate(
+        self, step: int, channel: Channel, intake: Intake, clock: Clock
+    ) -> tuple[dict[str, Term], list[str]]:
+        """Forward and backward of every pack.
+
+        Returns: (this rank's (sum, count) of each of the objective's terms, its samples in packs whose loss is not
+            finite).
+        """
         packs = make_packs(
             intake.segments(channel.segments(intake.samples, step, clock)),
             capacity=self.plan.global_max_length,
@@ -129,11 +137,14 @@ class Window:
         )
         totals = torch.zeros(len(TERM_NAMES), 2, dtype=torch.float64, device=self.world.device)
         bad: list[TrainingFault] = []
+        guilty: list[str] = []
+        no_room = f"out of memory in step {step + 1}, getting the segments of Channel {channel.name}"
 
         def following() -> tuple[Pack | None, bool]:
             if bad:
                 raise bad[0]
-            with clock("segments"):
+            explained = memory_explained(no_room, self.plan, fix=SMALLER_ROLLOUTS, fault=EnvironmentFault)
+            with clock("segments"), explained:
                 pack, last = next(packs, (None, True))
             if pack is not None:
                 intake.count(pack)
@@ -148,24 +159,33 @@ class Window:
             with clock("wait"):
                 pack, last = next(rounds, (None, True))
             if pack is None:
-                return dict(zip(TERM_NAMES, map(tuple, totals.tolist()), strict=True))
+                return dict(zip(TERM_NAMES, map(tuple, totals.tolist()), strict=True)), guilty
             with clock("forward_backward"):
                 loss, terms = self._learn(step, pack, last)
             totals += torch.stack([torch.stack(terms[name]) for name in TERM_NAMES])
-            if not math.isfinite(loss) and self.bad_steps >= self.plan.max_bad_steps:
-                bad.append(_non_finite(step, pack, loss))
+            if math.isfinite(loss):
+                continue
+            own = list(pack.sample_ids) if pack.real else []
+            guilty += own
+            if self.bad_steps >= self.plan.max_bad_steps:
+                bad.append(_non_finite(step, own, loss))
 
     def _learn(self, step: int, pack: Pack, last: bool) -> tuple[float, dict[str, tuple]]:
         """One forward and backward; a loss that is not finite makes every gradient NaN, so that no rank applies it."""
         scale = self.world.size / self.plan.effective_batch_size
         self.engine.set_gradient_accumulation_boundary(last)
         self.world.doing(f"forward and backward of step {step + 1}")
-        with self.world.collective(), memory_explained(self.world.rank, step, len(pack.input_ids), self.plan):
+        no_room = f"{self._no_room(step)}, in a pack of {len(pack.input_ids)} tokens"
+        with self.world.collective(), memory_explained(no_room, self.plan, fix=SMALLER_PACKS):
             loss, terms = self.engine(pack.to(self.world.device))
             value = loss.item()
             # A new tensor, not forward's own output: ZeRO 0 would divide that by the accumulation steps.
             self.engine.backward(loss * (scale if math.isfinite(value) else math.nan), scale_wrt_gas=False)
         return value, terms
+
+    def _no_room(self, step: int) -> str:
+        """Of a rank that cannot tell the others: it may be alone in a collective of the engine's."""
+        return f"rank {self.world.rank} is out of memory in step {step + 1}"
 
     def _summed(self, own: dict[str, Term]) -> dict[str, Term]:
         """(sum, count) of the same names on every rank -> over all ranks."""
@@ -212,7 +232,8 @@ class Window:
             self._leave_update_out()
             return learning_rate, own_norm
         skipped_before = self.engine.skipped_steps
-        with self.world.collective():
+        no_room = f"{self._no_room(step)}, in the update"
+        with self.world.collective(), memory_explained(no_room, self.plan, fix=SMALLER_UPDATE):
             self.engine.step()
         self.engine.set_gradient_accumulation_boundary(None)
         if not self.engine.was_step_applied() or self.engine.skipped_steps != skipped_before:
@@ -233,8 +254,13 @@ class Window:
         gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients))
 
-    def _tolerated_fault(self, step: int, grad_norm: float, intake: Intake, *, supervised: bool) -> str:
+    def _tolerated_fault(
+        self, step: int, grad_norm: float, guilty: list[str], intake: Intake, *, supervised: bool
+    ) -> str:
         """Why the step was not applied, in words; empty if it was. Every rank sees the same norm, and does the same.
+
+        Args:
+            guilty: this rank's samples in packs whose loss is not finite. Where no rank has one, all are named.
 
         Raises:
             TrainingFault: too many such steps in a row, or a gradient of zero though something was supervised.
@@ -242,15 +268,13 @@ class Window:
         if math.isfinite(grad_norm) and (grad_norm > 0 or not supervised):
             self.bad_steps = 0
             return ""
-        ids = [name for part in self.world.gather(intake.packed_ids) for name in part]
-        fault = TrainingFault(
-            f"the gradient norm of step {step + 1} is {grad_norm}, "
-            + ("though something was supervised" if grad_norm == 0 else "and the update was not applied"),
-            where=_named(ids),
-            fix="lower training.learning_rate, and look at these samples",
-        )
+        seen = self.world.gather((guilty, intake.packed_ids))
+        with_bad_loss, everything = ([name for part in seen for name in part[kind]] for kind in (0, 1))
+        if grad_norm == 0:
+            raise _lost_gradient(step, everything)
+        fault = _not_applied(step, grad_norm, with_bad_loss, everything)
         self.bad_steps += 1
-        if grad_norm == 0 or self.bad_steps > self.plan.max_bad_steps:
+        if self.bad_steps > self.plan.max_bad_steps:
             raise fault
         return f"{fault.why} ({fault.where})"
 
@@ -281,15 +305,34 @@ class Window:
         )
 
 
-def _non_finite(step: int, pack: Pack, loss: float) -> TrainingFault:
+def _non_finite(step: int, sample_ids: list[str], loss: float) -> TrainingFault:
     return TrainingFault(
-        f"a loss of step {step + 1} is {loss}; no weight was changed by this step",
-        where=_named(list(pack.sample_ids)),
-        fix="lower training.learning_rate, and look at these samples",
+        f"a loss of step {step + 1} is {loss}; no weight was changed by this step", where=_named(sample_ids), fix=TAMER
+    )
+
+
+def _not_applied(step: int, grad_norm: float, with_bad_loss: list[str], everything: list[str]) -> TrainingFault:
+    """The gradient of a finite loss can overflow too: that may be anyone's."""
+    place = f"of step {step + 1} is"
+    what = f"a loss {place} not finite" if with_bad_loss else f"the gradient norm {place} {grad_norm}"
+    return TrainingFault(
+        f"{what}, and the update was not applied", where=_named(with_bad_loss or everything), fix=TAMER
+    )
+
+
+def _lost_gradient(step: int, sample_ids: list[str]) -> TrainingFault:
+    """The engine has taken the step by now: an optimizer with momentum or weight decay has moved weights in it."""
+    return TrainingFault(
+        f"the gradient norm of step {step + 1} is 0.0, though something was supervised",
+        where=_named(sample_ids),
+        fix="look at model.freeze, tuner and the weights of the losses under stage2_ab: nothing that is supervised"
+        " reaches a weight that trains",
     )
 
 
 def _named(ids: list[str]) -> str:
-    """`samples a, b, c and 29 more`."""
+    """`samples a, b, c and 29 more`; empty if there is none."""
+    if not ids:
+        return ""
     rest = len(ids) - MAX_NAMED
     return "samples " + ", ".join(ids[:MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -21,25 +21,42 @@ from tests.unit.engine.stage import (
 )
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1])
-def test_a_loss_that_is_not_finite_stops_before_any_weight_moves(build, zero_stage):
-    stage = build({"deepspeed.zero_stage": zero_stage, "training.packing": False})
-    # the row of an id that only the answer of one sample holds
+def spoil_some(stage):
+    """Make the row of an id NaN that some of the step's samples hold, but not the first; these come back, in order."""
     segments = stage.bench.segments()[:R]
     ids = [set(segment.input_ids.tolist()) for segment in segments]
-    guilty = next(n for n in range(1, R) if ids[n] - set().union(*ids[:n]))
-    only = min(ids[guilty] - set().union(*ids[:guilty]))
+    first = next(n for n in range(1, R) if ids[n] - set().union(*ids[:n]))
+    only = min(ids[first] - set().union(*ids[:first]))
     table = stage.bench.model.get_input_embeddings().weight
     stage.bench.model.lm_head.weight = torch.nn.Parameter(table.detach().clone(), requires_grad=False)
     table.data[only] = torch.nan
+    return [segment.sample_id for segment, own in zip(segments, ids, strict=True) if only in own]
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_a_loss_that_is_not_finite_stops_before_any_weight_moves(build, zero_stage):
+    stage = build({"deepspeed.zero_stage": zero_stage, "training.packing": False})
+    guilty, *_ = spoil_some(stage)
     before = stage.weights()
     with pytest.raises(TrainingFault) as caught:
         stage.window.run(0, stage.channel)
     assert caught.value.code == EXIT_TRAINING
     assert caught.value.why == "a loss of step 1 is nan; no weight was changed by this step"
-    assert caught.value.where == f"samples {segments[guilty].sample_id}"
+    assert caught.value.where == f"samples {guilty}"
     assert_bit_equal(stage.weights(), before)
     assert stage.engine.global_steps == 0
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_a_bad_loss_that_is_tolerated_names_its_own_samples(build, zero_stage):
+    stage = build({"deepspeed.zero_stage": zero_stage, "training.packing": False, "training.max_bad_steps": 1})
+    guilty = spoil_some(stage)
+    before = stage.weights()
+    result = stage.window.run(0, stage.channel)
+    assert 0 < len(guilty) < R
+    why = "a loss of step 1 is not finite, and the update was not applied"
+    assert (result.applied, result.fault) == (False, f"{why} (samples {', '.join(guilty)})")
+    assert_bit_equal(stage.weights(), before)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2])
@@ -131,8 +148,14 @@ def test_a_gradient_of_zero_is_a_fault_if_something_was_supervised(build):
     stage = build()
     for parameter in stage.bench.model.parameters():
         parameter.register_hook(torch.zeros_like)
-    with pytest.raises(TrainingFault, match=r"the gradient norm of step 1 is 0\.0, though something was supervised"):
+    with pytest.raises(TrainingFault) as caught:
         stage.window.run(0, stage.channel)
+    assert caught.value.why == "the gradient norm of step 1 is 0.0, though something was supervised"
+    for key in ("model.freeze", "tuner", "stage2_ab"):
+        assert key in caught.value.fix
+    assert "learning_rate" not in caught.value.fix
+    for sample in stage.bench.samples[:R]:
+        assert sample.id in caught.value.where
 
 
 def test_a_step_that_supervises_nothing_is_legal_and_moves_nothing(build):
