@@ -125,21 +125,32 @@ def test_every_shipped_config_stands_in_the_readme_of_configs():
 
 # What the runbook and the page on debugging tell users to type -> the test that runs it, with words that stand in both.
 COMMANDS = {
+    "python ds_stage2ab/train.py --config": ("tests/test_typed_by_hand.py", "python ds_stage2ab/train.py --config"),
     "python -m ds_stage2ab.validate": ("tests/unit/test_validate.py", "--learners"),
+    "python -m tests.bench.packing_speed": ("tests/bench/test_packing.py", "tests.bench.packing_speed"),
     "ds-stage2ab plan": ("tests/unit/test_cli.py", "plan"),
     "ds-stage2ab launch": ("tests/faults/test_launcher.py", "launch"),
     "ds-stage2ab evaluate": ("tests/test_evaluate.py", "evaluate"),
+    "ds-stage2ab report runs/<name>": ("tests/test_typed_by_hand.py", "ds-stage2ab report runs/<name>"),
+    "ds-stage2ab add-coord-tokens": ("tests/test_typed_by_hand.py", "ds-stage2ab add-coord-tokens"),
     "deepspeed --num_gpus": ("tests/parts.py", "--num_gpus"),
+    "deepspeed --no_local_rank --module ds_stage2ab evaluate": ("tests/test_evaluate.py", "--no_local_rank"),
     "DS_ACCELERATOR=cpu deepspeed --num_gpus": ("tests/parts.py", "DS_ACCELERATOR"),
     "kill -USR1": ("tests/faults/planted.py", "SIGUSR1"),
 }
+BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 TYPED = re.compile(r"^(?:[A-Z_]+=\S+ )?(?:python|deepspeed|ds-stage2ab|kill|make|pip) .*$", re.MULTILINE)
+
+
+def typed_commands(text: str) -> list[str]:
+    """Commands of a document: lines of fenced blocks, and what stands in single backquotes."""
+    quoted = (words.replace("\n", " ") for words in re.findall(r"`([^`]+)`", BLOCK.sub("", text)))
+    return [line for part in (*BLOCK.findall(text), *quoted) for line in TYPED.findall(part)]
 
 
 @pytest.mark.parametrize("document", ["docs/training/STAGE2_RUNBOOK.md", "docs/debugging.md"])
 def test_every_command_that_users_are_told_is_run_by_a_test(document):
-    blocks = re.findall(r"^```\w*\n(.*?)^```", (ROOT / document).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    typed = [line for block in blocks for line in TYPED.findall(block)]
+    typed = typed_commands((ROOT / document).read_text(encoding="utf-8"))
     assert typed
     unknown = [line for line in typed if not any(line.startswith(command) for command in COMMANDS)]
     assert unknown == [], "name the test that runs it, or say in the document that it needs a GPU"
@@ -148,3 +159,8 @@ def test_every_command_that_users_are_told_is_run_by_a_test(document):
 def test_the_tests_that_run_them_do():
     for path, word in COMMANDS.values():
         assert word in (ROOT / path).read_text(encoding="utf-8"), path
+
+
+def test_commands_are_found_in_blocks_and_in_sentences():
+    text = "Run `make no` or `make` or `X=1 python\nno.py`:\n```\nls\ndeepspeed no.py\n```\nnot `--set a=b`.\n"
+    assert typed_commands(text) == ["deepspeed no.py", "make no", "X=1 python no.py"]
