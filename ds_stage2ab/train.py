@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 import argparse
 import os
+import time
 from typing import TYPE_CHECKING
 
 from ds_stage2ab.config.load import load_config
@@ -21,6 +22,8 @@ from ds_stage2ab.leave import end_with_parent, leave, leave_with_traceback, say,
 
 if TYPE_CHECKING:
     from ds_stage2ab.assemble import Run
+    from ds_stage2ab.config.load import LoadedConfig
+    from ds_stage2ab.world import World
 
 
 def train(run: "Run") -> None:
@@ -49,28 +52,44 @@ def main() -> int:
     rank = int(os.environ["RANK"]) if "RANK" in os.environ else 0
     if "RANK" in os.environ:
         end_with_parent()
+    speaks = rank == 0 or os.environ.get("LOCAL_RANK") == "0"  # one per machine, until the ranks can tell each other
     try:
-        _run(arguments.config, arguments.overrides)
+        loaded, world = _meet(arguments.config, arguments.overrides)
+        speaks = rank == 0
+        _run(loaded, world)
     except Stage2Error as error:
-        if rank == 0 or isinstance(error, OwnFault):
+        if speaks or isinstance(error, OwnFault):
             say(error)
+        if rank == 0 and isinstance(error, OwnFault):
+            _stay_for_questions()
         return exit_code(error)
     return EXIT_OK
 
 
-def _run(config: Path, overrides: list[str]) -> None:
+def _meet(config: Path, overrides: list[str]) -> tuple["LoadedConfig", "World"]:
     loaded = load_config(config, read_overrides(overrides))
     # Heavy imports wait until the config is known to be good.
-    from rich.console import Console
-
-    from ds_stage2ab.assemble import assemble
     from ds_stage2ab.engine.build import quieten, start_process_group
-    from ds_stage2ab.metrics.report import banner, summary_table, write_report
     from ds_stage2ab.world import World, fill_launcher_variables
 
     quieten()
     fill_launcher_variables()
-    world = World(start_process_group(loaded.config.deepspeed.collective_timeout_s))
+    return loaded, World(start_process_group(loaded.config.deepspeed.collective_timeout_s))
+
+
+def _stay_for_questions() -> None:
+    """The notes of what each rank was at are in rank 0's hands: others who wait in vain are about to read them."""
+    from ds_stage2ab.world import ASK_TIMEOUT
+
+    time.sleep(ASK_TIMEOUT.total_seconds())
+
+
+def _run(loaded: "LoadedConfig", world: "World") -> None:
+    from rich.console import Console
+
+    from ds_stage2ab.assemble import assemble
+    from ds_stage2ab.metrics.report import banner, summary_table, write_report
+
     speak_when_terminated(world.rank, lambda: world.now)
     run = assemble(loaded, world)
     try:

@@ -9,12 +9,14 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
-from ds_stage2ab.errors import LostRanks, Stage2Error
+from ds_stage2ab.errors import LostRanks, OwnFault, Stage2Error
 
 T = TypeVar("T")
 
@@ -78,36 +80,45 @@ class World:
     def all_max(self, *values: int) -> list[int]:
         """Largest of each value over all ranks."""
         box = torch.tensor(values, dtype=torch.long, device=self.device)
-        with self.collective():
+        with self._waiting():
             dist.all_reduce(box, op=dist.ReduceOp.MAX)
-        return box.tolist()
+            return box.tolist()
 
     def all_sum(self, values: torch.Tensor) -> torch.Tensor:
         """Element-wise sum over all ranks, float64 in and out, on the CPU."""
         total = values.to(self.device, dtype=torch.float64, copy=True)
-        with self.collective():
+        with self._waiting():
             dist.all_reduce(total, op=dist.ReduceOp.SUM)
-        return total.cpu()
+            return total.cpu()
 
     def gather(self, value: T) -> list[T]:
         """Every rank's picklable value, by rank, on every rank."""
         if self.size == 1:
             return [value]
         everybody: list = [None] * self.size
-        with self.collective():
+        with self._waiting():
             dist.all_gather_object(everybody, value)
         return everybody
 
     def from_first(self, value: T) -> T:
         """Rank 0's picklable value, on every rank."""
         box = [value]
-        with self.collective():
+        with self._waiting():
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def close(self) -> None:
         """Leave the process group: on the interpreter's own way down its threads may abort the process."""
         dist.destroy_process_group()
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Around a collective of our own: nobody who has come to it is who the others wait for."""
+        before = self.now
+        self.doing(WAITING)
+        with self.collective():
+            yield
+        self.doing(before)
 
     @contextmanager
     def collective(self) -> Iterator[None]:
@@ -130,11 +141,26 @@ class World:
             ) from error
 
     def _others(self) -> list[tuple[int, str]]:
-        """(rank, what it is doing) of the ranks that are not waiting themselves, as far as rank 0 can still tell."""
+        """(rank, what it is doing) of the ranks that are not waiting themselves, as far as rank 0 can still tell.
+
+        A thread asks: the store of a rank 0 that is stopped takes the question and never answers, time-out or not.
+        """
+        if self._notes is None:
+            return []
+        answers: SimpleQueue[list[tuple[int, str]]] = SimpleQueue()
+        asking = Thread(target=lambda notes: answers.put(self._noted(notes)), args=(self._notes,), daemon=True)
+        asking.start()
+        try:
+            return answers.get(timeout=ASK_TIMEOUT.total_seconds())
+        except Empty:
+            self._notes = None  # whatever we put there would wait behind the question
+            return [(0, "not known, it does not answer")]
+
+    def _noted(self, notes: dist.TCPStore) -> list[tuple[int, str]]:
         others = [rank for rank in range(self.size) if rank != self.rank]
         try:
-            noted = [rank for rank in others if self._notes.check([str(rank)])]
-            doing = [self._notes.get(str(rank)).decode() for rank in noted]
+            noted = [rank for rank in others if notes.check([str(rank)])]
+            doing = [notes.get(str(rank)).decode() for rank in noted]
         except RuntimeError:  # torch.distributed's own: its store has gone with rank 0
             return [(0, "not known, it is gone")]
         return [pair for pair in zip(noted, doing, strict=True) if pair[1] != WAITING][:MAX_NAMED]
@@ -168,14 +194,24 @@ class Agreement:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        self.world.doing(WAITING)
-        failed, *self.flags = self.world.all_max(int(error is not None), *self.flags)
+        if isinstance(error, LostRanks):
+            return False  # nobody is left to agree with
+        try:
+            failed, *self.flags = self.world.all_max(int(error is not None), *self.flags)
+            seen = self.world.gather(_portable(error)) if failed else []
+        except LostRanks as lost:
+            if isinstance(error, Stage2Error):  # nobody else will ever hear of it
+                raise OwnFault(f"rank {self.world.rank}: {error.why}", where=error.where, fix=error.fix) from lost
+            if error is None:
+                raise
+            error.add_note(f"rank {self.world.rank} could not tell the others: {lost}")
+            return False  # our own error goes on as it is
+        self.world.doing(f"what follows {self.doing}")
         if not failed:
             return False
-        seen = self.world.gather(_portable(error))
         first = next(rank for rank, failure in enumerate(seen) if failure is not None)
         if first == self.world.rank:
-            return False  # our own error goes on as it is
+            return False
         failure = seen[first]
         raise type(failure)(f"rank {first}: {failure.why}", where=failure.where, fix=failure.fix) from error
 

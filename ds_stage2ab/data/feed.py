@@ -4,18 +4,29 @@ Which sample is drawn where is a matter of `stream` alone: workers change when a
 """
 
 import math
+import resource
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.context import SpawnContext
+from multiprocessing.queues import Queue
+from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
 from ds_stage2ab.carriers import Record, Sample, Skipped
 from ds_stage2ab.data.encode import Encoder
 from ds_stage2ab.data.stream import SampleOrder, draws_of, shuffled_objects
-from ds_stage2ab.errors import DataError, EnvironmentFault
-from ds_stage2ab.leave import end_with_parent
+from ds_stage2ab.errors import EXIT_ENVIRONMENT, DataError, EnvironmentFault
+from ds_stage2ab.leave import end_with_parent, leave, say
 from ds_stage2ab.plan import RunPlan
+
+DEAD = "DataLoader worker (pid"
+"""How torch begins to say that one has died; what a living one raised it calls `Caught ... in DataLoader worker`."""
+FILES_PER_SAMPLE = 4
+"""Torch keeps one open for each of a sample's two tensors; of a step, and of the one before until that is let go."""
+OTHER_FILES = 256
+"""That a rank has open besides: sockets to the other ranks and to servers, logs. A small run has less than 50."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +76,7 @@ class Feed:
 
         Raises:
             DataError: a sample cannot be read, and the config does not say to skip it.
-            EnvironmentFault: a worker process has died.
+            EnvironmentFault: a worker process has died, or may not have as many files open as it would take.
         """
         draws = self._draws(step, micro_step)
         found = self._from_workers(step) if self.workers else [self.reader[draw] for draw in draws]
@@ -87,16 +98,18 @@ class Feed:
 
     def _from_workers(self, step: int) -> list[Sample | Skipped | DataError]:
         if self._ahead is None:
+            _allow_files(OTHER_FILES + FILES_PER_SAMPLE * self.plan.accumulation_steps * self.plan.per_device)
             self._ahead = _started(self._loader(first_step=step))
         try:
             return next(self._ahead)
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if not str(error).startswith(DEAD):
                 raise
             raise EnvironmentFault(
                 f"a process that reads samples has died: {error}",
                 where="data.workers",
-                fix="look for the kernel's out-of-memory killer, and at the size of /dev/shm; or set data.workers to 0",
+                fix="look for its own words, for the kernel's out-of-memory killer, and at the size of /dev/shm;"
+                " or set data.workers to 0",
             ) from error
 
     def _loader(self, first_step: int) -> DataLoader:
@@ -110,8 +123,7 @@ class Feed:
             prefetch_factor=math.ceil(self.plan.accumulation_steps / self.workers),
             collate_fn=list,
             worker_init_fn=_start_worker,
-            # A forked child of a process with threads and a process group may wait for a lock for ever.
-            multiprocessing_context="spawn",
+            multiprocessing_context=_Spawning(),
         )
 
 
@@ -129,3 +141,36 @@ def _started(loader: DataLoader) -> Iterator[list]:
 
 def _start_worker(worker: int) -> None:
     end_with_parent()
+
+
+class _Spawning(SpawnContext):
+    """Spawns: a forked child of a process with threads and a process group may wait for a lock for ever."""
+
+    def Queue(self, maxsize: int = 0) -> Queue:
+        return _Outbox(maxsize, ctx=self.get_context())
+
+
+class _Outbox(Queue):
+    """What a thread cannot put into it ends its process: by itself it would be dropped, and waited for for ever."""
+
+    def _on_queue_feeder_error(self, error: Exception, item: Any) -> None:
+        say(f"samples cannot be handed over: {error}\n  fix: give /dev/shm more room, or set data.workers to 0")
+        leave(EXIT_ENVIRONMENT)
+
+
+def _allow_files(number: int) -> None:
+    """Let this process, and those that it starts, have so many files open at once.
+
+    Raises:
+        EnvironmentFault: whoever runs this machine does not allow it.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= number:
+        return
+    if hard != resource.RLIM_INFINITY and hard < number:
+        raise EnvironmentFault(
+            f"with data.workers the samples of a step take up to {number} open files, and {hard} are allowed",
+            where="data.workers",
+            fix="raise the hard limit (`ulimit -Hn`), or set data.workers to 0",
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))

@@ -24,11 +24,13 @@ from transformers import Qwen2VLImageProcessorPil
 from ds_stage2ab.engine.shards import ShardWriter
 from ds_stage2ab.engine.tuner import adapters_of, merged_tensors, save_adapter
 from ds_stage2ab.engine.whole_model import WholeModel
-from ds_stage2ab.errors import EnvironmentFault
+from ds_stage2ab.errors import EnvironmentFault, OwnFault
 from ds_stage2ab.world import World
 
 WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".gguf", ".pt", ".pth")
 """Files of the source folder that an export does not copy: it has weights of its own."""
+UNWRITABLE = (OSError, RuntimeError, MemoryError, SafetensorError)
+"""What torch and safetensors raise where the disk or the memory has no room."""
 
 
 class Checkpoints:
@@ -73,10 +75,12 @@ class Checkpoints:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
         self.world.doing("saving the state of the engine")
-        with _explained(self.folder), self.world.collective():
+        # Each rank writes a part of its own, and behind it all wait in DeepSpeed: nobody can tell the others.
+        with _explained(self.folder, fault=OwnFault, who=f"rank {self.world.rank}: "), self.world.collective():
             self.engine.save_checkpoint(str(partial), tag="deepspeed", save_latest=False)
         with self.world.agree_on_failure("exporting the weights"), _explained(self.folder):
             export(self.whole_model, self.source, self.image_processor, partial / "hf")
+        with self.world.agree_on_failure("finishing the checkpoint"), _explained(self.folder):
             self._save_adapters(partial / "adapter")
             if self.world.rank == 0:
                 state = {"finished_steps": finished_steps, "world_size": self.world.size}
@@ -114,21 +118,23 @@ def export(
     own. Gathered weights are in memory one tensor at a time, and one file of them on rank 0.
 
     Raises:
-        OSError: a file cannot be written; raised when all ranks have gathered everything, so that none is left waiting.
+        OSError, SafetensorError: a file cannot be written.
+        RuntimeError, MemoryError: there is no memory for a tensor. All are raised when the ranks have gathered
+            everything, so that none is left waiting.
     """
     writer, fault = None, None
     if whole_model.world.rank == 0:
         try:
             writer = _begin(whole_model.layout, source, image_processor, destination)
-        except OSError as error:
+        except UNWRITABLE as error:
             fault = error
     for tensor in merged_tensors(whole_model.layout):
-        with whole_model.part(tensor.needs, "cpu", only_first=True):
-            try:
-                if writer is not None and fault is None:
+        try:
+            with whole_model.part(tensor.needs, "cpu", only_first=True):
+                if writer is not None:
                     writer.add(tensor.name, tensor.make())
-            except (OSError, SafetensorError) as error:
-                fault = error
+        except UNWRITABLE as error:
+            fault, writer = fault or error, None  # the tensors that wait for their file leave room for the gathers
     if fault is not None:
         raise fault
     if writer is not None:
@@ -170,12 +176,12 @@ def _export_image_size(size: dict[str, int], folder: Path) -> None:
 
 
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def _explained(folder: Path, *, fault: type[EnvironmentFault] = EnvironmentFault, who: str = "") -> Iterator[None]:
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # the latter two from torch and safetensors
-        raise EnvironmentFault(
-            f"a checkpoint cannot be written: {error}",
+    except UNWRITABLE as error:
+        raise fault(
+            f"{who}a checkpoint cannot be written: {error}",
             where=str(folder),
             fix="free space, or make the folder writable; the checkpoints that `latest` names are untouched",
         ) from error

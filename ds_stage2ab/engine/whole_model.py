@@ -45,22 +45,44 @@ class WholeModel:
         Args:
             device: where gathered copies lie.
             only_first: only on rank 0.
+
+        Raises:
+            RuntimeError, MemoryError: a copy has no room on this rank; the others are inside.
         """
         if not self.is_partitioned:
             yield
             return
-        sources, copies = dict(self.model.named_parameters()), dict(self.layout.named_parameters())
         keep = not only_first or self.world.rank == 0
-        with torch.no_grad(), self.world.collective():
-            for name in names:
-                with deepspeed.zero.GatheredParameters([sources[name]]):
-                    if keep:
-                        copies[name].data = sources[name].data.to(device, copy=True)
         try:
+            with torch.no_grad(), self.world.collective():
+                fault = self._gather(names, device, keep=keep)
+            if fault is not None:
+                raise fault
             yield
         finally:
-            for name in names:
-                copies[name].data = torch.empty(0, dtype=copies[name].dtype)
+            self._give_back(names)
+
+    def _gather(self, names: Collection[str], device: str, *, keep: bool) -> RuntimeError | MemoryError | None:
+        """Copy parameters to `layout`.
+
+        Returns: why a copy could not be made. The other ranks gather with this one: it comes to an end all the same.
+        """
+        sources, copies = dict(self.model.named_parameters()), dict(self.layout.named_parameters())
+        fault = None
+        for name in names:
+            with deepspeed.zero.GatheredParameters([sources[name]]):
+                try:
+                    if keep and fault is None:
+                        copies[name].data = sources[name].data.to(device, copy=True)
+                except (RuntimeError, MemoryError) as error:
+                    fault = error
+                    self._give_back(names)  # room for what is still to be gathered
+        return fault
+
+    def _give_back(self, names: Collection[str]) -> None:
+        copies = dict(self.layout.named_parameters())
+        for name in names:
+            copies[name].data = torch.empty(0, dtype=copies[name].dtype)
 
 
 def _without_weights(model: nn.Module) -> nn.Module:

@@ -2,21 +2,20 @@
 
 import json
 import os
-import subprocess
-import sys
+import signal
 import textwrap
 from unittest import mock
 
 import pytest
 
 from ds_stage2ab.world import fill_launcher_variables
-from tests.parts import ROOT, free_port
+from tests.ranks import started
 
 PREAMBLE = """
-import datetime, json, sys
+import datetime, json, os, signal, time
 import torch
 import torch.distributed as dist
-from ds_stage2ab.errors import DataError, ConfigError, TrainingFault, exit_code
+from ds_stage2ab.errors import ConfigError, DataError, OwnFault, exit_code
 from ds_stage2ab.world import World
 
 dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=TIMEOUT_S))
@@ -42,29 +41,15 @@ seen = {}
 """
 
 
-def ranks(number, program, timeout_s=60):
-    """Run `program` on so many ranks; it fills the dictionary `seen`, which comes back for each rank."""
+def ranks(number, program, timeout_s=60, killed=()):
+    """Run `program` on so many ranks; it fills the dictionary `seen`, which comes back for each that is not killed."""
     end = "\nprint(json.dumps(seen))\nif dist.is_initialized():\n    dist.destroy_process_group()\n"
     source = f"TIMEOUT_S = {timeout_s}\n" + PREAMBLE + textwrap.dedent(program) + end
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(number)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", source],
-            cwd=ROOT,
-            env={**os.environ, **shared, "RANK": str(rank), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(number)
-    ]
-    try:
+    with started(number, "-c", source) as processes:
         outputs = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * number, outputs
-    return [json.loads(out.strip().splitlines()[-1]) for out, _ in outputs]
+    codes = [-signal.SIGKILL if rank in killed else 0 for rank in range(number)]
+    assert [process.returncode for process in processes] == codes, outputs
+    return [json.loads(out.strip().splitlines()[-1]) for (out, _), code in zip(outputs, codes, strict=True) if not code]
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +154,6 @@ def test_flags_travel_with_the_news_of_a_failure():
 def test_a_rank_that_waits_in_vain_names_what_the_others_were_at():
     """Rank 1 never comes to the sum; three seconds are the process group's time-out here."""
     program = """
-    import time
     world.doing("sorting the socks")
     if world.rank == 1:
         time.sleep(6)
@@ -185,6 +169,74 @@ def test_a_rank_that_waits_in_vain_names_what_the_others_were_at():
     assert why.startswith("rank 0 waited for the other ranks in vain: ")
     assert where == "last heard of rank 1: sorting the socks"
     assert "deepspeed.collective_timeout_s" in fix
+
+
+def test_of_three_the_one_that_hangs_behind_an_agreement_is_named_alone():
+    """Rank 1 has come to the sum; rank 0, which holds what each of them was at, stays until it has been asked."""
+    program = """
+    from ds_stage2ab.world import ASK_TIMEOUT
+    with world.agree_on_failure("sorting the socks"):
+        pass
+    if world.rank == 2:
+        time.sleep(8)
+    else:
+        try:
+            world.all_sum(torch.ones(1))
+        except Exception as error:
+            seen["lost"] = outcome(error)
+        time.sleep(ASK_TIMEOUT.total_seconds())
+    """
+    *waiting, _ = ranks(3, program, timeout_s=3)
+    for rank, seen in enumerate(waiting):
+        name, why, where, _, _ = seen["lost"]
+        assert name == "LostRanks" and why.startswith(f"rank {rank} waited for the other ranks in vain: ")
+        assert where == "last heard of rank 2: what follows sorting the socks"
+
+
+def test_an_error_of_ones_own_is_not_hidden_by_ranks_that_are_gone():
+    """One of ours is said by this rank; anything else goes on as it is, with its traceback."""
+    program = """
+    world.all_max(0)
+    try:
+        with world.agree_on_failure("trying"):
+            if world.rank == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise DataError("no box", where="train.jsonl:3", fix="add one") if OURS else ValueError("boom")
+    except Exception as error:
+        seen["error"] = outcome(error)
+        seen["says it itself"] = isinstance(error, OwnFault)
+        seen["notes"] = getattr(error, "__notes__", [])
+    """
+    (ours,) = ranks(2, "OURS = True\n" + textwrap.dedent(program), killed=[0])
+    assert ours["error"] == ["OwnFault", "rank 1: no box", "train.jsonl:3", "add one", 4] and ours["says it itself"]
+    (other,) = ranks(2, "OURS = False\n" + textwrap.dedent(program), killed=[0])
+    assert other["error"] == ["ValueError", "boom", None, None, 1]
+    (note,) = other["notes"]
+    assert note.startswith("rank 1 could not tell the others: ") and "rank 1 waited for the other ranks in vain" in note
+
+
+def test_a_first_rank_that_is_stopped_is_not_waited_for():
+    """Its store takes questions and never answers. Rank 1 waits 3 s for the sum and 2 s for what rank 0 was at."""
+    program = """
+    pid = world.from_first(os.getpid())
+    if world.rank == 0:
+        os.kill(pid, signal.SIGSTOP)
+    else:
+        start = time.monotonic()
+        try:
+            with world.agree_on_failure("trying"):
+                pass
+        except Exception as error:
+            seen["lost"] = outcome(error)
+        world.doing("this and that")  # nor is it told any more
+        seen["seconds"] = time.monotonic() - start
+        os.kill(pid, signal.SIGCONT)
+    """
+    _, seen = ranks(2, program, timeout_s=3)
+    name, why, where, _, code = seen["lost"]
+    assert (name, code, where) == ("LostRanks", 4, "last heard of rank 0: not known, it does not answer")
+    assert why.startswith("rank 1 waited for the other ranks in vain: ")
+    assert 3 < seen["seconds"] < 30
 
 
 def test_a_lone_script_gets_the_variables_of_one_rank():
