@@ -134,7 +134,8 @@ def export(
                 if writer is not None:
                     writer.add(tensor.name, tensor.make())
         except UNWRITABLE as error:
-            fault, writer = fault or error, None  # the tensors that wait for their file leave room for the gathers
+            # What waits for its file, and what a traceback holds, leaves room for the gathers that are still to come.
+            fault, writer = fault or error.with_traceback(None), None
     if fault is not None:
         raise fault
     if writer is not None:

@@ -1,0 +1,44 @@
+"""`train.py` with a fault that rank `FAULTY_RANK` cannot tell the others of: `FAULT=stop:1`, a step from 0.
+
+stop  SIGSTOP in front of the step
+full  from the step on no file of this process may grow beyond FULL_BYTES, as on a disk that is full
+"""
+
+import os
+import resource
+import signal
+import sys
+
+from ds_stage2ab import assemble as composition
+from ds_stage2ab import train
+from ds_stage2ab.leave import leave, leave_with_traceback
+
+FULL_BYTES = 1 << 16  # less than this rank's part of the optimizer's state
+
+assembled = composition.assemble
+kind, _, place = os.environ["FAULT"].partition(":")
+
+
+def planted(loaded, world):
+    run = assembled(loaded, world)
+    if world.rank == int(os.environ["FAULTY_RANK"]):
+        run_step = run.window.run
+        run.window.run = lambda step, channel: faulty(run_step, step, channel)
+    return run
+
+
+def faulty(run_step, step, channel):
+    if step == int(place):
+        FAULTS[kind]()
+    return run_step(step, channel)
+
+
+FAULTS = {
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "full": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (FULL_BYTES, resource.RLIM_INFINITY)),
+}
+
+if __name__ == "__main__":
+    composition.assemble = planted
+    sys.excepthook = leave_with_traceback
+    leave(train.main())

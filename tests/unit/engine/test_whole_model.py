@@ -1,0 +1,50 @@
+"""Two real ranks under ZeRO 3, of which one fails between two gathers: both hear of it, and go on together."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.parts import config_values, merged, write_config
+from tests.ranks import started
+from tests.unit.engine.wide_ranks import LARGE
+
+CHANGES = {"deepspeed.zero_stage": 3, "tuner.type": "lora"}
+
+
+@pytest.fixture(scope="module")
+def run(quickstart, tmp_path_factory):
+    """(what each rank saw, the checkpoints)."""
+    folder = tmp_path_factory.mktemp("wide")
+    config = write_config(folder / "c.yaml", merged(config_values(quickstart, folder, "wide"), CHANGES))
+    words = ("tests/unit/engine/wide_ranks.py", str(config), str(quickstart.model), str(folder / "checkpoints"))
+    with started(2, *words) as ranks:
+        said = [rank.communicate(timeout=180) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    return [json.loads(out.splitlines()[-1]) for out, _ in said], folder / "checkpoints"
+
+
+def test_a_copy_that_fails_is_told_when_all_is_gathered(run):
+    (first, second), _ = run
+    assert second["lent"].startswith("RuntimeError: ")
+    assert first["lent"] == f"Stage2Error: rank 1: {second['lent']}"
+
+
+def test_the_next_loan_is_whole(run):
+    seen, _ = run
+    assert [(one["whole"], one["given back"]) for one in seen] == [(True, True)] * 2
+
+
+def test_an_export_without_memory_is_told_when_all_is_gathered(run):
+    """For the merged layers on rank 0, in front of two more gathers and those of the adapters."""
+    (kind, own), (told_kind, told) = (one["saved"] for one in run[0])
+    assert (kind, told_kind) == ("EnvironmentFault", "EnvironmentFault")
+    assert own.startswith("a checkpoint cannot be written: ") and "can't allocate memory" in own
+    assert told == f"rank 0: {own}"
+
+
+def test_the_next_checkpoint_is_whole(run):
+    _, checkpoints = run
+    assert (checkpoints / "latest").read_text() == "step-000002\n"
+    weights = load_file(checkpoints / "step-000002" / "hf" / "model.safetensors")
+    assert sum(tensor.nbytes == LARGE for tensor in weights.values()) == 3

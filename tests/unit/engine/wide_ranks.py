@@ -1,0 +1,91 @@
+"""One of two ranks of a ZeRO 3 engine around three tensors of LARGE bytes, where one rank fails and the other does not.
+
+    wide_ranks.py CONFIG MODEL CHECKPOINTS        prints what it saw, as JSON
+"""
+
+import json
+import resource
+import sys
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from transformers import Qwen2VLImageProcessorPil
+
+from ds_stage2ab.config.load import load_config
+from ds_stage2ab.engine import checkpoint
+from ds_stage2ab.engine.build import build_engine, build_optimizer, start_process_group
+from ds_stage2ab.engine.tiny import TinySize, build_config, build_model, build_tokenizer
+from ds_stage2ab.engine.tuner import add_adapters
+from ds_stage2ab.engine.whole_model import WholeModel
+from ds_stage2ab.errors import Stage2Error
+from ds_stage2ab.plan import make_plan
+from ds_stage2ab.world import World
+
+TIMEOUT_S = 40
+SIZE = TinySize(text_layers=1, text_mlp=1 << 17)  # the C library gives tensors of this size back when they are free
+LARGE = SIZE.text_mlp * SIZE.text_width * 4
+ROOM = LARGE * 5 // 2  # to gather a tensor takes two of it, as does a copy; to merge a layer's adapter three
+NOWHERE = "xla"  # a device that no build of torch has by itself
+
+export = checkpoint.export
+
+
+def main(config_path: str, source: str, folder: str) -> None:
+    config = load_config(Path(config_path)).config
+    world = World(start_process_group(TIMEOUT_S))
+    model = build_model(build_config(build_tokenizer(), SIZE), seed=0)
+    add_adapters(model, config.tuner, (), (), seed=0, source=Path(source))
+    sums = sums_of(model)
+    whole_model = WholeModel(model, world, is_partitioned=True)
+    plan = make_plan(config, world.size, 64)
+    engine = build_engine(model, build_optimizer(model, config.training), plan.deepspeed_config)
+    processor = Qwen2VLImageProcessorPil.from_pretrained(source)
+    checkpoints = checkpoint.Checkpoints(Path(folder), Path(source), processor, engine, whole_model, world, keep_last=2)
+    seen = {"lent": lent(whole_model, list(sums), world)}
+    with whole_model() as whole:
+        seen["whole"] = sums_of(whole) == sums
+    seen["given back"] = not any(parameter.numel() for parameter in whole_model.layout.parameters())
+    checkpoint.export = export_with_little_memory
+    try:
+        checkpoints.save(1)
+    except Stage2Error as error:
+        seen["saved"] = [type(error).__name__, error.why]
+    checkpoint.export = export
+    checkpoints.save(2)
+    print(json.dumps(seen))
+    world.close()
+
+
+def sums_of(model):
+    return {name: parameter.sum().item() for name, parameter in model.named_parameters()}
+
+
+def lent(whole_model, names, world):
+    """What comes out of a loan that rank 1 has no place for."""
+    try:
+        with world.agree_on_failure("lending"), whole_model.part(names, NOWHERE if world.rank == 1 else "cpu"):
+            return "all"
+    except (Stage2Error, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def export_with_little_memory(whole_model, *words):
+    with little_memory() if whole_model.world.rank == 0 else nullcontext():
+        export(whole_model, *words)
+
+
+@contextmanager
+def little_memory():
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(*sys.argv[1:])
