@@ -194,8 +194,8 @@ class Agreement:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        if isinstance(error, LostRanks):
-            return False  # nobody is left to agree with
+        if isinstance(error, OwnFault):
+            return False  # whoever raised it cannot tell the others, or has none left
         try:
             failed, *self.flags = self.world.all_max(int(error is not None), *self.flags)
             seen = self.world.gather(_portable(error)) if failed else []

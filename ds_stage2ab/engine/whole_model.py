@@ -13,6 +13,7 @@ import deepspeed
 import torch
 from torch import nn
 
+from ds_stage2ab.errors import OwnFault
 from ds_stage2ab.world import World
 
 
@@ -48,13 +49,14 @@ class WholeModel:
 
         Raises:
             RuntimeError, MemoryError: a copy has no room on this rank; the others are inside.
+            OwnFault: a gather itself has failed on this rank; the others are still in it.
         """
         if not self.is_partitioned:
             yield
             return
         keep = not only_first or self.world.rank == 0
         try:
-            with torch.no_grad(), self.world.collective():
+            with torch.no_grad(), self._in_step(), self.world.collective():
                 fault = self._gather(names, device, keep=keep)
             if fault is not None:
                 raise fault
@@ -78,6 +80,17 @@ class WholeModel:
                     fault = error
                     self._give_back(names)  # room for what is still to be gathered
         return fault
+
+    @contextmanager
+    def _in_step(self) -> Iterator[None]:
+        """Around gathers: a rank that leaves one before its end would meet the others in another collective."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise OwnFault(
+                f"rank {self.world.rank}: the weights cannot be gathered: {error}",
+                fix="if memory has run out, set deepspeed.offload_optimizer to cpu, or train on more ranks",
+            ) from error
 
     def _give_back(self, names: Collection[str]) -> None:
         copies = dict(self.layout.named_parameters())
