@@ -100,7 +100,11 @@ def test_an_image_that_vanishes_ends_both(run, vanishing, workers):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("changes", [{}, {"stage2_ab.schedule.b_ratio": 1, "deepspeed.zero_stage": 3}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param({}, marks=pytest.mark.soak), {"stage2_ab.schedule.b_ratio": 1, "deepspeed.zero_stage": 3}],
+    ids=str,
+)
 def test_an_image_that_vanishes_can_be_gone_past(run, vanishing, tmp_path, changes):
     """Of every third image of step 3, with workers that read it ahead; and one that is missing from the start.
 

@@ -1,12 +1,14 @@
 """One of two ranks of a ZeRO 3 engine around three tensors of LARGE bytes, where one rank fails and the other does not.
 
-    wide_ranks.py CONFIG MODEL CHECKPOINTS        prints what it saw, as JSON
+wide_ranks.py CONFIG MODEL CHECKPOINTS ROOM: rank 0 makes its first checkpoint with memory for ROOM such tensors. To
+gather one takes two, as does a copy of it; to merge a layer's adapter takes three. Prints what it saw, as JSON.
 """
 
 import json
 import resource
 import sys
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,20 +20,20 @@ from ds_stage2ab.engine.build import build_engine, build_optimizer, start_proces
 from ds_stage2ab.engine.tiny import TinySize, build_config, build_model, build_tokenizer
 from ds_stage2ab.engine.tuner import add_adapters
 from ds_stage2ab.engine.whole_model import WholeModel
-from ds_stage2ab.errors import Stage2Error
+from ds_stage2ab.errors import OwnFault, Stage2Error
+from ds_stage2ab.leave import leave
 from ds_stage2ab.plan import make_plan
 from ds_stage2ab.world import World
 
 TIMEOUT_S = 40
 SIZE = TinySize(text_layers=1, text_mlp=1 << 17)  # the C library gives tensors of this size back when they are free
 LARGE = SIZE.text_mlp * SIZE.text_width * 4
-ROOM = LARGE * 5 // 2  # to gather a tensor takes two of it, as does a copy; to merge a layer's adapter three
 NOWHERE = "xla"  # a device that no build of torch has by itself
 
 export = checkpoint.export
 
 
-def main(config_path: str, source: str, folder: str) -> None:
+def main(config_path: str, source: str, folder: str, room: str) -> None:
     config = load_config(Path(config_path)).config
     world = World(start_process_group(TIMEOUT_S))
     model = build_model(build_config(build_tokenizer(), SIZE), seed=0)
@@ -46,11 +48,14 @@ def main(config_path: str, source: str, folder: str) -> None:
     with whole_model() as whole:
         seen["whole"] = sums_of(whole) == sums
     seen["given back"] = not any(parameter.numel() for parameter in whole_model.layout.parameters())
-    checkpoint.export = export_with_little_memory
+    checkpoint.export = partial(export_in, int(float(room) * LARGE))
     try:
         checkpoints.save(1)
     except Stage2Error as error:
         seen["saved"] = [type(error).__name__, error.why]
+        if isinstance(error, OwnFault):
+            print(json.dumps(seen))
+            leave(error.code)
     checkpoint.export = export
     checkpoints.save(2)
     print(json.dumps(seen))
@@ -70,16 +75,16 @@ def lent(whole_model, names, world):
         return f"{type(error).__name__}: {error}"
 
 
-def export_with_little_memory(whole_model, *words):
-    with little_memory() if whole_model.world.rank == 0 else nullcontext():
+def export_in(room, whole_model, *words):
+    with may_grow(room) if whole_model.world.rank == 0 else nullcontext():
         export(whole_model, *words)
 
 
 @contextmanager
-def little_memory():
+def may_grow(room):
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, before[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (used + room, before[1]))
     try:
         yield
     finally:
