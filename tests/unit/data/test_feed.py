@@ -1,8 +1,11 @@
 """A rank's samples, read by the rank itself and by worker processes: the same, with the same errors."""
 
 import os
+import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +19,9 @@ from ds_stage2ab.data.encode import Encoder
 from ds_stage2ab.data.feed import Feed, Reader
 from ds_stage2ab.data.records import read_records
 from ds_stage2ab.data.stream import SampleOrder, permutation
-from ds_stage2ab.errors import EXIT_ENVIRONMENT, DataError, EnvironmentFault
+from ds_stage2ab.errors import EXIT_ENVIRONMENT, EXIT_OK, DataError, EnvironmentFault
 from ds_stage2ab.plan import make_plan
-from tests.parts import config_values, merged, write_config
+from tests.parts import ROOT, config_values, merged, write_config
 from tests.unit.parts import load_bench
 
 RECORDS, STEPS, MICRO_STEPS, SEED = 16, 2, 2, 3
@@ -135,3 +138,54 @@ def test_a_killed_worker_is_an_environment_fault_of_who_asks_for_more(feed):
 def the_rest(feed):
     for place in ((0, 1), (1, 0), (1, 1)):  # the first two may have been read ahead
         feed(*place)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broken:
+    """An encoder with a mistake in it."""
+
+    def encode(self, record, draw):
+        raise RuntimeError("a mistake of ours")
+
+
+def test_a_mistake_in_a_worker_is_no_death_of_it(feed):
+    with pytest.raises(RuntimeError, match=r"(?s)in DataLoader worker process 0.*in encode.*a mistake of ours"):
+        feed(1, encoder=Broken())(0, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cramped:
+    """An encoder whose process may not make a file, and so no shared memory, of more than 1,000 bytes."""
+
+    encoder: Encoder
+
+    def encode(self, record, draw):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        return self.encoder.encode(record, draw)
+
+
+def test_a_worker_that_cannot_hand_over_what_it_has_read_says_so_and_dies(feed, bench, capfd):
+    """By itself torch would wait for it for ever."""
+    with pytest.raises(EnvironmentFault, match="a process that reads samples has died") as caught:
+        feed(1, encoder=Cramped(encoder=bench.encoder))(0, 0)
+    assert "/dev/shm" in caught.value.fix
+    assert "error: samples cannot be handed over: " in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("limits", "code"), [("S", EXIT_OK), ("SH", EXIT_ENVIRONMENT)])
+def test_more_samples_in_a_step_than_files_may_be_open(quickstart, tmp_path, limits, code):
+    """100 open files are allowed; 64 samples come in two tensors each, and each of those is a file.
+
+    The soft limit is raised; where the hard one forbids that, it is said before anything stands still.
+    """
+    many = {"training.effective_batch_size": 64, "training.max_steps": 2, "data.workers": 1}
+    values = merged(config_values(quickstart, tmp_path / "runs", "many"), many)
+    config = write_config(tmp_path / "c.yaml", values)
+    limited = f'ulimit -{limits}n 100; exec "$@"'
+    command = ["bash", "-c", limited, "-", sys.executable, "ds_stage2ab/train.py", "--config", str(config)]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code, done.stderr[-3000:]
+    if code:
+        assert "error: data.workers: with data.workers the samples of a step take up to " in done.stderr
+        assert "open files, and 100 are allowed" in done.stderr and "ulimit -Hn" in done.stderr
