@@ -7,7 +7,7 @@ import pytest
 
 from ds_stage2ab.errors import EXIT_ENVIRONMENT, EXIT_OK
 from ds_stage2ab.metrics.journal import read_history
-from tests.parts import config_values, launch_script, merged, write_config
+from tests.parts import ROOT, config_values, launch_script, merged, write_config
 from tests.ranks import started
 
 LONGEST_S = 60
@@ -31,9 +31,8 @@ def steps(tmp_path):
 def test_a_rank_whose_disk_is_full_says_so(config, tmp_path):
     """Each rank writes a part of the optimizer's state, and rank 0 waits for the other in DeepSpeed."""
     path = config(**{"deepspeed.zero_stage": 2, "training.optimizer": "adamw", "checkpoint.every_steps": 1})
-    done = launch_script(
-        "tests/faults/planted_alone.py", "--config", path, ranks=2, environment={"FAULT": "full:1", "FAULTY_RANK": "1"}
-    )
+    environment = {"FAULT": "full:1", "FAULTY_RANK": "1", "PYTHONPATH": str(ROOT)}
+    done = launch_script("tests/faults/planted_alone.py", "--config", path, ranks=2, environment=environment)
     assert done.returncode not in (EXIT_OK, None)
     checkpoints = tmp_path / "runs" / "small" / "checkpoints"
     assert f"error: {checkpoints}: rank 1: a checkpoint cannot be written: " in done.stderr, done.stderr[-3000:]
