@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,9 +165,25 @@ class Cramped:
         return self.encoder.encode(record, draw)
 
 
+@contextmanager
+def within(seconds):
+    """What is not done by then fails."""
+
+    def too_late(number, frame):
+        raise AssertionError(f"still waiting after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, too_late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_a_worker_that_cannot_hand_over_what_it_has_read_says_so_and_dies(feed, bench, capfd):
     """By itself torch would wait for it for ever."""
-    with pytest.raises(EnvironmentFault, match="a process that reads samples has died") as caught:
+    with within(60), pytest.raises(EnvironmentFault, match="a process that reads samples has died") as caught:
         feed(1, encoder=Cramped(encoder=bench.encoder))(0, 0)
     assert "/dev/shm" in caught.value.fix
     assert "error: samples cannot be handed over: " in capfd.readouterr().err
