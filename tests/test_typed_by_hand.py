@@ -21,7 +21,7 @@ def typed(tmp_path):
     """Runs a command of the runbook in a folder that has the package's, as a checkout does; gives what it said."""
     (tmp_path / "ds_stage2ab").symlink_to(ROOT / "ds_stage2ab")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    variables = {**os.environ, "PATH": path, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    variables = {**os.environ, "PATH": path, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}  # other sums than here
     assert "RANK" not in variables
 
     def run(command, **words):

@@ -39,13 +39,13 @@ RAMP_SEED = 999  # one fixed set of directions: table and head, and every run, s
 
 
 def coordinate_ramp(width: int) -> torch.Tensor:
-    """[K, D], fp32, mean 0 over k and mean squared norm D (an element is about 1): sum over j of
+    """[K, D], fp64, mean 0 over k and mean squared norm D (an element is about 1): sum over j of
     j^-1/2 cos(pi j k / 999) u_j with fixed random orthonormal directions u_j."""
     num_waves = min(NUM_WAVES, width)
     generator = torch.Generator().manual_seed(RAMP_SEED)
-    directions, _ = torch.linalg.qr(torch.randn(width, num_waves, generator=generator))
-    order = torch.arange(1, num_waves + 1, dtype=torch.float32)
-    place = torch.arange(NUM_COORDINATES, dtype=torch.float32) / (NUM_COORDINATES - 1)
+    directions, _ = torch.linalg.qr(torch.randn(width, num_waves, generator=generator).double())
+    order = torch.arange(1, num_waves + 1, dtype=torch.float64)
+    place = torch.arange(NUM_COORDINATES, dtype=torch.float64) / (NUM_COORDINATES - 1)
     waves = torch.cos(math.pi * place[:, None] * order[None, :]) / order.sqrt()
     ramp = waves @ directions.T
     ramp = ramp - ramp.mean(0)
@@ -54,10 +54,14 @@ def coordinate_ramp(width: int) -> torch.Tensor:
 
 def enlarge(rows: torch.Tensor, first_id: int) -> torch.Tensor:
     """[V, D] -> [W, D], W = max(V, first_id + K): rows before `first_id` unchanged, coordinates from there on. Rows of
-    `rows` at and after `first_id` are padding that no token uses."""
-    old = rows[:first_id].float()
-    spread = (old - old.mean(0)).square().mean().sqrt()
-    new = old.mean(0) + RAMP_AMPLITUDE * spread * coordinate_ramp(rows.shape[1])
+    `rows` at and after `first_id` are padding that no token uses.
+
+    In float64, so that the number of threads, which decides the order of sums, does not show in what is written."""
+    old = rows[:first_id]
+    mean = old.mean(0, dtype=torch.float64)
+    second_moment = torch.linalg.vector_norm(old, dtype=torch.float64).square() / old.numel()
+    spread = (second_moment - mean.square().mean()).sqrt()
+    new = mean + RAMP_AMPLITUDE * spread * coordinate_ramp(rows.shape[1])
     tail = rows[first_id + NUM_COORDINATES :]
     return torch.cat([rows[:first_id], new.to(rows.dtype), tail])
 
