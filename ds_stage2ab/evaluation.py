@@ -114,7 +114,7 @@ class Evaluator:
         start = time.monotonic()
         doing = f"the evaluation after step {finished_steps}"
         indices = range(self.world.rank, len(self.records), self.world.size)
-        with self.backend.current_weights(finished_steps), self.world.agree_on_failure(doing):
+        with self.world.agree_on_failure(doing), self.backend.current_weights(finished_steps):
             rollouts = self._rollouts(indices, finished_steps)
         if self.sampling.with_probabilities and self.backend.score is not None:
             rollouts = self._scored(indices, rollouts)

@@ -186,7 +186,7 @@ class WeightSync:
         needs = sorted({name for tensor in bucket for name in tensor.needs})
         agreed = self.world.agree_on_failure("sending weights to the servers")
         device = self.world.device if any(target.transfer == NCCL_TRANSFER for target in self.targets) else "cpu"
-        with self.lent.part(needs, device, only_first=True), agreed:
+        with agreed, self.lent.part(needs, device, only_first=True):
             return self._broadcast(bucket, device) if self.world.rank == SENDER else 0
 
     def _broadcast(self, bucket: Sequence[Made], device: str) -> int:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from ds_stage2ab.errors import EXIT_ENVIRONMENT, EXIT_OK
+from ds_stage2ab.errors import EXIT_ENVIRONMENT, EXIT_OK, EXIT_UNCAUGHT
 from ds_stage2ab.metrics.journal import read_history
 from tests.parts import ROOT, config_values, launch_script, merged, write_config
 from tests.ranks import started
@@ -67,3 +67,11 @@ def test_of_three_ranks_the_one_that_hangs_is_named_by_both_others(config, tmp_p
     for rank, words in enumerate(said):
         assert f"error: last heard of rank 2: what follows recording the metrics: rank {rank} waited for" in words, said
     assert steps(tmp_path) == [1]
+
+
+def test_a_first_rank_without_room_for_what_it_sends_is_heard_by_the_other():
+    with started(2, "tests/faults/no_room_to_send.py") as processes:
+        first, second = (process.communicate(timeout=LONGEST_S)[1] for process in processes)
+    assert [process.returncode for process in processes] == [EXIT_OK, EXIT_UNCAUGHT]
+    assert "ours: no room for a copy" in first
+    assert "error: rank 0: MemoryError: no room for a copy" in second

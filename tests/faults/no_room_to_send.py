@@ -1,0 +1,50 @@
+"""A rank whose rank 0 has no memory for the copies of weights that are to be sent.
+
+With agreements of different lengths the ranks would take the news of one for that of the other.
+"""
+
+import sys
+from contextlib import contextmanager
+
+from torch import nn
+
+from ds_stage2ab.engine.build import start_process_group
+from ds_stage2ab.engine.tuner import merged_tensors
+from ds_stage2ab.errors import Stage2Error
+from ds_stage2ab.leave import ended_by, leave
+from ds_stage2ab.rollout.weight_sync import WeightSync
+from ds_stage2ab.world import World
+
+
+class Lent:
+    """As `engine.whole_model` lends under ZeRO 3: the others have their copies when one has none."""
+
+    def __init__(self, world):
+        self.world = world
+        self.model = nn.Linear(4, 4)
+
+    @contextmanager
+    def part(self, names, device, *, only_first):
+        if self.world.rank == 0:
+            raise MemoryError("no room for a copy")
+        yield
+
+
+def main():
+    world = World(start_process_group(30))
+    lent = Lent(world)
+    sync = WeightSync(
+        lent, lambda: merged_tensors(lent.model), world, (), start_id="start", bucket_bytes=1, timeout_s=5.0
+    )
+    try:
+        with world.agree_on_failure("bringing the weights", num_flags=2):
+            sync.bring(3)
+    except Stage2Error as error:
+        return ended_by(error, world.rank, speaks=True)
+    except MemoryError as error:
+        print(f"ours: {error}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    leave(main())
