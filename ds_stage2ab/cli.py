@@ -6,6 +6,7 @@ that a user can cause end as one message on stderr and the exit code of their cl
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.overrides import add_set_option, read_overrides
 from ds_stage2ab.errors import EXIT_OK, Stage2Error, exit_code
 from ds_stage2ab.launch_options import add_launch_options
+from ds_stage2ab.leave import end_with_parent, ended_by, leave, speak_when_terminated
 
 COMMAND = "ds-stage2ab"
 
@@ -46,6 +48,16 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        _evaluate_on_ranks(options)
+    except Stage2Error as error:
+        leave(ended_by(error, rank, speaks=os.environ.get("LOCAL_RANK", "0") == "0"))
+
+
+def _evaluate_on_ranks(options: argparse.Namespace) -> None:
+    if "RANK" in os.environ:
+        end_with_parent()
     loaded = load_config(options.config, read_overrides(options.overrides))
 
     from rich.console import Console
@@ -57,10 +69,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     quieten()
     fill_launcher_variables()
     world = World(start_process_group(loaded.config.deepspeed.collective_timeout_s))
-    try:
-        evaluation = evaluate_checkpoint(loaded, options.checkpoint, world, options.pictures)
-    finally:
-        world.close()
+    speak_when_terminated(world.rank, lambda: world.now)
+    evaluation = evaluate_checkpoint(loaded, options.checkpoint, world, options.pictures)
+    world.close()
     if world.rank == 0 and options.format == "json":
         print(json.dumps(as_data(evaluation), indent=2))
     elif world.rank == 0:

@@ -6,15 +6,18 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from types import TracebackType
 from typing import NoReturn
 
-from ds_stage2ab.errors import EXIT_ENVIRONMENT, exit_code
+from ds_stage2ab.errors import EXIT_ENVIRONMENT, OwnFault, Stage2Error, exit_code
 
 PR_SET_PDEATHSIG = 1
 """prctl(2): the signal that the kernel sends a process when its parent ends."""
+LAST_QUESTIONS_S = 2.0
+"""That the others may take to read what each rank was at: whoever asks has waited long enough."""
 
 
 def end_with_parent() -> None:
@@ -56,6 +59,19 @@ def speak_when_terminated(rank: int, doing: Callable[[], str]) -> None:
 def say(fault: object) -> None:
     """`error: ...` to whoever reads stderr, in one piece: the ranks share it."""
     os.write(sys.__stderr__.fileno(), f"error: {fault}\n".encode())
+
+
+def ended_by(error: Stage2Error, rank: int, *, speaks: bool) -> int:
+    """Say what ends this rank, once for all ranks unless it is this rank's own fault; returns the exit code.
+
+    Args:
+        speaks: this rank says what all ranks have agreed on.
+    """
+    if speaks or isinstance(error, OwnFault):
+        say(error)
+    if rank == 0 and isinstance(error, OwnFault):
+        time.sleep(LAST_QUESTIONS_S)  # it holds the notes that others who wait in vain are about to read
+    return exit_code(error)
 
 
 def leave(code: int) -> NoReturn:

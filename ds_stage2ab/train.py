@@ -12,13 +12,12 @@ if __name__ == "__main__":
 
 import argparse
 import os
-import time
 from typing import TYPE_CHECKING
 
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.overrides import add_set_option, read_overrides
-from ds_stage2ab.errors import EXIT_OK, OwnFault, ServerFault, Stage2Error, exit_code
-from ds_stage2ab.leave import end_with_parent, leave, leave_with_traceback, say, speak_when_terminated
+from ds_stage2ab.errors import EXIT_OK, ServerFault, Stage2Error
+from ds_stage2ab.leave import end_with_parent, ended_by, leave, leave_with_traceback, speak_when_terminated
 
 if TYPE_CHECKING:
     from ds_stage2ab.assemble import Run
@@ -58,11 +57,7 @@ def main() -> int:
         speaks = rank == 0
         _run(loaded, world)
     except Stage2Error as error:
-        if speaks or isinstance(error, OwnFault):
-            say(error)
-        if rank == 0 and isinstance(error, OwnFault):
-            _stay_for_questions()
-        return exit_code(error)
+        return ended_by(error, rank, speaks=speaks)
     return EXIT_OK
 
 
@@ -75,13 +70,6 @@ def _meet(config: Path, overrides: list[str]) -> tuple["LoadedConfig", "World"]:
     quieten()
     fill_launcher_variables()
     return loaded, World(start_process_group(loaded.config.deepspeed.collective_timeout_s))
-
-
-def _stay_for_questions() -> None:
-    """The notes of what each rank was at are in rank 0's hands: others who wait in vain are about to read them."""
-    from ds_stage2ab.world import ASK_TIMEOUT
-
-    time.sleep(ASK_TIMEOUT.total_seconds())
 
 
 def _run(loaded: "LoadedConfig", world: "World") -> None:

@@ -17,12 +17,15 @@ import torch
 import torch.distributed as dist
 
 from ds_stage2ab.errors import LostRanks, OwnFault, Stage2Error
+from ds_stage2ab.leave import LAST_QUESTIONS_S
 
 T = TypeVar("T")
 
 WAITING = "waiting for the others"
-ASK_TIMEOUT = timedelta(seconds=2)
-"""For the notes of the other ranks: whoever asks has waited long enough."""
+ASK_TIMEOUT = timedelta(seconds=LAST_QUESTIONS_S)
+"""For the notes of the other ranks."""
+MEET_TIMEOUT = timedelta(seconds=30)
+"""For a connection to rank 0, which waits for it already."""
 MAX_NAMED = 8
 """Ranks whose doings a message lists."""
 LOST_SIGNS = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "timeout", "broken pipe")
@@ -66,7 +69,8 @@ class World:
         if first:
             server = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
         port = self.from_first(server.port if first else 0)
-        notes = server if first else dist.TCPStore(host, port, is_master=False)
+        with self.collective():
+            notes = server if first else dist.TCPStore(host, port, is_master=False, timeout=MEET_TIMEOUT)
         notes.set_timeout(ASK_TIMEOUT)
         return notes
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -9,7 +10,9 @@ import pytest
 
 from ds_stage2ab.errors import EXIT_CONFIG, EXIT_ENVIRONMENT, EXIT_OK
 from tests.parts import ROOT, config_values, launch_script, merged, write_config
+from tests.ranks import started
 
+LONGEST_S = 60
 TIMES = ("eval/seconds", "eval/generated_tokens_per_second")
 
 
@@ -59,3 +62,19 @@ def test_what_cannot_be_evaluated_is_one_message(config, shipped, tmp_path):
     assert (nothing.returncode, "there is nothing to evaluate on" in nothing.stderr) == (EXIT_CONFIG, True)
     for done in (empty, nothing):
         assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
+
+
+def test_what_no_rank_can_evaluate_is_said_once(config, tmp_path):
+    words = ("evaluate", "--config", str(config), "--checkpoint", str(tmp_path))
+    with started(2, "-m", "ds_stage2ab", *words) as processes:
+        said = [process.communicate(timeout=LONGEST_S)[1] for process in processes]
+    assert [process.returncode for process in processes] == [EXIT_ENVIRONMENT] * 2
+    assert ("hf/config.json" in said[0], "error" in said[1]) == (True, False)
+
+
+def test_a_killed_rank_ends_the_other_with_words(config, shipped):
+    words = ("evaluate", "--config", str(config), "--checkpoint", str(shipped.model))
+    with started(2, "tests/faults/killed_evaluation.py", *words) as processes:
+        said = [process.communicate(timeout=LONGEST_S)[1] for process in processes]
+    assert [process.returncode for process in processes] == [EXIT_ENVIRONMENT, -signal.SIGKILL]
+    assert "rank 0 waited for the other ranks in vain" in said[0] and "Traceback" not in said[0]
