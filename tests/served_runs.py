@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from ds_stage2ab.errors import EXIT_ENVIRONMENT
 from ds_stage2ab.metrics.journal import StepRecord, read_history
-from tests.parts import config_values, launch, merged, write_config
+from tests.parts import config_values, merged, write_config
+from tests.ranks import train
 from tests.vllm_process import server_changes
 
 MOVING = {"training.learning_rate": 0.02, "training.max_steps": 4}  # A B A B
@@ -30,7 +31,7 @@ def run(parts, tmp_path, base_url, changes, *, ranks=2) -> Ran:
     """A small run on both channels."""
     values = {**server_changes(base_url), **MOVING, **changes}
     config = merged(config_values(parts, tmp_path / "runs", "small"), values)
-    done = launch(write_config(tmp_path / "small.yaml", config), ranks=ranks)
+    done = train(write_config(tmp_path / "small.yaml", config), ranks=ranks)
     folder = tmp_path / "runs" / "small"
     return Ran(done, finished_steps(folder), folder)
 

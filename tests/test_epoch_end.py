@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 
 from ds_stage2ab.errors import EXIT_OK
-from tests.parts import config_values, launch, merged, write_config
+from tests.parts import config_values, merged, write_config
+from tests.ranks import train
 
 RECORDS, EPOCHS = 20, 2  # in steps of 8
 
@@ -29,7 +30,7 @@ def drawn(quickstart, tmp_path):
             "logging.rollouts": True,
         }
         values = merged(config_values(quickstart, tmp_path / "runs", epoch_end), changes)
-        done = launch(write_config(tmp_path / "c.yaml", values), ranks=2)
+        done = train(write_config(tmp_path / "c.yaml", values), ranks=2)
         assert done.returncode == EXIT_OK, done.stdout[-2000:] + done.stderr[-2000:]
         files = (tmp_path / "runs" / epoch_end / "rollouts").glob("rank-*.jsonl")
         rollouts = [json.loads(line) for file in files for line in file.read_text().splitlines()]

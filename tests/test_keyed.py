@@ -13,7 +13,8 @@ from ds_stage2ab.engine.build import load_checkpoint
 from ds_stage2ab.errors import EXIT_OK
 from ds_stage2ab.matching.parse import parse_rollout
 from ds_stage2ab.metrics.journal import read_history
-from tests.parts import ROOT, config_values, launch, merged, write_config
+from tests.parts import ROOT, config_values, merged, write_config
+from tests.ranks import train
 from tests.unit.parts import model_section
 
 STEPS = 90
@@ -46,7 +47,7 @@ def test_the_shipped_model_learns_the_other_form(shipped, tmp_path):
     validation = {"data.validation": str(shipped.data / "validation.jsonl")}
     values = merged(config_values(shipped, tmp_path / "runs", "keyed"), {**LEARNS, **validation})
     config = write_config(tmp_path / "keyed.yaml", values)
-    done = launch(config, ranks=2)
+    done = train(config, ranks=2)
     assert done.returncode == EXIT_OK, done.stdout[-2000:] + done.stderr[-2000:]
     history = read_history(tmp_path / "runs" / "keyed" / "metrics.jsonl")
     b_steps = [step.metrics for step in history.steps if step.channel == "B"]

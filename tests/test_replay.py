@@ -13,7 +13,8 @@ from ds_stage2ab.errors import EXIT_CONFIG
 from ds_stage2ab.metrics.journal import read_history
 from ds_stage2ab.metrics.registry import METRICS
 from tests.equivalence.runs import Runs, assert_same_run
-from tests.parts import config_values, launch, merged, write_config
+from tests.parts import config_values, merged, write_config
+from tests.ranks import train
 
 MATCHING = "custom.extra.rollout_matching"
 CHANGES = {
@@ -86,7 +87,7 @@ def test_a_run_that_asks_for_something_else_ends_in_words(run, recorded, shipped
     source = {f"{MATCHING}.rollout_backend": "replay", f"{MATCHING}.replay.run": str(run.folder / "runs" / "recorded")}
     changes = {**CHANGES, **source, "data.user_prompt": "Detect each digit."}
     config = write_config(tmp_path / "other.yaml", merged(config_values(shipped, tmp_path / "runs", "other"), changes))
-    done = launch(config, ranks=2)
+    done = train(config, ranks=2)
     assert done.returncode == EXIT_CONFIG
     assert "with another prompt of sample" in done.stdout + done.stderr
     # what needs no rollout was trained

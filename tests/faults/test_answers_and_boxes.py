@@ -10,7 +10,8 @@ from ds_stage2ab.engine.build import load_checkpoint
 from ds_stage2ab.errors import EXIT_DATA, EXIT_OK
 from ds_stage2ab.matching.parse import parse_rollout
 from ds_stage2ab.metrics.journal import read_history
-from tests.parts import config_values, launch, merged, write_config
+from tests.parts import config_values, merged, write_config
+from tests.ranks import train
 from tests.unit.parts import model_section
 
 B_ALONE = {"stage2_ab.schedule.b_ratio": 1, "training.max_steps": 2, "logging.rollouts": True}
@@ -18,7 +19,7 @@ B_ALONE = {"stage2_ab.schedule.b_ratio": 1, "training.max_steps": 2, "logging.ro
 
 def run(parts, folder, changes):
     values = merged(config_values(parts, folder / "runs", "small"), changes)
-    return launch(write_config(folder / "small.yaml", values), ranks=1)
+    return train(write_config(folder / "small.yaml", values), ranks=1)
 
 
 def steps_of(folder):

@@ -11,6 +11,7 @@ from ds_stage2ab.data.stream import SampleOrder
 from ds_stage2ab.errors import EXIT_CONFIG, EXIT_DATA, EXIT_ENVIRONMENT
 from ds_stage2ab.metrics.journal import read_history
 from tests.parts import config_values, launch, merged, write_config
+from tests.ranks import train
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def box_out_of_order(data):
 def test_bad_data_stops_before_the_run_folder_exists(quickstart, data, tmp_path, damage):
     words = damage(data)
     values = merged(config_values(quickstart, tmp_path / "runs", "bad"), {"data.train": str(data / "train.jsonl")})
-    refused(launch(write_config(tmp_path / "bad.yaml", values), ranks=1), EXIT_DATA, words)
+    refused(train(write_config(tmp_path / "bad.yaml", values), ranks=1), EXIT_DATA, words)
     assert not (tmp_path / "runs").exists()
 
 
@@ -118,7 +119,7 @@ def test_an_image_that_breaks_off_stops_both_ranks_in_the_middle_of_the_run(quic
 
 def test_checkpoint_without_coordinate_tokens(quickstart, tmp_path):
     values = merged(config_values(quickstart, tmp_path / "runs", "bad"), {"model.path": str(quickstart.plain)})
-    done = launch(write_config(tmp_path / "bad.yaml", values), ranks=1)
+    done = train(write_config(tmp_path / "bad.yaml", values), ranks=1)
     refused(done, EXIT_ENVIRONMENT, ["coordinate tokens", "ds-stage2ab add-coord-tokens"])
     assert not (tmp_path / "runs").exists()
 
@@ -126,7 +127,7 @@ def test_checkpoint_without_coordinate_tokens(quickstart, tmp_path):
 def test_batch_that_does_not_divide(quickstart, tmp_path):
     changes = {"training.effective_batch_size": 9}
     values = merged(config_values(quickstart, tmp_path / "runs", "bad"), changes)
-    done = launch(write_config(tmp_path / "bad.yaml", values), ranks=1)
+    done = train(write_config(tmp_path / "bad.yaml", values), ranks=1)
     refused(done, EXIT_CONFIG, ["training.effective_batch_size", "8 or 12"])
     assert not (tmp_path / "runs").exists()
 
@@ -136,12 +137,12 @@ def test_run_folder_that_already_holds_a_run(quickstart, tmp_path):
     earlier.mkdir(parents=True)
     (earlier / "config.json").write_text("{}")
     config = write_config(tmp_path / "bad.yaml", config_values(quickstart, tmp_path / "runs", "bad"))
-    refused(launch(config, ranks=1), EXIT_CONFIG, ["already holds a run", "logging.name"])
+    refused(train(config, ranks=1), EXIT_CONFIG, ["already holds a run", "logging.name"])
     assert [path.name for path in earlier.iterdir()] == ["config.json"]
 
 
 def refused(done, code, words):
-    """The launcher passed on the code, and stderr holds one message with all the words and no traceback."""
+    """The run ended with the code, and stderr holds one message with all the words and no traceback."""
     assert done.returncode == code, done.stdout[-2000:] + done.stderr[-2000:]
     message = done.stderr[done.stderr.index("error: ") :]
     assert all(word in message for word in words), message

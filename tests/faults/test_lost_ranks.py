@@ -12,6 +12,8 @@ from ds_stage2ab.data.stream import SampleOrder
 from ds_stage2ab.errors import EXIT_DATA, EXIT_OK
 from ds_stage2ab.metrics.journal import read_history
 from tests.parts import ROOT, config_values, launch_script, merged, write_config
+from tests.ranks import run as run_ranks
+from tests.ranks import train
 
 LONGEST_S = 60
 CAP = 84  # tokens
@@ -20,15 +22,18 @@ FEW_STEPS = {"training.max_steps": 4, "custom.extra.rollout_matching.max_new_tok
 
 @pytest.fixture
 def run(quickstart, tmp_path):
-    """Launches with a fault planted on one rank; gives what it said, and the steps that were finished."""
+    """Two ranks with a fault planted on one; gives what they said, and the steps that were finished.
 
-    def launched(fault, changes, rank=1):
+    Without a launcher, which would end the other, where both end by themselves.
+    """
+
+    def launched(fault, changes, rank=1, start_ranks=launch_script):
         values = merged(config_values(quickstart, tmp_path / "runs", "small"), {**FEW_STEPS, **changes})
         config = write_config(tmp_path / "small.yaml", values)
         path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
         environment = {"FAULT": fault, "FAULTY_RANK": str(rank), "PYTHONPATH": path}
         start = time.monotonic()
-        done = launch_script("tests/faults/planted.py", "--config", str(config), ranks=2, environment=environment)
+        done = start_ranks("tests/faults/planted.py", "--config", str(config), ranks=2, environment=environment)
         assert time.monotonic() - start < LONGEST_S
         assert_nobody_is_left(config)
         return done, read_history(tmp_path / "runs" / "small" / "metrics.jsonl").steps
@@ -55,7 +60,7 @@ def command_lines():
                 continue  # it has just ended
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.soak), 1])
 def test_a_killed_rank_ends_the_other(run, rank):
     done, steps = run("kill:1", {"stage2_ab.schedule.b_ratio": 1}, rank)
     assert done.returncode not in (EXIT_OK, None)
@@ -90,9 +95,10 @@ def vanishing(quickstart, tmp_path):
     return {"data.train": str(folder / "train.jsonl")}
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.soak)])
 def test_an_image_that_vanishes_ends_both(run, vanishing, workers):
-    done, steps = run("vanish:0", {**vanishing, "data.workers": workers})
+    changes = {**vanishing, "data.workers": workers}
+    done, steps = run("vanish:0", changes, start_ranks=run_ranks)
     assert done.returncode == EXIT_DATA, done.stderr[-2000:]
     assert [step.step for step in steps] == [1, 2]
     assert done.stderr.count("error: ") == 1
@@ -112,7 +118,8 @@ def test_an_image_that_vanishes_can_be_gone_past(run, vanishing, tmp_path, chang
     """
     order = SampleOrder(42, 64, 64)
     (tmp_path / "data" / "images" / f"train-{order.record_of(33):06d}.png").unlink()  # nobody draws it in 4 steps
-    done, steps = run("vanish:0", {**vanishing, **changes, "data.on_bad_sample": "skip", "data.workers": 2})
+    changes = {**vanishing, **changes, "data.on_bad_sample": "skip", "data.workers": 2}
+    done, steps = run("vanish:0", changes, start_ranks=run_ranks)
     assert done.returncode == EXIT_OK, done.stderr[-2000:]
     assert [len(step.skipped) for step in steps] == [0, 0, 3, 0]
     assert [step.metrics["train/samples"] for step in steps] == [8] * 4
@@ -121,7 +128,7 @@ def test_an_image_that_vanishes_can_be_gone_past(run, vanishing, tmp_path, chang
 
 
 def test_a_rank_without_memory_says_which_keys_help(run):
-    done, steps = run("memory:1", {"stage2_ab.schedule.b_ratio": 0})
+    done, steps = run("memory:1", {"stage2_ab.schedule.b_ratio": 0}, start_ranks=run_ranks)
     assert done.returncode not in (EXIT_OK, None)
     assert [step.step for step in steps] == [1]
     assert "error: rank 1 is out of memory in step 2, in a pack of " in done.stderr, done.stderr[-3000:]
@@ -138,20 +145,20 @@ def test_a_sample_of_one_rank_that_is_too_long_ends_both(run, vanishing, tmp_pat
     record["objects"] = [{"desc": "one two three " * 200, "bbox_2d": [0, 0, 9, 9]}]
     lines[number] = json.dumps(record)
     path.write_text("\n".join(lines) + "\n")
-    done, steps = run("none:-1", vanishing)
+    done, steps = run("none:-1", vanishing, start_ranks=run_ranks)
     assert done.returncode == EXIT_DATA, done.stderr[-2000:]
     assert [step.step for step in steps] == [1]
     assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
     assert re.search(f"error: train-0*{number}: rank 1: prompt and answer are [0-9]+ tokens long", done.stderr)
 
 
-@pytest.mark.parametrize(("rule", "code"), [("fail", EXIT_DATA), ("skip", EXIT_OK)])
+@pytest.mark.parametrize(("rule", "code"), [pytest.param("fail", EXIT_DATA, marks=pytest.mark.soak), ("skip", EXIT_OK)])
 def test_a_sample_that_is_too_long(quickstart, tmp_path, rule, code):
     """Some samples of these scenes exceed the cap; the others are trained as they are."""
     changes = {"training.global_max_length": CAP, "data.on_overlong": rule, "training.max_steps": 3}
     values = merged(config_values(quickstart, tmp_path / "runs", rule), {**changes, "logging.every_steps": 1})
     config = write_config(tmp_path / "c.yaml", values)
-    done = launch_script("ds_stage2ab/train.py", "--config", str(config), ranks=2)
+    done = train(config, ranks=2)
     assert done.returncode == code, done.stdout[-2000:] + done.stderr[-2000:]
     if rule == "fail":
         assert f"tokens long, training.global_max_length is {CAP}" in done.stderr and "train-0" in done.stderr
@@ -166,9 +173,7 @@ def test_a_sample_that_is_too_long(quickstart, tmp_path, rule, code):
 def test_a_step_whose_samples_are_all_too_long_is_none(quickstart, tmp_path):
     changes = {"training.global_max_length": 45, "custom.extra.rollout_matching.max_new_tokens": 8}
     values = merged(config_values(quickstart, tmp_path / "runs", "none"), {**changes, "data.on_overlong": "skip"})
-    done = launch_script(
-        "ds_stage2ab/train.py", "--config", str(write_config(tmp_path / "c.yaml", values)), ranks=2
-    )  # fmt: skip
+    done = train(write_config(tmp_path / "c.yaml", values), ranks=2)
     assert done.returncode == EXIT_DATA, done.stdout[-2000:] + done.stderr[-2000:]
     assert "every sample of step 1 was skipped; the first because prompt and answer are " in done.stderr
     assert "samples train-" in done.stderr

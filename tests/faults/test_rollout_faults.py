@@ -4,7 +4,8 @@ import pytest
 
 from ds_stage2ab.errors import EXIT_DATA, EXIT_ENVIRONMENT, EXIT_OK, EXIT_TRAINING
 from ds_stage2ab.metrics.journal import read_history
-from tests.parts import config_values, launch, merged, write_config
+from tests.parts import config_values, merged, write_config
+from tests.ranks import train
 
 ON_B = {"stage2_ab.schedule.b_ratio": 1, "training.max_steps": 2, "training.per_device_train_batch_size": 2}
 
@@ -13,7 +14,7 @@ ON_B = {"stage2_ab.schedule.b_ratio": 1, "training.max_steps": 2, "training.per_
 def run(shipped, tmp_path):
     def launched(changes):
         values = merged(config_values(shipped, tmp_path / "runs", "small"), {**ON_B, **changes})
-        return launch(write_config(tmp_path / "small.yaml", values), ranks=2)
+        return train(write_config(tmp_path / "small.yaml", values), ranks=2)
 
     return launched
 

@@ -1,6 +1,6 @@
 """Whatever a rollout server does wrong ends as stated, in bounded time, with server, request and remedy in the message.
 
-The servers are fakes (`tests/fakes.py`) on real sockets; in front of them stands a real backend, or a launched run.
+The servers are fakes (`tests/fakes.py`) on real sockets; in front of them stands a real backend, or a whole run.
 What is wrong from the start is the handshake's matter: `tests/unit/rollout/test_handshake.py`.
 """
 
@@ -18,7 +18,8 @@ from ds_stage2ab.metrics.journal import read_history
 from ds_stage2ab.rollout import wire
 from tests.fakes import CHAT, FakeServer, Fault
 from tests.faults.served import Scenes, drawn_by, is_rollout
-from tests.parts import ROOT, config_values, launch, merged, write_config
+from tests.parts import ROOT, config_values, merged, write_config
+from tests.ranks import train
 from tests.unit.parts import greedy_sampling, load_bench
 from tests.unit.serving import drawn_from, fake_of
 
@@ -122,7 +123,7 @@ def until_connected(pid):
     return kinds.count(psutil.CONN_ESTABLISHED)
 
 
-# --- launched runs ----------------------------------------------------------------------------------------------
+# --- whole runs -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +170,7 @@ def test_a_refused_sample_is_skipped_counted_and_named(scenes, config, tmp_path)
     first = scenes.server(faults=(refuses(scenes, bad), Fault("500", when=is_rollout)))
     second = scenes.server(faults=(refuses(scenes, bad),))
     with first, second:
-        done = launch(config(first, second, **{"data.on_bad_sample": "skip"}), ranks=2)
+        done = train(config(first, second, **{"data.on_bad_sample": "skip"}), ranks=2)
     ended(done, EXIT_OK)
     steps = finished_steps(tmp_path)
     assert [step.skipped for step in steps] == [(bad,), ()]
@@ -185,7 +186,7 @@ def test_a_refused_sample_is_skipped_counted_and_named(scenes, config, tmp_path)
 def test_a_refused_sample_ends_a_run_that_may_not_skip_it(scenes, config, tmp_path):
     bad = drawn_in_first_step(scenes)
     with scenes.server(faults=(refuses(scenes, bad),)) as server:
-        said = ended(launch(config(server), ranks=2), EXIT_DATA)
+        said = ended(train(config(server), ranks=2), EXIT_DATA)
     assert f"error: sample {bad}: " in said.replace("rank 0: ", "").replace("rank 1: ", "")
     assert f"the rollout server {server.base_url} refused {CHAT} with 400: " in said
     assert "\n  fix: look at this image and its prompt, or set data.on_bad_sample to skip" in said
@@ -196,7 +197,7 @@ def test_all_servers_hang_behind_a_finished_step(scenes, config, tmp_path):
     """Nothing is trained on missing rollouts; what is finished is saved."""
     second = Fault("hang", when=lambda _, body: not body["min_tokens"] and server.state.weight_version.endswith("/1"))
     with scenes.server(faults=(second,)) as server:
-        said = ended(launch(config(server), ranks=2), EXIT_ENVIRONMENT)
+        said = ended(train(config(server), ranks=2), EXIT_ENVIRONMENT)
         assert time.monotonic() - min(one.start for one in server.chats if one.fault) < LONGEST_S
     assert f"error: {server.base_url}: " in said and "the rollout of sample train-" in said
     assert f"no answer to {CHAT} within 5 s" in said and "\n  fix: " in said
