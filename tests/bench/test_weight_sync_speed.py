@@ -29,7 +29,8 @@ from tests.vllm_process import running
 TURNS = 9
 GOAL = 0.5  # of a raw broadcast's speed
 LEAST = 0.3
-"""On two cores: vLLM's own loading takes 1.5 times as long as a raw broadcast there, and each of both takes a core."""
+"""On two cores: a raw broadcast keeps both busy, vLLM's own loading takes 1.5 times as long on one of them, and while a
+worker loads, vLLM's engine spins for its answer (`SpinCondition`, up to a second). So nothing is left to overlap on."""
 MOST = 1.5  # of a raw broadcast and vLLM's own loading, one after the other: what pausing, HTTP and waiting may add
 PROMPT, NUM_TOKENS = "The capital of France is", 8
 
