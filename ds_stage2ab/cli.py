@@ -15,7 +15,7 @@ from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.overrides import add_set_option, read_overrides
 from ds_stage2ab.errors import EXIT_OK, Stage2Error, exit_code
 from ds_stage2ab.launch_options import add_launch_options
-from ds_stage2ab.leave import end_with_parent, ended_by, leave, speak_when_terminated
+from ds_stage2ab.leave import end_with_parent, ended_by, leave, leave_with_traceback, speak_when_terminated
 
 COMMAND = "ds-stage2ab"
 
@@ -56,6 +56,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _evaluate_on_ranks(options: argparse.Namespace) -> None:
+    sys.excepthook = leave_with_traceback
     if "RANK" in os.environ:
         end_with_parent()
     loaded = load_config(options.config, read_overrides(options.overrides))

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from ds_stage2ab.errors import EXIT_CONFIG, EXIT_ENVIRONMENT, EXIT_OK
+from ds_stage2ab.errors import EXIT_CONFIG, EXIT_ENVIRONMENT, EXIT_OK, EXIT_UNCAUGHT
 from tests.parts import ROOT, config_values, launch_script, merged, write_config
 from tests.ranks import started
 
@@ -74,7 +74,15 @@ def test_what_no_rank_can_evaluate_is_said_once(config, tmp_path):
 
 def test_a_killed_rank_ends_the_other_with_words(config, shipped):
     words = ("evaluate", "--config", str(config), "--checkpoint", str(shipped.model))
-    with started(2, "tests/faults/killed_evaluation.py", *words) as processes:
+    with started(2, "tests/faults/faulty_evaluation.py", *words, FAULT="kill") as processes:
         said = [process.communicate(timeout=LONGEST_S)[1] for process in processes]
     assert [process.returncode for process in processes] == [EXIT_ENVIRONMENT, -signal.SIGKILL]
     assert "rank 0 waited for the other ranks in vain" in said[0] and "Traceback" not in said[0]
+
+
+def test_a_mistake_on_one_rank_ends_both(config, shipped):
+    words = ("evaluate", "--config", str(config), "--checkpoint", str(shipped.model))
+    with started(2, "tests/faults/faulty_evaluation.py", *words, FAULT="mistake") as processes:
+        said = [process.communicate(timeout=LONGEST_S)[1] for process in processes]
+    assert [process.returncode for process in processes] == [EXIT_UNCAUGHT] * 2
+    assert "error: rank 1: ValueError: a mistake" in said[0] and "Traceback" in said[1]
