@@ -73,6 +73,10 @@ class LostRanks(OwnFault):
     """Another rank has died, or hangs."""
 
 
+LAST_QUESTIONS_S = 2.0
+"""That a rank which has lost another may take to read what each was at: whoever asks has waited long enough."""
+
+
 class TrainingFault(Stage2Error):
     """The training itself became invalid (non-finite loss, a step that was not applied)."""
 

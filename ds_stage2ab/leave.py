@@ -12,12 +12,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import NoReturn
 
-from ds_stage2ab.errors import EXIT_ENVIRONMENT, OwnFault, Stage2Error, exit_code
+from ds_stage2ab.errors import EXIT_ENVIRONMENT, LAST_QUESTIONS_S, OwnFault, Stage2Error, exit_code
 
 PR_SET_PDEATHSIG = 1
 """prctl(2): the signal that the kernel sends a process when its parent ends."""
-LAST_QUESTIONS_S = 2.0
-"""That the others may take to read what each rank was at: whoever asks has waited long enough."""
 
 
 def end_with_parent() -> None:

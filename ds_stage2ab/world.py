@@ -16,8 +16,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from ds_stage2ab.errors import LostRanks, OwnFault, Stage2Error
-from ds_stage2ab.leave import LAST_QUESTIONS_S
+from ds_stage2ab.errors import LAST_QUESTIONS_S, LostRanks, OwnFault, Stage2Error
 
 T = TypeVar("T")
 
