@@ -12,6 +12,9 @@ EXIT_ENVIRONMENT = 4
 EXIT_TRAINING = 5
 EXIT_STOPPED = 75  # sysexits.h EX_TEMPFAIL: stopped on purpose, start again to resume
 
+LAST_QUESTIONS_S = 2.0
+"""That a rank which has lost another may take to read what each was at: whoever asks has waited long enough."""
+
 
 class Stage2Error(Exception):
     """A fault with a place and a remedy.
@@ -71,10 +74,6 @@ class OwnFault(EnvironmentFault):
 
 class LostRanks(OwnFault):
     """Another rank has died, or hangs."""
-
-
-LAST_QUESTIONS_S = 2.0
-"""That a rank which has lost another may take to read what each was at: whoever asks has waited long enough."""
 
 
 class TrainingFault(Stage2Error):
