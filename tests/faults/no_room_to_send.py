@@ -1,4 +1,4 @@
-"""A rank whose rank 0 has no memory for the copies of weights that are to be sent.
+"""Two ranks, the first of which has no memory for the copies of weights that are to be sent.
 
 With agreements of different lengths the ranks would take the news of one for that of the other.
 """
