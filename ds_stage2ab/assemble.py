@@ -311,8 +311,8 @@ def _rollout_matching(parts: Parts, backend: RolloutBackend, start_id: str) -> R
         vocabulary=parts.vocabulary,
         positions=position_index(parts.source.model),
         section=parts.config.rollout_matching,
+        targets=section.channel_b,
         desc_ce_weight=section.desc_ce_weight,
-        drop_invalid_struct_ce_multiplier=section.channel_b.drop_invalid_struct_ce_multiplier,
         max_length=parts.config.training.global_max_length,
         skip_overlong=parts.config.data.on_overlong == SKIP,
         skip_refused=parts.config.data.on_bad_sample == SKIP,
@@ -393,5 +393,6 @@ def _rollout_words(parts: Parts) -> str:
         who, place = f"vllm, {servers} that passed the handshake", "replica"
     drawn = f"{who}, at most {section.decode_batch_size} at once on each {place}, {how}"
     if parts.recording is not None:
-        drawn = f"replay, {len(parts.recording):,} that stand in {parts.recording.folder}"
+        made = f"targets are made anew ({parts.config.stage2_ab.channel_b.target})"
+        drawn = f"replay, {len(parts.recording):,} that stand in {parts.recording.folder}; {made}"
     return f"{drawn}; packing operators: {ops.implementation()}"

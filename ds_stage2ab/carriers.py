@@ -163,9 +163,15 @@ class ParsedRollout:
     state: str
     # one of matching.parse.STATES
     prefix_ids: tuple[int, ...]
-    # generated ids up to the end of the last complete value (contract of the codec's opening)
+    # generated ids up to the end of the last complete value; without one the codec's opening
+    num_anchored: int
+    # how many of them stay whatever is appended: up to and with the last coordinate token of the last complete value
+    num_whole: int
+    # how many of them are generated ids; the others spell the bytes before the cut of a token that was cut
+    value_ends: tuple[int, ...]
+    # bytes before the end of each complete value, kept or dropped, in generated order
     next_number: int
-    # of an object that is appended, where the form numbers objects: the highest in the prefix plus one
+    # of an object that is appended, where the form numbers objects: the highest that leaves room, plus one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,10 +191,10 @@ class Match:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Target:
-    """What a rollout teaches: its prefix, the objects that it missed, the close; positions count from its first id.
+    """What a sample teaches: an answer, and what of it is supervised; positions count from its first id.
 
-    Shapes: T tokens, N supervised objects. Example: to an empty rollout whose image shows one cat the target is the
-    answer that would be taught by teacher forcing, with weight 0 on its opening.
+    Shapes: T tokens, N supervised objects. Example: in Channel A `bins` are the coordinates that stand at `slots`; in
+    Channel B the model's own coordinates stand there, and `bins` are the true ones.
     """
 
     ids: NDArray[np.int64]
@@ -196,11 +202,17 @@ class Target:
     weights: NDArray[np.float32]
     # [T] cross-entropy weight of each token; 0 = not supervised
     is_desc: NDArray[np.bool_]
-    # [T] tokens of an appended description's value; those of the prefix are never supervised and not marked
+    # [T] tokens of a supervised description's value; generated descriptions are never supervised and not marked
     slots: NDArray[np.int64]
-    # [4N] positions of supervised coordinate tokens: matched objects as generated, then appended ones
+    # [4N] ascending positions of supervised coordinate tokens
     bins: NDArray[np.int64]
     # [4N] the bin that the model should give at each slot
+    num_go_on: int
+    # supervised tokens that say: another object follows
+    num_stop: int
+    # supervised tokens that say: no object follows
+    seam_fallback: bool
+    # generated and appended ids are put together from two encodings: one encoding of both is not exact
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ds_stage2ab.data.digits import Layout, generate
 from ds_stage2ab.engine.coord_tokens import add_coord_tokens
 from ds_stage2ab.engine.tiny import build_tiny
@@ -53,7 +55,7 @@ def config_values(parts: Quickstart, runs: Path, name: str) -> dict[str, Any]:
             "weight_decay": 0.0,
         },
         "stage2_ab": {"schedule": {"b_ratio": 0}, "coord_ce_weight": 1.0},
-        "custom": {"extra": {"rollout_matching": {"decode_batch_size": 4, "max_new_tokens": 64}}},
+        "custom": {"extra": {"rollout_matching": {"decode_batch_size": 4, "max_new_tokens": 96}}},
         "model": {"path": str(parts.model), "precision": "fp32"},
         "data": {"train": str(parts.data / "train.jsonl"), "user_prompt": "Detect every digit."},
         "deepspeed": {"zero_stage": 0, "gradient_clipping": 0.0},
@@ -81,7 +83,8 @@ def write_config(path: Path, values: dict[str, Any]) -> Path:
 
 def as_tuples(carrier: Any) -> Any:
     """The same object with tuples in the place of arrays: it can be compared, and read in a failure."""
-    arrays = {field.name: getattr(carrier, field.name) for field in fields(carrier)}
+    values = {field.name: getattr(carrier, field.name) for field in fields(carrier)}
+    arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
     return replace(carrier, **{name: tuple(array.tolist()) for name, array in arrays.items()})
 
 

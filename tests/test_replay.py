@@ -83,6 +83,16 @@ def test_one_rank_repeats_what_two_have_recorded(run, recorded, shipped):
     assert run.rollouts("alone") == run.rollouts("recorded")
 
 
+def test_targets_are_made_anew(run, recorded):
+    """The same answers, learned in another way than when they were recorded; A's step before them is the same."""
+    target = {"stage2_ab.channel_b.target": "append"}
+    losses, _ = replayed(run, "appended", 2, **target, **{"training.max_steps": 2, "data.validation": None})
+    assert "targets are made anew (append)" in run.done["appended"].stdout
+    assert "targets are made anew (rewrite)" in (replayed(run, "again", 2) and run.done["again"].stdout)
+    assert losses[0] == recorded[0][0] and losses[1] != recorded[0][1]
+    assert run.rollouts("appended") == run.rollouts("recorded")[:8]
+
+
 def test_a_run_that_asks_for_something_else_ends_in_words(run, recorded, shipped, tmp_path):
     source = {f"{MATCHING}.rollout_backend": "replay", f"{MATCHING}.replay.run": str(run.folder / "runs" / "recorded")}
     changes = {**CHANGES, **source, "data.user_prompt": "Detect each digit."}

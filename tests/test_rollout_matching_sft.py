@@ -9,35 +9,21 @@ bin that is taught there. Text is Latin-1, so "\xe4" is one byte.
 import inspect
 import json
 import re
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import pytest
-from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from ds_stage2ab.carriers import Match, Target, Truth
-from ds_stage2ab.codec.text import CODECS, get_codec
+from ds_stage2ab.codec.text import get_codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.load import load_config
+from ds_stage2ab.matching.append import appended_target
 from ds_stage2ab.matching.assign import match_boxes
 from ds_stage2ab.matching.parse import REASONS, STATES, parse_rollout
 from ds_stage2ab.matching.score import score_image, set_score
-from ds_stage2ab.matching.targets import build_target
+from ds_stage2ab.matching.targets import rewritten_target
 from tests.parts import Quickstart, as_tuples, config_values, merged, write_config
-
-QWEN_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-SPECIALS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
-WORDS = (
-    *("objects", "object", '"object', "desc", "bbox", "owl", "cat", "zebra", "dog", "red", " fox"),
-    *('{"', ' {"', ' [{"', '":', ' "', '",', " [", "]},", "]}", '"},', ' ["', '"]},', '"]}', ' "(', ')",'),
-)
-CLOSERS = ("]}]}", '"]}}', " []}", "{}")  # tokens in which a prefix ends: they hold the close too
-FRAGMENTS = ((' "\u4e2d', 0, 3), ('\u4e2d",', 2, 5), ('\u00e9",', 1, 4), ('e\u0301",', 0, 5))  # (text, bytes from, to)
+from tests.spelled import ARRAY, CLOSERS, FORMS, KEYED, WORDS, Form, build_vocabulary, corners, shown, spell
 
 COSTS = {"candidate_top_k": 10, "iou_gate": 0.3, "fp_cost": 1.0, "fn_cost": 1.0}
 WEIGHTS = {"desc_ce_weight": 0.5, "drop_invalid_struct_ce_multiplier": 3.0, "where": "sample"}
@@ -48,44 +34,7 @@ FOX, DOG = (0, 0, 100, 100), (400, 400, 500, 500)
 ZEBRA = (800, 0, 900, 50)  # touches nothing
 
 
-@dataclass(frozen=True)
-class Form:
-    """One answer format, as a model writes it."""
-
-    name: str
-    opening: str
-    closing: str
-    quote: str  # around a coordinate token
-
-    def box(self, *bins: int) -> str:
-        return "[" + ", ".join(f"{self.quote}<|coord_{k}|>{self.quote}" for k in bins) + "]"
-
-    def value(self, desc: str, box: tuple[int, ...]) -> str:
-        return f'{{"desc": "{desc}", "bbox_2d": {self.box(*box)}}}'
-
-    def answer(self, *values: str) -> str:
-        keys = [f'"object_{number}": ' if self.name == "keyed" else "" for number in range(1, len(values) + 1)]
-        return self.opening + ", ".join(key + value for key, value in zip(keys, values, strict=True)) + self.closing
-
-
-ARRAY, KEYED = (Form("array", '{"objects": [', "]}", ""), Form("keyed", "{", "}", '"'))
-FORMS = tuple(form for form in (ARRAY, KEYED) if form.name in CODECS)
-assert {form.name for form in FORMS} == set(CODECS), "every codec that there is, and no fewer"
 both_forms = pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
-
-
-@cache
-def build_vocabulary(words: tuple[str, ...]) -> Vocabulary:
-    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    pieces = [letters.pre_tokenize_str(word)[0][0] for word in words]
-    pieces += [letters.pre_tokenize_str(text)[0][0][first:last] for text, first, last in FRAGMENTS]
-    table = {piece: token for token, piece in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), *pieces])}
-    backend = Tokenizer(models.BPE(vocab=table, merges=[], ignore_merges=True))
-    backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated"), letters])
-    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIALS])
-    backend.add_tokens([AddedToken(f"<|coord_{k}|>", special=False, normalized=False) for k in range(1000)])
-    return Vocabulary.from_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
 
 
 @pytest.fixture(scope="module")
@@ -93,42 +42,25 @@ def vocabulary() -> Vocabulary:
     return build_vocabulary((*WORDS, *CLOSERS))
 
 
-def spell(vocabulary: Vocabulary, tokens: str) -> list[int]:
-    """`{"~desc~C7` -> ids."""
-    ids = []
-    for token in tokens.split("~"):
-        if token == "<stop>":
-            ids.append(vocabulary.stop_id)
-        elif re.fullmatch(r"C\d+", token):
-            ids.append(vocabulary.coordinate_ids[int(token[1:])])
-        else:
-            ids.append(vocabulary.token_bytes.index(token.encode("latin-1")))
-    return ids
-
-
-def shown(vocabulary: Vocabulary, ids) -> list[str]:
-    names = {vocabulary.stop_id: "<stop>"} | {token: f"C{k}" for token, k in vocabulary.coordinate_bins.items()}
-    return [names[token] if token in names else vocabulary.token_bytes[token].decode("latin-1") for token in ids]
-
-
 def truths(boxes, desc="a") -> list[Truth]:
     return [Truth(desc=desc, box=box) for box in boxes]
 
 
-def corners(box, between: str, weight: float, bins=(None,) * 4) -> list[tuple]:
-    """Rows of four coordinates, and of what stands between them."""
-    rows = [((f"C{k}", 0, taught), (between, weight)) for k, taught in zip(box, bins, strict=True)]
-    return [row for pair in rows for row in pair][:-1]
+def follow(vocabulary: Vocabulary, form: Form, ids: list[int], truth: list[Truth], said_order=None):
+    """The path under test: match and target, appended to or (said_order) rewritten.
 
-
-def follow(vocabulary: Vocabulary, form: Form, ids: list[int], truth: list[Truth]) -> tuple[Match, Target]:
-    """The path under test; the target of every rollout is one document, and teaches every true object once."""
+    The target of every rollout is one document, and teaches every true object once.
+    """
     codec = get_codec(form.name)
     parsed = parse_rollout(ids, vocabulary, codec)
     match = match_boxes(parsed.objects, truth, **COSTS)
-    target = as_tuples(build_target(parsed, match, truth, vocabulary, codec, **WEIGHTS))
+    made_of = (parsed, match, truth, vocabulary, codec)
     found = [place for _, place in match.pairs]
     assert sorted([*found, *match.missed]) == list(range(len(truth)))
+    if said_order is not None:
+        rewritten = rewritten_target(*made_of, said_order=said_order, desc_ce_weight=0.5, where="sample")
+        return match, as_tuples(rewritten)
+    target = as_tuples(appended_target(*made_of, **WEIGHTS))
     assert target.bins == tuple(k for place in [*found, *match.missed] for k in truth[place].box)
     num_values = len(parsed.objects) + len(parsed.dropped)
     number = str if form.quote else int
@@ -164,65 +96,96 @@ TABLES = {
     # name: (form, values generated, true objects, rows of the target)
     "array, every region": (ARRAY, FULL, ("fox", "cat", "dog", "owl"), [
         ('{"~objects~":~ [{"', 0),  # the last token holds bytes of the opening
-        ('desc~":~ "', 1), ("owl", 0), (A_BOX, 1), *corners(OWL_SEEN, A_NEXT, 1, OWL), ("]},", 0),  # with a separator
-        (f' {{"~desc~":~ "~cat~"}},~ {{"~desc~":~ "~zebra~{A_BOX}', 0), *corners(ZEBRA, A_NEXT, 0), ("]},", 0),
-        (' {"', 0), ('desc~":~ "', 1), ("dog", 0), (A_BOX, 1), *corners(CAT_SEEN, A_NEXT, 1, CAT),
-        ("]}", 1), (',~ {"~desc~":~ "', 3), ("red~ fox", 0.5), (A_BOX, 3), *corners(FOX, A_NEXT, 3, FOX), ("]},", 3),
+        ('desc~":~ "', 1), ("owl", 0), (A_BOX, 1), *corners(OWL_SEEN, A_NEXT, 1, OWL), ("]},", 1),  # goes on: the cat
+        (' {"~desc~":~ "~cat', 0), ('"},', 1), (f' {{"~desc~":~ "~zebra~{A_BOX}', 0), *corners(ZEBRA, A_NEXT, 0),
+        ("]},", 1), (' {"', 0), ('desc~":~ "', 1), ("dog", 0), (A_BOX, 1), *corners(CAT_SEEN, A_NEXT, 1, CAT),
+        # The last coordinate: what stands behind it is encoded in one call. Drops weigh on what is appended.
+        (']},~ {"~desc~":~ "', 3), ("red~ fox", 0.5), (A_BOX, 3), *corners(FOX, A_NEXT, 3, FOX), ("]},", 3),
         (' {"~desc~":~ "', 3), ("dog", 0.5), (A_BOX, 3), *corners(DOG, A_NEXT, 3, DOG),
-        ("]}]}", 3), ("<stop>", 1),  # the first byte is the object's
+        ("]}]}~<stop>", 1),  # the token that stops, merged with the object's end
     ]),
     "keyed, every region": (KEYED, FULL, ("fox", "cat", "dog", "owl"), [
         ('{"', 0), ('object~_~1~":~ {"', KEY),
-        ('desc~":~ "', 1), ("owl", 0), (K_BOX, 1), *corners(OWL_SEEN, K_NEXT, 1, OWL), ('"]},', 0),
-        (f' "~object~_~2~":~ {{"~desc~":~ "~cat~"}},~ "~object~_~3~":~ {{"~desc~":~ "~zebra~{K_BOX}', 0),
-        *corners(ZEBRA, K_NEXT, 0), ('"]},', 0),
+        ('desc~":~ "', 1), ("owl", 0), (K_BOX, 1), *corners(OWL_SEEN, K_NEXT, 1, OWL), ('"]},', 1),
+        (' "~object~_~2~":~ {"~desc~":~ "~cat', 0), ('"},', 1),
+        (f' "~object~_~3~":~ {{"~desc~":~ "~zebra~{K_BOX}', 0), *corners(ZEBRA, K_NEXT, 0), ('"]},', 1),
         (' "', 0), ('object~_~4~":~ {"', KEY), ('desc~":~ "', 1), ("dog", 0), (K_BOX, 1),
-        *corners(CAT_SEEN, K_NEXT, 1, CAT), ('"]}', 1),
-        (',~ "~object~_~5~":~ {"~desc~":~ "', 3), ("red~ fox", 0.5), (K_BOX, 3), *corners(FOX, K_NEXT, 3, FOX),
+        *corners(CAT_SEEN, K_NEXT, 1, CAT),
+        ('"]},~ "~object~_~5~":~ {"~desc~":~ "', 3), ("red~ fox", 0.5), (K_BOX, 3), *corners(FOX, K_NEXT, 3, FOX),
         ('"]},~ "~object~_~6~":~ {"~desc~":~ "', 3), ("dog", 0.5), (K_BOX, 3), *corners(DOG, K_NEXT, 3, DOG),
-        ('"]}}', 3), ("<stop>", 1),
+        ('"]}}~<stop>', 1),
     ]),
     # Behind the prefix a token takes the region of its first byte: ` "(` is structure, `)",` description.
     "array, no drops": (ARRAY, ("zebra",), ("(x)",), [
-        (f'{{"~objects~":~ [{{"~desc~":~ "~zebra~{A_BOX}', 0), *corners(ZEBRA, A_NEXT, 0), ("]}", 0),
-        (',~ {"~desc~":~ "(', 1), ('x~)",', 0.5), (A_BOX[3:], 1), *corners(DOG, A_NEXT, 1, DOG), ("]}]}~<stop>", 1),
+        (f'{{"~objects~":~ [{{"~desc~":~ "~zebra~{A_BOX}', 0), *corners(ZEBRA, A_NEXT, 0),
+        (']},~ {"~desc~":~ "(', 1), ('x~)",', 0.5), (A_BOX[3:], 1), *corners(DOG, A_NEXT, 1, DOG), ("]}]}~<stop>", 1),
     ]),
     "keyed, no drops": (KEYED, ("zebra",), ("(x)",), [
-        (f'{{"~object~_~1~":~ {{"~desc~":~ "~zebra~{K_BOX}', 0), *corners(ZEBRA, K_NEXT, 0), ('"]}', 0),
-        (',~ "~object~_~2~":~ {"~desc~":~ "(', 1), ('x~)",', 0.5), (K_BOX[3:], 1), *corners(DOG, K_NEXT, 1, DOG),
+        (f'{{"~object~_~1~":~ {{"~desc~":~ "~zebra~{K_BOX}', 0), *corners(ZEBRA, K_NEXT, 0),
+        ('"]},~ "~object~_~2~":~ {"~desc~":~ "(', 1), ('x~)",', 0.5), (K_BOX[3:], 1), *corners(DOG, K_NEXT, 1, DOG),
         ('"]}}~<stop>', 1),
     ]),
     "array, nothing missed": (ARRAY, ("boxless", "owl"), ("owl",), [
-        ('{"~objects~":~ [{"~desc~":~ "~cat~"},~ {"', 0),
-        ('desc~":~ "', 1), ("owl", 0), (A_BOX, 1), *corners(OWL_SEEN, A_NEXT, 1, OWL), ("]}", 1), ("]}~<stop>", 1),
+        ('{"~objects~":~ [{"~desc~":~ "~cat', 0), ('"},', 1), (' {"', 0),
+        ('desc~":~ "', 1), ("owl", 0), (A_BOX, 1), *corners(OWL_SEEN, A_NEXT, 1, OWL), ("]}]}~<stop>", 1),
     ]),
     "keyed, nothing missed": (KEYED, ("boxless", "owl"), ("owl",), [
-        ('{"~object~_~1~":~ {"~desc~":~ "~cat~"},~ "', 0), ('object~_~2~":~ {"', KEY),
-        ('desc~":~ "', 1), ("owl", 0), (K_BOX, 1), *corners(OWL_SEEN, K_NEXT, 1, OWL), ('"]}', 1), ("}~<stop>", 1),
+        ('{"~object~_~1~":~ {"~desc~":~ "~cat', 0), ('"},', 1), (' "', 0), ('object~_~2~":~ {"', KEY),
+        ('desc~":~ "', 1), ("owl", 0), (K_BOX, 1), *corners(OWL_SEEN, K_NEXT, 1, OWL), ('"]}}~<stop>', 1),
     ]),
-    "array, nothing at all": (ARRAY, (), (), [('{"~objects~":~ [', 0), ("]}~<stop>", 1)]),
-    "keyed, nothing at all": (KEYED, (), (), [("{", 0), ("}~<stop>", 1)]),
-    # Where the close has tokens of its own: drops do not weigh on it.
+    # To go on is not taught where no true object is to come, to stop is, whatever value it stands behind.
+    "array, nothing to come": (ARRAY, ("owl", "zebra"), ("owl",), [
+        ('{"~objects~":~ [{"', 0), ('desc~":~ "', 1), ("owl", 0), (A_BOX, 1), *corners(OWL_SEEN, A_NEXT, 1, OWL),
+        ("]},", 0), (f' {{"~desc~":~ "~zebra~{A_BOX}', 0), *corners(ZEBRA, A_NEXT, 0), ("]}]}~<stop>", 1),
+    ]),
+    "keyed, nothing to come": (KEYED, ("owl", "zebra"), ("owl",), [
+        ('{"~object~_~1~":~ {"', 0), ('desc~":~ "', 1), ("owl", 0), (K_BOX, 1), *corners(OWL_SEEN, K_NEXT, 1, OWL),
+        ('"]},', 0), (f' "~object~_~2~":~ {{"~desc~":~ "~zebra~{K_BOX}', 0), *corners(ZEBRA, K_NEXT, 0),
+        ('"]}}~<stop>', 1),
+    ]),
+    # Nothing was said: whether to begin at all is decided by the token behind the opening, merged with it or not.
+    "array, nothing at all": (ARRAY, (), (), [('{"~objects~":', 0), (" []}~<stop>", 1)]),
+    "keyed, nothing at all": (KEYED, (), (), [("{}~<stop>", 1)]),
+    "array, nothing said": (ARRAY, (), ("dog",), [
+        ('{"~objects~":', 0), (' [{"~desc~":~ "', 1), ("dog", 0.5), (A_BOX, 1), *corners(DOG, A_NEXT, 1, DOG),
+        ("]}]}~<stop>", 1),
+    ]),
+    "keyed, nothing said": (KEYED, (), ("dog",), [
+        ('{"~object~_~1~":~ {"~desc~":~ "', 1), ("dog", 0.5), (K_BOX, 1), *corners(DOG, K_NEXT, 1, DOG),
+        ('"]}}~<stop>', 1),
+    ]),
+    # Where the close has tokens of its own: drops do not weigh on it, nor the end of an object that is not there.
     "array, plain words": (ARRAY, ("boxless",), ("dog",), [
-        ('{"~objects~":~ [{"~desc~":~ "~cat~"~}', 0),
-        (',~ {"~desc~":~ "', 3), ("dog", 0.5), (A_BOX, 3), *corners(DOG, A_NEXT, 3, DOG), ("]~}", 3), ("]~}~<stop>", 1),
+        ('{"~objects~":~ [{"~desc~":~ "~cat', 0),
+        ('"},~ {"~desc~":~ "', 3), ("dog", 0.5), (A_BOX, 3), *corners(DOG, A_NEXT, 3, DOG),
+        ("]~}", 3), ("]~}~<stop>", 1),
     ]),
     "keyed, plain words": (KEYED, ("boxless",), ("dog",), [
-        ('{"~object~_~1~":~ {"~desc~":~ "~cat~"~}', 0),
-        (',~ "~object~_~2~":~ {"~desc~":~ "', 3), ("dog", 0.5), (K_BOX, 3), *corners(DOG, K_NEXT, 3, DOG),
+        ('{"~object~_~1~":~ {"~desc~":~ "~cat', 0),
+        ('"},~ "~object~_~2~":~ {"~desc~":~ "', 3), ("dog", 0.5), (K_BOX, 3), *corners(DOG, K_NEXT, 3, DOG),
         ('"~]~}', 3), ("}~<stop>", 1),
     ]),
+    # The token that holds the value's last byte decides too: where the next one is `]}`, it could have been `]},`.
+    "array, spurious, plain words": (ARRAY, ("zebra",), (), [
+        (f'{{"~objects~":~ [{{"~desc~":~ "~zebra~{A_BOX}', 0), *corners(ZEBRA, A_NEXT, 0),
+        ("]", 0), ("}~]~}~<stop>", 1),
+    ]),
 }
+REWRITTEN = [  # what both orders share: a true object as it is read, and the bins that are learned
+    (desc, [("red~ fox" if desc == "fox" else desc, 0.5)], read, taught)
+    for desc, read, taught in (("fox", FOX, FOX), ("cat", CAT_SEEN, CAT), ("dog", DOG, DOG), ("owl", OWL_SEEN, OWL))
+]
+ORDERS = {False: ("fox", "cat", "dog", "owl"), True: ("owl", "cat", "fox", "dog")}
+"""Of a rewritten answer: the data's, and the one in which the objects were said, missed ones behind."""
 
 
-@pytest.mark.parametrize("name", [name for name, (form, *_) in TABLES.items() if form in FORMS])
-def test_every_token_has_its_weight_and_every_slot_its_bin(vocabulary, name):
-    form, generated, true, rows = TABLES[name]
-    words = build_vocabulary(WORDS) if name.endswith("plain words") else vocabulary
+def generated_ids(words: Vocabulary, form: Form, generated) -> list[int]:
     written = {"boxless": '{"desc": "cat"}', "zebra": form.value("zebra", ZEBRA)}
     written |= {"owl": form.value("owl", OWL_SEEN), "cat as dog": form.value("dog", CAT_SEEN)}
-    ids = words.encode(form.answer(*(written[one] for one in generated)))
-    _, target = follow(words, form, ids, [TRUTHS[one] for one in true])
+    return words.encode(form.answer(*(written[one] for one in generated)))
+
+
+def check_rows(words: Vocabulary, target: Target, rows) -> None:
     wanted = [(token, weight) for tokens, weight, *_ in rows for token in tokens.split("~")]
     assert list(zip(shown(words, target.ids), target.weights, strict=True)) == wanted
     bins = [taught for tokens, _, *rest in rows for taught in (rest or [None] * len(tokens.split("~")))]
@@ -230,12 +193,39 @@ def test_every_token_has_its_weight_and_every_slot_its_bin(vocabulary, name):
     assert list(target.is_desc) == [weight == 0.5 for _, weight in wanted]
 
 
+@pytest.mark.parametrize("name", [name for name, (form, *_) in TABLES.items() if form in FORMS])
+def test_every_token_has_its_weight_and_every_slot_its_bin(vocabulary, name):
+    form, generated, true, rows = TABLES[name]
+    words = build_vocabulary(WORDS) if name.endswith("plain words") else vocabulary
+    _, target = follow(words, form, generated_ids(words, form, generated), [TRUTHS[one] for one in true])
+    check_rows(words, target, rows)
+    assert not target.seam_fallback
+
+
+@both_forms
+@pytest.mark.parametrize("said_order", ORDERS, ids=["data", "generated"])
+def test_a_rewritten_answer_is_the_true_one_with_the_coordinates_that_were_said(vocabulary, form, said_order):
+    true = [TRUTHS[one] for one in ORDERS[False]]
+    match, target = follow(vocabulary, form, generated_ids(vocabulary, form, FULL), true, said_order)
+    assert (match.pairs, match.spurious) == (((0, 3), (2, 1)), (1,))
+    box, between = (A_BOX, A_NEXT) if form is ARRAY else (K_BOX, K_NEXT)
+    start, go_on, stop = ('{"~objects~":~ [{"', ']},~ {"', "]}]}") if form is ARRAY else ('{"', '"]},~ "', '"]}}')
+    rows = []
+    for number, name in enumerate(ORDERS[said_order], start=1):
+        _, desc, read, taught = next(one for one in REWRITTEN if one[0] == name)
+        key = "desc" if form is ARRAY else f'object~_~{number}~":~ {{"~desc'
+        rows += [(start if number == 1 else go_on, 1), (f'{key}~":~ "', 1), *desc]
+        rows += [(box, 1), *corners(read, between, 1, taught)]
+    check_rows(vocabulary, target, [*rows, (f"{stop}~<stop>", 1)])
+    assert (target.num_go_on, target.num_stop) == (4, 1)
+
+
 # --- every state --------------------------------------------------------------------------------------------------
 
 STATE_ROWS = [  # (state, kept, dropped, prefix, responses); <one> is the opening and a cat, <two> goes on with `[1, 2]`
     ("no_json", 0, 0, "<open>", ["", "I see a cat", "<|im_start|><one><close>"]),
     ("empty_answer", 0, 0, "<open>", ["<open><close>", "<open><close>cat"]),
-    ("empty_answer", 0, 0, "\n <open>", ["\n <open> \t<close>cat"]),
+    ("empty_answer", 0, 0, "<open>", ["\n <open> \t<close>cat"]),
     ("ok", 1, 0, "<one>", ["<one><close>"]),
     ("ok", 1, 1, "<two>", ["<two>\n<close>"]),
     ("trailing_garbage", 1, 0, "<one>", ["<one><close> ", "<one><close><|im_start|>"]),
@@ -248,7 +238,7 @@ STATE_ROWS = [  # (state, kept, dropped, prefix, responses); <one> is the openin
 STATE_CASES = [(form, text, *row) for form in FORMS for *row, texts in STATE_ROWS for text in texts] + [
     (ARRAY, '{"objects":', "no_json", 0, 0, "<open>"),
     (ARRAY, KEYED.answer(), "no_json", 0, 0, "<open>"),
-    (ARRAY, ' {\n"objects" :[ ] ', "truncated_first_object", 0, 0, ' {\n"objects" :['),
+    (ARRAY, ' {\n"objects" :[ ] ', "truncated_first_object", 0, 0, "<open>"),
     (ARRAY, '<open>{"desc": "<|coord_5|>', "malformed", 0, 0, "<open>"),  # stands for a value
     (KEYED, '<open>"object_1": {"bbox_2d": [<|coord_5|>', "malformed", 0, 0, "<open>"),  # stands for characters
     (KEYED, '<one>, "cat": 1}', "malformed", 1, 0, "<one>"),
@@ -266,8 +256,9 @@ def test_states(vocabulary, form, response, state, kept, dropped, prefix):
     assert vocabulary.written_all(parsed.prefix_ids).decode() == filled(form, prefix)
     match, target = follow(vocabulary, form, ids, [TRUTHS["fox"], TRUTHS["cat"]])
     assert (match.pairs, match.missed) == ((((0, 1),), (0,)) if kept else ((), (0, 1)))
-    assert target.ids[: len(parsed.prefix_ids)] == parsed.prefix_ids
-    assert any(target.weights[: len(parsed.prefix_ids)]) == bool(kept)  # of a matched object alone
+    assert target.ids[: parsed.num_anchored] == parsed.prefix_ids[: parsed.num_anchored]
+    assert vocabulary.written_all(target.ids).startswith(filled(form, prefix).encode())
+    assert any(target.weights[: parsed.num_anchored]) == bool(kept)  # of a matched object alone
     assert target.weights[shown(vocabulary, target.ids).index("red") - 1] == (3.0 if dropped else 1.0)
 
 
@@ -307,8 +298,8 @@ def test_drop_reasons(vocabulary, form, value, reason):
     assert [(found.desc, found.box) for found in parsed.objects] == [("dog", CAT_SEEN)]
     match, target = follow(vocabulary, form, ids, [TRUTHS["fox"], TRUTHS["cat"]])
     assert match == Match(pairs=((0, 1),), missed=(0,), spurious=())
-    assert set(target.weights[: len(parsed.prefix_ids)]) == {0.0, 1.0}
-    assert set(target.weights[len(parsed.prefix_ids) :]) == {0.0, 0.5, 3.0, 1.0}
+    assert set(target.weights[: parsed.num_anchored]) == {0.0, 1.0}
+    assert set(target.weights[parsed.num_anchored :]) == {0.0, 0.5, 3.0, 1.0}
 
 
 @both_forms
@@ -336,7 +327,11 @@ def test_the_cut_in_a_token_keeps_its_bytes(vocabulary, form, before, cut, kept)
     assert (parsed.state, parsed.dropped) == ("truncated", ("key_invalid",))
     assert list(parsed.prefix_ids[: len(ids) - 2]) == ids[:-2]
     assert vocabulary.written_all(parsed.prefix_ids[len(ids) - 2 :]) == kept
-    assert not any(follow(vocabulary, form, ids, [TRUTHS["fox"]])[1].weights[: len(parsed.prefix_ids)])
+    _, target = follow(vocabulary, form, ids, [TRUTHS["fox"]])
+    assert vocabulary.written_all(target.ids).startswith(vocabulary.written_all(ids[:-2]) + kept)
+    assert not any(target.weights[: parsed.num_anchored])
+    assert target.seam_fallback == ("\xcc" in cut)  # one encoding of it all would compose the character
+    assert target.seam_fallback == (target.ids[: len(parsed.prefix_ids)] == parsed.prefix_ids)
 
 
 @both_forms

@@ -6,13 +6,12 @@ read expected embeddings at the coordinate slots) belongs to the objective; the 
 
 from collections.abc import Iterator
 
-import numpy as np
-
-from ds_stage2ab.carriers import Sample, Segment, Skipped, Target
+from ds_stage2ab.carriers import Sample, Segment, Skipped
 from ds_stage2ab.channels.segment import PositionIndex, make_segment, segment_or_skipped
 from ds_stage2ab.clock import Clock
-from ds_stage2ab.codec.text import Codec, encode_answer
+from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
+from ds_stage2ab.matching.targets import answer_target
 
 
 class Expectation:
@@ -64,22 +63,17 @@ class Expectation:
         """
         return make_segment(
             sample,
-            self._target(sample),
+            answer_target(
+                sample.objects,
+                sample.objects,
+                self.vocabulary,
+                self.codec,
+                desc_ce_weight=self.desc_ce_weight,
+                where=sample.id,
+            ),
             self.positions,
             channel=self.name,
             max_length=self.max_length,
             remedy="data.max_pixels",
             terms={},
-        )
-
-    def _target(self, sample: Sample) -> Target:
-        """The answer with every token supervised: coordinates by their bins, all others by cross-entropy."""
-        answer = encode_answer(sample.objects, self.vocabulary, self.codec, where=sample.id)
-        weights = np.where(answer.is_desc, self.desc_ce_weight, 1.0) * ~answer.is_coord
-        return Target(
-            ids=answer.ids,
-            weights=weights.astype(np.float32),
-            is_desc=answer.is_desc,
-            slots=answer.slots,
-            bins=answer.bins,
         )

@@ -1,23 +1,25 @@
-"""Channel B, rollout matching: the model answers, and learns what its own answer missed.
+"""Channel B, rollout matching: the model answers, and learns what it should have answered.
 
 Per sample: a rollout with the current weights, a strict parse, a one-to-one match of its objects with the ground
-truth, and a target that keeps the answer as it is and appends every object that it missed.
+truth, and a target made from both (`stage2_ab.channel_b.target`): the answer rewritten, or kept as it is with every
+object appended that it missed.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
-from ds_stage2ab.carriers import Rollout, Sample, Segment, Skipped
+from ds_stage2ab.carriers import Match, ParsedRollout, Rollout, Sample, Segment, Skipped, Target
 from ds_stage2ab.channels.segment import PositionIndex, make_segment, segment_or_skipped
 from ds_stage2ab.clock import Clock
 from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
-from ds_stage2ab.config.sections import RolloutMatchingSection
+from ds_stage2ab.config.sections import APPEND, GENERATED, ChannelBSection, RolloutMatchingSection
 from ds_stage2ab.errors import DataError, EnvironmentFault
+from ds_stage2ab.matching.append import appended_target
 from ds_stage2ab.matching.assign import match_boxes
-from ds_stage2ab.matching.health import TERM_NAMES, rollout_terms
+from ds_stage2ab.matching.health import TERM_NAMES, rollout_terms, target_terms
 from ds_stage2ab.matching.parse import parse_rollout
-from ds_stage2ab.matching.targets import build_target
+from ds_stage2ab.matching.targets import rewritten_target
 from ds_stage2ab.rollout.base import RolloutBackend, training_sampling, weight_version
 
 PROBE_GAP, SYNC_S, SYNC_BYTES = "rollout/probe_gap", "rollout/sync_s", "rollout/sync_bytes"
@@ -34,8 +36,8 @@ class RolloutMatching:
         vocabulary: the checkpoint's ids.
         positions: position ids of one sample alone.
         section: `custom.extra.rollout_matching`: decoding and matching.
-        desc_ce_weight: cross-entropy weight of the descriptions of appended objects.
-        drop_invalid_struct_ce_multiplier: factor on the structure of objects appended to a rollout with dropped values.
+        targets: `stage2_ab.channel_b`: what is made of a rollout.
+        desc_ce_weight: cross-entropy weight of supervised descriptions.
         max_length: `training.global_max_length`, tokens.
         skip_overlong: whether a sample above it is skipped; else it is an error.
         skip_refused: whether a sample that a rollout server refuses is skipped; else it is an error.
@@ -55,8 +57,8 @@ class RolloutMatching:
         vocabulary: Vocabulary,
         positions: PositionIndex,
         section: RolloutMatchingSection,
+        targets: ChannelBSection,
         desc_ce_weight: float,
-        drop_invalid_struct_ce_multiplier: float,
         max_length: int,
         skip_overlong: bool,
         skip_refused: bool,
@@ -69,11 +71,16 @@ class RolloutMatching:
         self.positions = positions
         self.section = section
         self.sampling = training_sampling(section)
+        self.targets = targets
         self.desc_ce_weight = desc_ce_weight
-        self.drop_invalid_struct_ce_multiplier = drop_invalid_struct_ce_multiplier
         self.max_length = max_length
         self.skip_overlong = skip_overlong
         self.skip_refused = skip_refused
+
+    @property
+    def appends(self) -> bool:
+        """Whether an answer is kept and completed; else it is rewritten."""
+        return self.targets.target == APPEND
 
     @property
     def streams(self) -> bool:
@@ -118,15 +125,11 @@ class RolloutMatching:
             fp_cost=self.section.fp_cost,
             fn_cost=self.section.fn_cost,
         )
-        target = build_target(
-            parsed,
-            match,
-            sample.objects,
-            self.vocabulary,
-            self.codec,
-            desc_ce_weight=self.desc_ce_weight,
-            drop_invalid_struct_ce_multiplier=self.drop_invalid_struct_ce_multiplier,
-            where=sample.id,
+        target = self._target(parsed, match, sample)
+        reported = (
+            rollout_terms(rollout, parsed, match, sample.objects),
+            target_terms(target, parsed, match, sample.objects, iou_gate=self.section.iou_gate),
+            self._server_terms(),
         )
         return make_segment(
             sample,
@@ -134,9 +137,17 @@ class RolloutMatching:
             self.positions,
             channel=self.name,
             max_length=self.max_length,
-            remedy="custom.extra.rollout_matching.max_new_tokens",
-            terms={**rollout_terms(rollout, parsed, match, sample.objects), **self._server_terms()},
+            remedy="custom.extra.rollout_matching.max_new_tokens" if self.appends else "data.max_pixels",
+            terms={name: term for terms in reported for name, term in terms.items()},
         )
+
+    def _target(self, parsed: ParsedRollout, match: Match, sample: Sample) -> Target:
+        shared = {"desc_ce_weight": self.desc_ce_weight, "where": sample.id}
+        made_of = (parsed, match, sample.objects, self.vocabulary, self.codec)
+        if self.appends:
+            factor = self.targets.drop_invalid_struct_ce_multiplier
+            return appended_target(*made_of, drop_invalid_struct_ce_multiplier=factor, **shared)
+        return rewritten_target(*made_of, said_order=self.targets.rewrite_order == GENERATED, **shared)
 
     def _server_terms(self) -> dict[str, tuple[float, float]]:
         """What is known of the servers that drew: the same for every rollout of a step."""

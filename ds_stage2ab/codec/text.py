@@ -188,13 +188,30 @@ def encode_answer(objects: Sequence[Truth], vocabulary: Vocabulary, codec: Codec
 
 
 def encode_pieces(pieces: Sequence[Piece], vocabulary: Vocabulary, *, where: str = "") -> AnswerTokens:
+    """`exact_tokens` of pieces that must have some.
+
+    Raises:
+        DataError: the tokenizer cannot write them (a description holds a text that it turns into a token).
+    """
+    tokens = exact_tokens(pieces, vocabulary)
+    if tokens is None:
+        text = "".join(piece.text for piece in pieces)
+        written = vocabulary.written_all(vocabulary.encode(text))
+        raise DataError(
+            f"the tokenizer cannot write this answer exactly: {text!r} came back as {written!r}",
+            where=where,
+            fix="look for the text of a special token or an unusual character in the descriptions",
+        )
+    return tokens
+
+
+def exact_tokens(pieces: Sequence[Piece], vocabulary: Vocabulary) -> AnswerTokens | None:
     """Tokenise the joined text in one call and give every token the region of its first byte.
 
     No end of turn is added.
 
-    Raises:
-        DataError: the ids do not spell the text, or coordinate tokens stand elsewhere than at the
-            coordinate pieces (a description holds a text that this tokenizer turns into a token).
+    Returns: None where the ids do not spell the text, or coordinate tokens stand elsewhere than at the coordinate
+        pieces.
     """
     text = "".join(piece.text for piece in pieces)
     ids = np.array(vocabulary.encode(text), dtype=np.int64)
@@ -203,14 +220,10 @@ def encode_pieces(pieces: Sequence[Piece], vocabulary: Vocabulary, *, where: str
     wanted = [piece.bin for piece in pieces if piece.region == "coordinate"]
     written = vocabulary.written_all(ids.tolist())
     if written != text.encode() or kinds[slots].tolist() != wanted:
-        raise DataError(
-            f"the tokenizer cannot write this answer exactly: {text!r} came back as {written!r}",
-            where=where,
-            fix="look for the text of a special token or an unusual character in the descriptions",
-        )
+        return None
     # A token of no bytes at the very end has no first byte: it takes the region of the last one.
     first = np.minimum(vocabulary.starts_of(ids)[:-1], len(written) - 1)
-    region = _region_of_bytes(pieces)[first]
+    region = region_of_bytes(pieces)[first]
     return AnswerTokens(
         ids=ids,
         is_desc=region == REGIONS.index("desc"),
@@ -232,7 +245,7 @@ def _escaped(desc: str, vocabulary: Vocabulary) -> str:
     return inside
 
 
-def _region_of_bytes(pieces: Sequence[Piece]) -> NDArray[np.int64]:
+def region_of_bytes(pieces: Sequence[Piece]) -> NDArray[np.int64]:
     """[bytes] place in `REGIONS` of each byte of the joined text."""
     codes = [REGIONS.index(piece.region) for piece in pieces]
     return np.repeat(codes, [len(piece.text.encode()) for piece in pieces])

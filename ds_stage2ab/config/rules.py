@@ -10,11 +10,14 @@ from dataclasses import dataclass
 
 from ds_stage2ab.config.batch import ACCUMULATION, EFFECTIVE, PER_DEVICE, counted, implied_learners, shape_batch
 from ds_stage2ab.config.problems import KeyPath
-from ds_stage2ab.config.sections import NO_OFFLOAD
+from ds_stage2ab.config.sections import APPEND, NO_OFFLOAD
 from ds_stage2ab.config.servers import BACKEND, DECODE_BATCH, SERVERS, replicas_of, request_window
 from ds_stage2ab.errors import ConfigError
 
 B_RATIO = "stage2_ab.schedule.b_ratio"
+TARGET = "stage2_ab.channel_b.target"
+REWRITE_ORDER = "stage2_ab.channel_b.rewrite_order"
+DROP_MULTIPLIER = "stage2_ab.channel_b.drop_invalid_struct_ce_multiplier"
 LENGTH_CAP = "training.global_max_length"
 MAX_NEW_TOKENS = "custom.extra.rollout_matching.max_new_tokens"
 DECODING = "custom.extra.rollout_matching.decoding"
@@ -96,6 +99,26 @@ def repeated_sequences_have_length_and_number(ngram_size: int | None, max_ngram_
     if (ngram_size is None) != (max_ngram_repeats is None):
         given, missing = (NGRAM_SIZE, NGRAM_REPEATS) if max_ngram_repeats is None else (NGRAM_REPEATS, NGRAM_SIZE)
         raise ConfigError(f"it has no effect without {missing}", where=given, fix=f"set both, or delete {given}")
+
+
+def only_rewritten_answers_have_an_order(target: str, rewrite_order: str | None) -> None:
+    """An answer to which missed objects are appended stays in the order in which it was generated."""
+    if target == APPEND and rewrite_order is not None:
+        raise ConfigError(
+            f"{rewrite_order} has no effect with {TARGET} {APPEND}",
+            where=REWRITE_ORDER,
+            fix=f"delete {REWRITE_ORDER}, or set {TARGET} to rewrite",
+        )
+
+
+def only_appended_objects_have_a_multiplier(target: str, multiplier: float) -> None:
+    """A rewritten answer has no dropped values, and nothing stands behind them."""
+    if target != APPEND and multiplier != 1:
+        raise ConfigError(
+            f"{multiplier} has no effect with {TARGET} {target}",
+            where=DROP_MULTIPLIER,
+            fix=f"delete {DROP_MULTIPLIER}, or set {TARGET} to {APPEND}",
+        )
 
 
 def answer_fits_length(max_new_tokens: int, global_max_length: int) -> None:
@@ -229,6 +252,8 @@ RULES = (
     Rule(temperature_can_be_felt, (f"{DECODING}.temperature",)),
     Rule(evaluation_temperature_can_be_felt, (f"{EVALUATION_DECODING}.temperature",)),
     Rule(repeated_sequences_have_length_and_number, (NGRAM_SIZE, NGRAM_REPEATS)),
+    Rule(only_rewritten_answers_have_an_order, (TARGET, REWRITE_ORDER)),
+    Rule(only_appended_objects_have_a_multiplier, (TARGET, DROP_MULTIPLIER)),
     Rule(answer_fits_length, (MAX_NEW_TOKENS, LENGTH_CAP)),
     Rule(constant_rate_does_not_fall, (SCHEDULER, FINAL_RATE)),
     Rule(offload_needs_zero, (OFFLOAD, ZERO_STAGE)),

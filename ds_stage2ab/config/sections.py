@@ -58,6 +58,9 @@ class HealthSection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelBSection:
+    target: str
+    rewrite_order: str | None
+    # None with `append`, which rewrites nothing; with `rewrite` it means the data's order
     drop_invalid_struct_ce_multiplier: float
     health: HealthSection
 
@@ -200,6 +203,10 @@ class DataSection:
     epoch_end: str
 
 
+APPEND = "append"
+"""The value of `stage2_ab.channel_b.target` that keeps an answer as it was generated."""
+GENERATED = "generated"
+"""The value of `stage2_ab.channel_b.rewrite_order` that keeps matched objects in the model's order."""
 NO_OFFLOAD = "none"
 """The value of `deepspeed.offload_optimizer` that leaves the optimizer on the device."""
 

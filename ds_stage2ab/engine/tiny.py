@@ -5,8 +5,8 @@ load like any Qwen3-VL: 1.7 M parameters, no coordinate tokens yet (`ds-stage2ab
 
 Invariants:
 - The folder is a function of the seed and of the size alone.
-- A word and the JSON around it never share a token; a value's end `]}` is a token of its own. So a description's
-  tokens are exactly its characters, and a rollout can be cut behind a value without re-tokenising.
+- Text is split as Qwen's tokenizer splits it, and the answers' punctuation is merged as it is there: ` [{"`, `]},` and
+  `}}` are tokens, so a value's end, the separator behind it and the next value's begin share tokens.
 - Pictures whose sides are multiples of PATCH x MERGE and whose area lies in PIXELS are not resampled.
 """
 
@@ -49,18 +49,22 @@ SPECIAL = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-# Words with their leading space; the JSON pieces between them; "]}" and "{" always begin or end a token.
-WORD_OR_STRUCTURE = r' ?\w+|\]\}|, \{"|\{"|[^\w\]\{]+|[\s\S]'
+# Qwen's rule: a word with one character before it, a single digit, a run of punctuation with one blank before it.
+SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 CORPUS = (
-    '{"objects": [',
-    '{"desc": "zero", "bbox_2d": [',
-    '{"object_1": {"desc": "one", "bbox_2d": ["',
-    '", "',
-    '"]}, "object_2": {"desc": "',
+    # more often, so merged before `]}`: Qwen merges in this order
+    *('"] []', "}} },") * 4,
+    '{"objects": [{"desc": "zero", "bbox_2d": [',
     ", ",
-    ']}, {"desc": "',
-    "]}]}",
-    '{"objects": []}',
+    ']}, {"desc": "one", "bbox_2d": [',
+    "]}",
+    '{"objects": []',
+    '{"object_1": {"desc": "two", "bbox_2d": ["',
+    '", "',
+    '"]',
+    '}, "object_2": {"desc": "three", "bbox_2d": ["',
+    "}}",
+    "{}",
     "zero one two three four five six seven eight nine",
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
     "user\n",
@@ -104,7 +108,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(WORD_OR_STRUCTURE), behavior="isolated"),
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

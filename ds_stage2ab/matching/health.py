@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ds_stage2ab.carriers import Match, ParsedRollout, Rollout, Truth
+from ds_stage2ab.carriers import Match, ParsedRollout, Rollout, Target, Truth
 from ds_stage2ab.matching.iou import pairwise_iou
 from ds_stage2ab.matching.parse import REASONS, STATES
 
@@ -22,7 +22,7 @@ def rollout_terms(rollout: Rollout, parsed: ParsedRollout, match: Match, truth: 
     """Metric name -> (sum, count) of one rollout; the matched are those of training, whatever their description."""
     matched, predicted, true = len(match.pairs), len(parsed.objects), len(truth)
     values = predicted + len(parsed.dropped)
-    same = sum(parsed.objects[p].desc.strip().lower() == truth[g].desc.strip().lower() for p, g in match.pairs)
+    same = sum(_name(parsed.objects[p].desc) == _name(truth[g].desc) for p, g in match.pairs)
     terms: dict[str, Term] = {
         "rollout/count": (1, 1),
         "rollout/resent": (rollout.attempt - 1, 1),
@@ -40,6 +40,34 @@ def rollout_terms(rollout: Rollout, parsed: ParsedRollout, match: Match, truth: 
     terms |= {f"parse/{state}": (parsed.state == state, 1) for state in STATES}
     terms |= {f"drop/{reason}": (parsed.dropped.count(reason), values) for reason in REASONS}
     return {name: (float(total), float(count)) for name, (total, count) in terms.items()}
+
+
+def target_terms(
+    target: Target, parsed: ParsedRollout, match: Match, truth: Sequence[Truth], *, iou_gate: float
+) -> dict[str, Term]:
+    """Metric name -> (sum, count) of what became of one rollout.
+
+    Args:
+        iou_gate: the least IoU of a pair: a spurious object that has it with a true one says that one twice.
+    """
+    iou_PG = pairwise_iou([parsed.objects[place].box for place in match.spurious], [one.box for one in truth])
+    duplicates = int((iou_PG.max(axis=1, initial=0.0) >= iou_gate).sum())
+    renamed = sum(_name(parsed.objects[p].desc) != _name(truth[g].desc) for p, g in match.pairs)
+    return {
+        "target/matched": (float(len(match.pairs)), 1.0),
+        "target/missed": (float(len(match.missed)), 1.0),
+        "target/spurious": (float(len(match.spurious) - duplicates), 1.0),
+        "target/duplicate": (float(duplicates), 1.0),
+        "target/renamed": (float(renamed), 1.0),
+        "target/go_on": (float(target.num_go_on), 1.0),
+        "target/stop": (float(target.num_stop), 1.0),
+        "target/seam_fallback": (float(target.seam_fallback), 1.0),
+    }
+
+
+def _name(desc: str) -> str:
+    """What two descriptions are compared by."""
+    return desc.strip().lower()
 
 
 def _summed_iou(parsed: ParsedRollout, match: Match, truth: Sequence[Truth]) -> float:
@@ -62,5 +90,13 @@ TERM_NAMES = (
     "match/predicted_per_true",
     *(f"parse/{state}" for state in STATES),
     *(f"drop/{reason}" for reason in REASONS),
+    "target/matched",
+    "target/missed",
+    "target/spurious",
+    "target/duplicate",
+    "target/renamed",
+    "target/go_on",
+    "target/stop",
+    "target/seam_fallback",
 )
-"""Every name in the terms of a rollout."""
+"""Every name in the terms of a rollout and of its target."""

@@ -5,22 +5,26 @@ complete value is kept or dropped for one reason, and the prefix ends behind the
 
 Invariants:
 - Every complete value is in `objects` or in `dropped`, once; both are in generated order.
-- The bytes of `prefix_ids` are the first bytes of the response, up to the end of the last complete value, of
-  the opening if there is none; with `no_json` they are the codec's own opening.
+- The bytes of `prefix_ids` are the first bytes of the response, up to the end of the last complete value; without one
+  they are the codec's own opening.
 - `prefix_ids` are generated ids but for the token in which the cut falls.
+- The first `num_anchored` of them are generated ids; behind them stands no coordinate token.
 - No ids whatsoever raise an error, and what is behind the end of the scan changes nothing but the state.
 """
 
 from __future__ import annotations
 
 import json
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+
+import numpy as np
 
 from ds_stage2ab.carriers import ParsedObject, ParsedRollout
 from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.matching.scan import Node, Scan, scan
+from ds_stage2ab.ops.scan import MAX_KEY_DIGITS
 
 STATES = (
     "no_json",  # the opening was not read
@@ -45,6 +49,9 @@ REASONS = (
 )
 """Why a complete value was dropped: the first that applies."""
 
+MAX_NUMBER = 10**MAX_KEY_DIGITS - 1
+ROOM = 10_000
+"""Numbers that are free behind the one where further objects begin: more than any answer has objects."""
 DESC_KEY = "desc"
 BOX_KEY = "bbox_2d"
 POLYGON_KEYS = frozenset({"poly", "poly_2d", "polygon", "polygon_2d", "segmentation"})
@@ -70,13 +77,27 @@ def parse_rollout(token_ids: Sequence[int], vocabulary: Vocabulary, codec: Codec
         "key_invalid" if value.number in numbers[:place] else _judge(value, found)
         for place, value in enumerate(found.values)
     ]
+    prefix_ids, num_whole = _prefix(token_ids, found, vocabulary, codec)
     return ParsedRollout(
         objects=tuple(verdict for verdict in judged if isinstance(verdict, ParsedObject)),
         dropped=tuple(verdict for verdict in judged if isinstance(verdict, str)),
         state=_state(found),
-        prefix_ids=_prefix(token_ids, found, vocabulary, codec),
-        next_number=max(numbers, default=0) + 1,
+        prefix_ids=prefix_ids,
+        num_whole=num_whole,
+        num_anchored=_num_anchored(token_ids, found, vocabulary),
+        value_ends=tuple(value.last for value in found.values),
+        next_number=_next_number(numbers),
     )
+
+
+def _next_number(numbers: Sequence[int]) -> int:
+    """One more than the highest number behind which there is room: the grammar reads no more than MAX_NUMBER."""
+    above = MAX_NUMBER + 1
+    for number in sorted({0, *numbers}, reverse=True):
+        if above - number > ROOM:
+            return number + 1
+        above = number
+    raise AssertionError(f"{len(numbers)} numbers leave no room")
 
 
 def _state(found: Scan) -> str:
@@ -147,15 +168,34 @@ def _tokens(starts: list[int], first: int, last: int) -> tuple[int, int]:
     return bisect_left(starts, first), bisect_left(starts, last)
 
 
-def _prefix(token_ids: Sequence[int], found: Scan, vocabulary: Vocabulary, codec: Codec) -> tuple[int, ...]:
-    if found.opening_end < 0:
-        return tuple(vocabulary.encode(codec.opening))
-    cut = found.values[-1].last if found.values else found.opening_end
+def _num_anchored(token_ids: Sequence[int], found: Scan, vocabulary: Vocabulary) -> int:
+    """Number of ids up to and with the anchor: the last coordinate token of the last complete value.
+
+    A tokenizer splits every text at added tokens, so nothing can merge across an anchor that is one. Of a value without
+    coordinates the anchor is the last token that ends at or before its first byte; without a value there is none.
+    """
+    if not found.values:
+        return 0
+    value = found.values[-1]
+    first, last = _tokens(found.starts, value.first, value.last)
+    coordinates = np.flatnonzero(vocabulary.kinds_of(np.array(token_ids[first:last], dtype=np.int64)) >= 0)
+    if len(coordinates):
+        return first + int(coordinates[-1]) + 1
+    return bisect_right(found.starts, value.first) - 1
+
+
+def _prefix(
+    token_ids: Sequence[int], found: Scan, vocabulary: Vocabulary, codec: Codec
+) -> tuple[tuple[int, ...], int]:
+    """The ids up to the cut, and how many of them were generated as they are."""
+    if not found.values:
+        return tuple(vocabulary.encode(codec.opening)), 0
+    cut = found.values[-1].last
     place = bisect_left(found.starts, cut)  # the first token that starts at the cut or behind it
     if found.starts[place] == cut:
-        return tuple(token_ids[:place])
+        return tuple(token_ids[:place]), place
     kept = vocabulary.written(token_ids[place - 1])[: cut - found.starts[place - 1]]
-    return (*token_ids[: place - 1], *_spell(kept, vocabulary))
+    return (*token_ids[: place - 1], *_spell(kept, vocabulary)), place - 1
 
 
 def _spell(piece: bytes, vocabulary: Vocabulary) -> list[int]:

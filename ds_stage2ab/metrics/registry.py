@@ -109,7 +109,7 @@ MATCH = (
     _metric("match/precision", "fraction", "mean", "B", "higher",
             "Matched objects divided by predicted ones over the step, by boxes alone and training's IoU gate."),
     _metric("match/recall", "fraction", "mean", "B", "higher",
-            "Matched objects divided by true ones over the step; the rest was appended."),
+            "Matched objects divided by true ones over the step; the rest was missed."),
     _metric("match/f1", "fraction", "mean", "B", "higher",
             "2 matched / (predicted + true) over the step."),
     _metric("match/iou", "fraction", "mean", "B", "higher",
@@ -151,6 +151,25 @@ PARSE = (
             "Share of complete values dropped: one of the four is no coordinate token."),
     _metric("drop/bbox_invalid", "fraction", "mean", "B", "lower",
             "Share of complete values dropped: the box has no width or no height."),
+)
+
+TARGET = (
+    _metric("target/matched", "objects", "sum", "B", "higher",
+            "True objects that were said: their targets stand at the coordinates that the model wrote."),
+    _metric("target/missed", "objects", "sum", "B", "lower",
+            "True objects that were not said: put in (rewrite) or appended (append)."),
+    _metric("target/spurious", "objects", "sum", "B", "lower",
+            "Objects that were said and overlap no true one: left out (rewrite) or without weight (append)."),
+    _metric("target/duplicate", "objects", "sum", "B", "lower",
+            "Objects that were said and overlap a true one that another stands for: treated as spurious ones are."),
+    _metric("target/renamed", "objects", "sum", "B", "lower",
+            "Matched objects of another description: taught the true one (rewrite) or none (append)."),
+    _metric("target/go_on", "tokens", "sum", "B", "neither",
+            "Supervised tokens that decide to say another object."),
+    _metric("target/stop", "tokens", "sum", "B", "neither",
+            "Supervised tokens that decide to say no other object: one for each rollout."),
+    _metric("target/seam_fallback", "rollouts", "sum", "B", "lower",
+            "Rollouts whose end and what is appended could not be encoded in one call; always 0 with rewrite."),
 )
 
 TRAIN = (
@@ -258,7 +277,9 @@ EVALUATION = (
 )
 # fmt: on
 
-METRICS: Mapping[str, Metric] = dict(LOSS + COORDINATES + ROLLOUT + MATCH + PARSE + TRAIN + TIME + EVALUATION)
+METRICS: Mapping[str, Metric] = dict(
+    LOSS + COORDINATES + ROLLOUT + MATCH + PARSE + TARGET + TRAIN + TIME + EVALUATION
+)
 """Name -> declaration, in the order in which tables show them."""
 
 

@@ -14,10 +14,10 @@ from ds_stage2ab.carriers import Truth
 from ds_stage2ab.codec.text import CODECS, encode_answer
 from ds_stage2ab.engine.build import position_index
 from ds_stage2ab.matching import assign
+from ds_stage2ab.matching.append import appended_target
 from ds_stage2ab.matching.assign import match_boxes
 from ds_stage2ab.matching.parse import parse_rollout
 from ds_stage2ab.matching.scan import scan_arguments
-from ds_stage2ab.matching.targets import build_target
 from ds_stage2ab.ops import reference
 from ds_stage2ab.rollout.hf import HfBackend
 from tests.unit.parts import greedy_sampling, load_bench
@@ -113,7 +113,7 @@ def test_everything_behind_generate_beside_generate(shipped, capsys):
         for sample, rollout in zip(bench.samples, found, strict=True):
             parsed = parse_rollout(rollout.response_ids, bench.vocabulary, codec)
             match = match_boxes(parsed.objects, sample.objects, **COSTS)
-            build_target(parsed, match, sample.objects, bench.vocabulary, codec, **WEIGHTS)
+            appended_target(parsed, match, sample.objects, bench.vocabulary, codec, **WEIGHTS)
 
     drawn, learned = medians(generate, learn)
     with capsys.disabled():

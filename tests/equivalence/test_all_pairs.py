@@ -14,6 +14,7 @@ from tests.equivalence.runs import Runs, assert_same_run
 MATCHING = "custom.extra.rollout_matching"
 KIND_FACTORS = {
     "stage2_ab.schedule.b_ratio": (0, 0.5, 1),
+    "stage2_ab.channel_b.target": ("rewrite", "append"),
     "deepspeed.gradient_clipping": (0.0, 0.5),
     "stage2_ab.n_softctx_iter": (1, 2),
 }

@@ -24,6 +24,7 @@ DECODE, PER_DEVICE, CAP = f"{MATCHING}.decode_batch_size", "training.per_device_
     "training.global_max_length"
 )
 B_RATIO, STAGE = "stage2_ab.schedule.b_ratio", "deepspeed.zero_stage"
+TARGET = "stage2_ab.channel_b.target"
 NARROW = 127  # tokens: the longest prompt and max_new_tokens; hardly two samples fit
 PLAINEST = {
     PER_DEVICE: 1, STAGE: 0, "training.packing": False, B_RATIO: 0.5, "training.max_steps": 3, DECODE: 3,
@@ -31,7 +32,7 @@ PLAINEST = {
 KINDS = {
     "mixed": {},
     "a-clipped-two-passes": {B_RATIO: 0, "stage2_ab.n_softctx_iter": 2, "deepspeed.gradient_clipping": 0.5},
-    "b-vision-frozen": {B_RATIO: 1, "model.freeze": ["vision"]},
+    "b-vision-frozen": {B_RATIO: 1, TARGET: "append", "model.freeze": ["vision"]},
 }
 """What makes it another run; in each all splits must give the same."""
 VARIANTS = {
@@ -133,6 +134,7 @@ def test_the_variants_cover_every_value():
     assert {8 // (one[PER_DEVICE] * one["ranks"]) for one in seen} == {1, 2, 4, 8}
     assert {one[DECODE] for one in seen} == {1, 3, 8}
     assert {one[B_RATIO] for one in seen} == {0, 0.5, 1}
+    assert {one.get(TARGET) for one in seen if one[B_RATIO] > 0} == {None, "append"}  # None: the default, rewrite
     assert {one.get(CAP) for one in seen} == {None, NARROW, 145, 250}
     assert {arrivals for _, _, arrivals, _ in VARIANTS.values()} == {"", "scrambled", "late"}
 

@@ -14,10 +14,10 @@ from ds_stage2ab.carriers import Truth
 from ds_stage2ab.codec.bins import NUM_BINS, coordinate_token
 from ds_stage2ab.codec.text import CODECS
 from ds_stage2ab.codec.vocabulary import Vocabulary
+from ds_stage2ab.matching.append import appended_target
 from ds_stage2ab.matching.assign import match_boxes
 from ds_stage2ab.matching.parse import REASONS, STATES, parse_rollout
 from ds_stage2ab.matching.scan import scan_arguments
-from ds_stage2ab.matching.targets import build_target
 from ds_stage2ab.ops import reference
 
 COSTS = {"candidate_top_k": 10, "iou_gate": 0.3, "fp_cost": 1.0, "fn_cost": 1.0}
@@ -88,7 +88,7 @@ def one_input(data: bytes) -> None:
     parsed = parse_rollout(ids, vocabulary(), codec)
     assert parsed.state in STATES and set(parsed.dropped) <= set(REASONS)
     match = match_boxes(parsed.objects, TRUTH, **COSTS)
-    target = build_target(parsed, match, TRUTH, vocabulary(), codec, **WEIGHTS)
+    target = appended_target(parsed, match, TRUTH, vocabulary(), codec, **WEIGHTS)
     taught = [*(place for _, place in match.pairs), *match.missed]
     assert target.bins.tolist() == [k for place in taught for k in TRUTH[place].box]
     assert not target.weights[target.slots].any()

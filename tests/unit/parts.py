@@ -45,6 +45,8 @@ HEALTH_KEYS = ("predicted_per_true", "truncation_rate", "drop_rate", "valid_rate
 PLAIN_LOSS = Stage2ABSection(
     schedule=ScheduleSection(b_ratio=Fraction(0)),
     channel_b=ChannelBSection(
+        target="rewrite",
+        rewrite_order=None,
         drop_invalid_struct_ce_multiplier=1.0,
         health=HealthSection(
             patience=2, **dict.fromkeys(HEALTH_KEYS, ThresholdSection(warn=None, stop=None))
@@ -163,7 +165,7 @@ class Bench:
     def rollout_matching(
         self, backend: WrittenBackend, record: Any = lambda *_: None, **changes: Any
     ) -> RolloutMatching:
-        plain = {"desc_ce_weight": 1.0, "drop_invalid_struct_ce_multiplier": 1.0}
+        plain = {"targets": PLAIN_LOSS.channel_b, "desc_ce_weight": 1.0}
         settings = {**plain, "max_length": 4096, "skip_overlong": False, "skip_refused": False, **changes}
         return RolloutMatching(
             backend,

@@ -125,21 +125,21 @@ def quickstart_estimate(zero_stage: int, learners: int = 4, **sections: dict) ->
 
 
 def test_bytes_of_full_training_without_sharing():
-    # 1,797,152 parameters in fp32: weights and gradients 4 bytes each = 7,188,608; two moments 8 bytes = 14,377,216
+    # 1,797,024 parameters in fp32: weights and gradients 4 bytes each = 7,188,096; two moments 8 bytes = 14,376,192
     memory = quickstart_estimate(0)
-    assert (memory.parameters, memory.trained) == (1_797_152, 1_797_152)
-    assert (memory.weights, memory.gradients, memory.optimizer) == (7_188_608, 7_188_608, 14_377_216)
+    assert (memory.parameters, memory.trained) == (1_797_024, 1_797_024)
+    assert (memory.weights, memory.gradients, memory.optimizer) == (7_188_096, 7_188_096, 14_376_192)
     assert memory.reduce_bucket == 0
-    assert memory.total == 7_188_608 + 7_188_608 + 14_377_216 + memory.activations
+    assert memory.total == 7_188_096 + 7_188_096 + 14_376_192 + memory.activations
 
 
 @pytest.mark.parametrize(
     ("stage", "weights", "gradients", "optimizer"),
     [
-        # bf16: 2 bytes = 3,594,304; moments and fp32 copy 12 bytes = 21,565,824, of which a fourth is 5,391,456
-        (1, 3_594_304, 3_594_304, 5_391_456),
-        (2, 3_594_304, 898_576, 5_391_456),
-        (3, 898_576, 898_576, 5_391_456),
+        # bf16: 2 bytes = 3,594,048; moments and fp32 copy 12 bytes = 21,564,288, of which a fourth is 5,391,072
+        (1, 3_594_048, 3_594_048, 5_391_072),
+        (2, 3_594_048, 898_512, 5_391_072),
+        (3, 898_512, 898_512, 5_391_072),
     ],
 )
 def test_four_learners_share_what_the_stage_says(stage, weights, gradients, optimizer):
@@ -164,21 +164,21 @@ def test_deepspeed_keeps_what_is_counted_as_its_own(world):
 
 def test_plain_sgd_keeps_no_moments():
     assert quickstart_estimate(0, training={"optimizer": "sgd"}).optimizer == 0
-    # the fp32 copy alone: 4 x 1,797,152 / 4
-    assert quickstart_estimate(1, training={"optimizer": "sgd"}).optimizer == 1_797_152
+    # the fp32 copy alone: 4 x 1,797,024 / 4
+    assert quickstart_estimate(1, training={"optimizer": "sgd"}).optimizer == 1_797_024
 
 
 def test_frozen_parts_have_weights_and_nothing_else():
     memory = quickstart_estimate(0, model={"freeze": ("vision", "aligner")})
-    assert (memory.parameters, memory.trained) == (1_797_152, 967_168)
-    assert (memory.weights, memory.gradients, memory.optimizer) == (7_188_608, 4 * 967_168, 8 * 967_168)
+    assert (memory.parameters, memory.trained) == (1_797_024, 967_040)
+    assert (memory.weights, memory.gradients, memory.optimizer) == (7_188_096, 4 * 967_040, 8 * 967_040)
 
 
 def test_adapters_train_beside_a_still_model():
     # Per layer: q (128 + 128), k and v (128 + 64) each, o (128 + 128), gate and up (128 + 384) each, down (384 + 128):
     # 2 x 256 + 2 x 192 + 3 x 512 = 2,432; x rank 8 x 4 layers = 77,824
     memory = quickstart_estimate(0, model={"freeze": ("vision", "aligner")}, tuner={"type": "lora", "lora_rank": 8})
-    assert (memory.parameters, memory.trained) == (1_797_152 + 77_824, 77_824)
+    assert (memory.parameters, memory.trained) == (1_797_024 + 77_824, 77_824)
     assert (memory.gradients, memory.optimizer) == (4 * 77_824, 8 * 77_824)
 
 
@@ -272,7 +272,7 @@ def test_trained_rows_keep_a_copy_of_the_table_for_a_tied_head_in_each_pass(prec
             embedded = model.get_input_embeddings()(torch.arange(16)[None] + 290)
             output = model(inputs_embeds=embedded, position_ids=positions, use_cache=False, logits_to_keep=4)
             passes.append(output.logits)
-    table = 1401 * 128 * dtype.itemsize
+    table = 1400 * 128 * dtype.itemsize
     seen = sum(size for size in kept.sizes if size == table)
     assert seen == (2 * table if tied else 0)
     shape = replace(read_shape(STAGE1), tied=tied)
@@ -295,9 +295,9 @@ def test_the_vision_tower_keeps_what_is_estimated(precision, dtype):
 
 
 def test_logits_by_hand():
-    # A row of fp32 logits and its log-softmax: 2 x 1,401 values x 4 bytes x 512 tokens
+    # A row of fp32 logits and its log-softmax: 2 x 1,400 values x 4 bytes x 512 tokens
     with_logits = activation_bytes(read_shape(STAGE1), CONFIG, ["language"])
-    assert with_logits - activation_bytes(without_logits(), CONFIG, ["language"]) == 2 * 1401 * 4 * 512
+    assert with_logits - activation_bytes(without_logits(), CONFIG, ["language"]) == 2 * 1400 * 4 * 512
 
 
 def test_checkpointing_keeps_one_layer_and_the_entries_of_the_others():

@@ -19,13 +19,14 @@ from ds_stage2ab.matching.health import TERM_NAMES
 from ds_stage2ab.metrics.registry import reduce_terms
 from ds_stage2ab.rollout.base import evaluation_sampling, training_sampling
 from tests.parts import as_tuples
-from tests.unit.parts import MATCHING, NO_GUARD, WrittenBackend, greedy_sampling, load_bench
+from tests.unit.parts import MATCHING, NO_GUARD, PLAIN_LOSS, WrittenBackend, greedy_sampling, load_bench
 
 CAT = Truth(desc="cat", box=(10, 20, 110, 120))
 DOG = Truth(desc="big dog", box=(500, 501, 600, 700))
 KITTEN = Truth(desc="kitten", box=(10, 20, 110, 145))  # IoU with the cat 100 * 100 / (100 * 125) = 0.8
 GHOST = Truth(desc="ghost", box=(800, 0, 900, 50))  # touches nothing
 OPENING, HEAD, MIDDLE = '{"objects": [', '{"desc": "', '", "bbox_2d": ['
+APPEND = replace(PLAIN_LOSS.channel_b, target="append")
 OF_SERVERS = ("rollout/probe_gap", "rollout/sync_s", "rollout/sync_bytes")
 STEP = 3
 
@@ -42,8 +43,9 @@ def answered(bench, *objects):
 
 
 def segment_of(bench, ids, *, truncated=(), **changes):
-    """The segment of the first sample when this is its answer."""
-    channel = bench.rollout_matching(WrittenBackend({0: ids}, truncated=truncated), **changes)
+    """The segment of the first sample when this is its answer; what it missed is appended."""
+    backend = WrittenBackend({0: ids}, truncated=truncated)
+    channel = bench.rollout_matching(backend, **{"targets": APPEND, **changes})
     (segment,) = channel.segments(bench.samples[:1], STEP, Clock())
     return segment
 
@@ -64,7 +66,7 @@ def runs(bench, segment):
 
 
 def box_runs(box, weight):
-    """Between the first and the last coordinate: each has weight 0, the commas `weight`."""
+    """Each coordinate has weight 0, the commas between them `weight`."""
     return [run for k in box for run in ((f"<|coord_{k}|>", 0.0), (", ", weight))][:-1]
 
 
@@ -90,13 +92,13 @@ def test_all_found(bench):
     segment = segment_of(bench, ids)
     assert target_ids(bench, segment) == (*ids, bench.vocabulary.stop_id)
     assert runs(bench, segment) == [
-        (OPENING, 0.0),
-        (HEAD, 1.0),
+        (OPENING + '{"', 0.0),  # the last token is ` [{"`
+        ('desc": "', 1.0),
         ("cat", 0.0),
         (MIDDLE, 1.0),
         *box_runs(CAT.box, 1.0),
-        ("]}", 1.0),
-        (', {"', 0.0),  # one token that holds the separator too
+        ("]},", 1.0),  # one token: the cat ends, and another object follows
+        (' {"', 0.0),  # one token that begins with the separator's blank
         ('desc": "', 1.0),
         ("big dog", 0.0),
         (MIDDLE, 1.0),
@@ -115,6 +117,9 @@ def test_all_found(bench):
         "match/same_desc_rate": (2, 2),
         "match/predicted_per_true": (2, 2),
         "parse/ok": (1, 1),
+        "target/matched": (2, 1),
+        "target/go_on": (1, 1),
+        "target/stop": (1, 1),
     }
 
 
@@ -122,8 +127,8 @@ def test_one_missed_is_appended(bench):
     ids = answered(bench, DOG)
     segment = segment_of(bench, ids, desc_ce_weight=0.25)
     assert runs(bench, segment) == [
-        (OPENING, 0.0),
-        (HEAD, 1.0),
+        (OPENING + '{"', 0.0),
+        ('desc": "', 1.0),
         ("big dog", 0.0),
         (MIDDLE, 1.0),
         *box_runs(DOG.box, 1.0),
@@ -133,8 +138,9 @@ def test_one_missed_is_appended(bench):
         *box_runs(CAT.box, 1.0),
         ("]}]}<stop>", 1.0),
     ]
-    # the generated ids up to the end of the last value: all but the close, which is one token, "]}"
-    assert target_ids(bench, segment)[: len(ids) - 1] == tuple(ids[:-1])
+    # the generated ids up to the last coordinate: all but the ends of the dog and of the answer, "]}" and "]}"
+    assert target_ids(bench, segment)[: len(ids) - 2] == tuple(ids[:-2])
+    assert target_ids(bench, segment)[:-1] == answered(bench, DOG, CAT)
     assert supervised(bench, segment) == as_written(DOG, CAT)
     assert bench.vocabulary.written_all(segment.input_ids[segment.is_desc].tolist()) == b"cat"
     assert (segment.terms["match/precision"], segment.terms["match/recall"]) == ((1, 1), (1, 2))
@@ -154,20 +160,21 @@ def test_a_spurious_object_stays_and_teaches_nothing(bench):
     ids = answered(bench, CAT, GHOST, DOG)
     segment = segment_of(bench, ids)
     assert target_ids(bench, segment)[:-1] == ids
-    ghost = f', {HEAD}ghost{MIDDLE}<|coord_800|>, <|coord_0|>, <|coord_900|>, <|coord_50|>]}}, {{"'
-    assert (ghost, 0.0) in runs(bench, segment)  # up to the token that holds the next separator
+    ghost = f" {HEAD}ghost{MIDDLE}<|coord_800|>, <|coord_0|>, <|coord_900|>, <|coord_50|>"
+    place = runs(bench, segment).index((ghost, 0.0))
+    assert runs(bench, segment)[place - 1 : place + 3] == [("]},", 1.0), (ghost, 0.0), ("]},", 1.0), (' {"', 0.0)]
     assert supervised(bench, segment) == as_written(CAT, DOG)
     assert (segment.terms["match/precision"], segment.terms["match/recall"]) == ((2, 3), (2, 2))
 
 
 def test_an_invalid_value_stays_and_raises_the_weight_of_what_is_appended(bench):
     ids = bench.vocabulary.encode('{"objects": [{"desc": "cat"}]}')
-    settings = {"desc_ce_weight": 0.25, "drop_invalid_struct_ce_multiplier": 3.0}
+    settings = {"desc_ce_weight": 0.25, "targets": replace(APPEND, drop_invalid_struct_ce_multiplier=3.0)}
     one = replace(bench, samples=[replace(bench.samples[0], objects=(DOG,))])
     segment = segment_of(one, ids, **settings)
     assert runs(bench, segment) == [
-        ('{"objects": [{"desc": "cat"}', 0.0),
-        (', {"desc": "', 3.0),
+        ('{"objects": [{"desc": "cat"', 0.0),
+        ('}, {"desc": "', 3.0),  # `},` is one token: what is decided behind the value
         ("big dog", 0.25),
         (MIDDLE, 3.0),
         *box_runs(DOG.box, 3.0),
@@ -182,7 +189,8 @@ def test_an_invalid_value_stays_and_raises_the_weight_of_what_is_appended(bench)
 def test_an_empty_answer_is_teacher_forcing_but_for_its_opening(bench):
     segment, taught = segment_of(bench, answered(bench)), bench.segments()[0]
     assert torch.equal(segment.input_ids, taught.input_ids)
-    prompt, opening = len(bench.samples[0].prompt_ids), len(bench.vocabulary.encode(OPENING))
+    # ` [{"` holds the first byte behind the opening: it decides that an object follows
+    prompt, opening = len(bench.samples[0].prompt_ids), len(bench.vocabulary.encode('{"objects":'))
     assert taught.weights[prompt : prompt + opening].all() and not segment.weights[: prompt + opening].any()
     assert torch.equal(segment.weights[prompt + opening :], taught.weights[prompt + opening :])
     for name in ("is_desc", "slots", "bins", "position_ids"):
@@ -194,18 +202,18 @@ def test_an_empty_answer_is_teacher_forcing_but_for_its_opening(bench):
 def test_garbage_leaves_no_generated_id(bench, text):
     segment = segment_of(bench, bench.vocabulary.encode(text))
     assert torch.equal(segment.input_ids, bench.segments()[0].input_ids)
-    assert runs(bench, segment)[0] == (OPENING, 0.0)
+    assert runs(bench, segment)[0] == ('{"objects":', 0.0)
     assert supervised(bench, segment) == as_written(CAT, DOG)
     assert segment.terms["parse/no_json"] == (1, 1)
 
 
 def test_a_truncated_answer_is_completed_behind_its_last_value(bench):
     whole = answered(bench, DOG, CAT)
-    kept = len(answered(bench, DOG)) - 1  # up to the end of the dog
+    kept = len(answered(bench, DOG)) - 2  # up to the dog's last coordinate
     segment = segment_of(bench, whole[:-4], truncated=(0,))  # in the middle of the cat's box
     assert target_ids(bench, segment)[:kept] == whole[:kept]
     assert bench.vocabulary.written_all(target_ids(bench, segment)[kept:]).decode() == (
-        f", {HEAD}cat{MIDDLE}<|coord_10|>, <|coord_20|>, <|coord_110|>, <|coord_120|>]}}]}}"
+        f"]}}, {HEAD}cat{MIDDLE}<|coord_10|>, <|coord_20|>, <|coord_110|>, <|coord_120|>]}}]}}"
     )
     assert supervised(bench, segment) == as_written(DOG, CAT)
     assert segment.terms["parse/truncated"] == (1, 1)
@@ -213,7 +221,7 @@ def test_a_truncated_answer_is_completed_behind_its_last_value(bench):
     assert segment.terms["rollout/tokens"] == (len(whole) - 4, 1)
 
 
-def test_generated_ids_are_never_tokenised_again(bench):
+def test_generated_ids_up_to_the_last_coordinate_are_never_tokenised_again(bench):
     # one id for each byte, and spaces where no codec of ours writes them
     vocabulary, coordinates = bench.vocabulary, bench.vocabulary.coordinate_ids
     parts = [
@@ -222,7 +230,8 @@ def test_generated_ids_are_never_tokenised_again(bench):
     ]  # fmt: skip
     ids = [n for part in parts for n in ([part] if isinstance(part, int) else [vocabulary.byte_ids[b] for b in part])]
     segment = segment_of(bench, ids, desc_ce_weight=0.25)
-    assert target_ids(bench, segment)[: len(ids)] == tuple(ids)
+    kept = ids.index(coordinates[120]) + 1
+    assert target_ids(bench, segment)[:kept] == tuple(ids[:kept])
     assert runs(bench, segment)[:8] == [
         ('{ "objects":[', 0.0),
         ('{"bbox_2d":[', 1.0),
@@ -266,7 +275,7 @@ def test_what_is_known_of_the_servers_is_the_same_for_every_rollout(bench):
 
 def bins_with(bench, truth, answer, **matching):
     """The bins that are taught, box by box, under these settings of the section."""
-    channel = bench.rollout_matching(WrittenBackend({0: answered(bench, *answer)}))
+    channel = bench.rollout_matching(WrittenBackend({0: answered(bench, *answer)}), targets=APPEND)
     channel.section = replace(MATCHING, **matching)
     (segment,) = channel.segments([replace(bench.samples[0], objects=truth)], STEP, Clock())
     written, taught = zip(*supervised(bench, segment), strict=True)

@@ -18,6 +18,9 @@ TARGET = Target(
     is_desc=np.array([False, True, False, False, False, False]),
     slots=np.array([2, 3, 4, 0]),
     bins=np.array([7, 0, 999, 500]),
+    num_go_on=1,
+    num_stop=1,
+    seam_fallback=False,
 )
 NO_PLACES = np.array([], dtype=np.int64)
 SILENT = replace(TARGET, weights=np.zeros(6, dtype=np.float32), slots=NO_PLACES, bins=NO_PLACES)

@@ -10,8 +10,8 @@ from tests.unit.engine.stage import PER_DEVICE
 
 NORM = "model.language_model.norm.weight"  # all ones at first, of which bf16 knows 1 - 2^-8 as the next below
 RESOLUTION = 2**-8
-STEPS = 4
-SMALL = {"model.precision": "bf16", "training.learning_rate": 3e-3, "training.max_steps": STEPS}
+STEPS = 12
+SMALL = {"model.precision": "bf16", "training.learning_rate": 5e-3, "training.max_steps": STEPS}
 
 
 @pytest.mark.parametrize(("zero_stage", "offload"), [(1, "none"), (2, "cpu"), (3, "none")])

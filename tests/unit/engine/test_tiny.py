@@ -7,11 +7,16 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tokenizers import AddedToken
 from transformers import AutoImageProcessor, AutoTokenizer, Qwen3VLForConditionalGeneration
 
+from ds_stage2ab.carriers import Truth
+from ds_stage2ab.codec.text import CODECS, answer_pieces
+from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.data import digits
 from ds_stage2ab.engine import tiny
 from ds_stage2ab.errors import DataError, exit_code
+from tests.real_tokenizers import qwen
 
 ANSWER = '{"objects": [{"desc": "three", "bbox_2d": []}, {"desc": "black cat", "bbox_2d": []}]}'
 CHAT = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Detect every digit."}]}]
@@ -38,12 +43,20 @@ def test_any_text_survives_the_tokenizer(tokenizer):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_description_and_structure_share_no_token(tokenizer):
-    pieces = [tokenizer.decode([token]) for token in tokenizer.encode(ANSWER)]
-    # the last value and the answer end in one token each
-    assert pieces[-2:] == ["]}", "]}"]
-    for piece in pieces:
-        assert piece.strip().replace("_", "").isalnum() or not any(letter.isalnum() for letter in piece)
+@pytest.mark.parametrize("form", CODECS)
+def test_answers_have_the_tokens_that_qwens_vocabulary_gives(form):
+    """So what merges across a border there (`]},`, ` [{"`, `}}`) merges here too."""
+    small, large = tiny.build_tokenizer(), qwen()
+    small.add_tokens([AddedToken(f"<|coord_{k}|>", special=False, normalized=False) for k in range(1000)])
+    vocabulary = Vocabulary.from_tokenizer(small)
+    names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    objects = [Truth(desc=name, box=(k, k, k + 9, k + 9)) for k, name in enumerate(names)]
+    for count in (0, 1, 10):
+        pieces = answer_pieces(objects[:count], vocabulary, CODECS[form])
+        text = "".join(piece.text for piece in pieces)
+        one, other = ([tokenizer.decode([token]) for token in tokenizer.encode(text)] for tokenizer in (small, large))
+        assert one == other
+    assert {"array": "]},", "keyed": "},"}[form] in one and {"array": ' [{"', "keyed": "}}"}[form] in one
 
 
 def test_special_tokens_are_single_and_distinct(tokenizer):

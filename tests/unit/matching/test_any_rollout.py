@@ -16,10 +16,10 @@ from transformers import AutoTokenizer
 from ds_stage2ab import ops
 from ds_stage2ab.codec.text import CODECS
 from ds_stage2ab.codec.vocabulary import Vocabulary
+from ds_stage2ab.matching.append import appended_target
 from ds_stage2ab.matching.assign import match_boxes
 from ds_stage2ab.matching.parse import REASONS, STATES, parse_rollout
 from ds_stage2ab.matching.scan import scan_arguments
-from ds_stage2ab.matching.targets import build_target
 from ds_stage2ab.ops import reference
 from tests.parts import ROOT
 from tests.real_tokenizers import qwen
@@ -44,7 +44,7 @@ def check(seed: int, vocabulary: Vocabulary, codec) -> tuple[str, tuple[str, ...
 def check_case(seed: int, case: Case, truth, vocabulary: Vocabulary, codec) -> tuple[str, tuple[str, ...]]:
     parsed = parse_rollout(case.ids, vocabulary, codec)
     match = match_boxes(parsed.objects, truth, **COSTS)
-    target = build_target(parsed, match, truth, vocabulary, codec, **WEIGHTS)
+    target = appended_target(parsed, match, truth, vocabulary, codec, **WEIGHTS)
     try:
         check_scan(case.ids, vocabulary, codec)
         check_parse(case, parsed)
@@ -75,10 +75,10 @@ def check_parse(case, parsed):
 
 def check_prefix(case, parsed, vocabulary, codec):
     """The generated ids up to the cut, and exactly its bytes."""
-    if case.state == "no_json":
+    if not case.complete:
         assert list(parsed.prefix_ids) == vocabulary.encode(codec.opening)
         return
-    cut = case.complete[-1].span[1] if case.complete else case.opening_end
+    cut = case.complete[-1].span[1]
     starts = vocabulary.starts_of(np.array(case.ids))
     num_whole = int(((starts[:-1] < cut) & (starts[1:] <= cut)).sum())
     assert list(parsed.prefix_ids[:num_whole]) == case.ids[:num_whole]
@@ -87,21 +87,34 @@ def check_prefix(case, parsed, vocabulary, codec):
 
 
 def check_weights(case, parsed, match, target, vocabulary):
-    """1 where every byte is structure of a matched value, 0 elsewhere, by the spans of the tree."""
+    """Up to the last coordinate, by the spans of the tree: 1 where every byte is structure of a matched value, 0
+    elsewhere; the tokens that end a value and go on behind it count if a true object is still to come."""
     kept = [value for value in case.complete if not value.reason]
-    starts = vocabulary.starts_of(np.array(parsed.prefix_ids, dtype=np.int64)).tolist()
+    starts = vocabulary.starts_of(np.array(parsed.prefix_ids[: parsed.num_anchored], dtype=np.int64)).tolist()
     counted = np.zeros(max(starts[-1], len(case.text)), dtype=bool)
     for place, _ in match.pairs:
         counted[slice(*kept[place].span)] = True
         for span in (kept[place].desc_span, *kept[place].coordinate_spans):
             counted[slice(*span)] = False
     expected = [float(first < last and bool(counted[first:last].all())) for first, last in pairwise(starts)]
-    num_prefix = len(parsed.prefix_ids)
-    assert target.weights[:num_prefix].tolist() == expected
-    assert not target.is_desc[:num_prefix].any()
+    said = [kept[place] for place, _ in match.pairs]
+    for value in case.complete[:-1]:
+        to_come = match.missed or any(later.span[0] > value.span[0] for later in said)
+        at_end, behind = (
+            [t for t, (first, last) in enumerate(pairwise(starts)) if first <= offset < last]
+            for offset in (value.span[1] - 1, value.span[1])
+        )
+        assert behind or value is case.complete[-2]  # the token may hold the last value's first byte too
+        for token in at_end if to_come else ():
+            expected[token] = float(parsed.prefix_ids[token] not in vocabulary.coordinate_bins)
+        for token in behind:
+            expected[token] = float(bool(to_come))
+    assert target.weights[: parsed.num_anchored].tolist() == expected
+    assert not target.is_desc[: parsed.num_anchored].any()
     is_coordinate = vocabulary.kinds_of(target.ids) >= 0
     assert not target.weights[is_coordinate].any()
-    tail = target.weights[num_prefix:][~is_coordinate[num_prefix:]]
+    is_tail = vocabulary.starts_of(target.ids)[:-1] > len(vocabulary.written_all(parsed.prefix_ids))
+    tail = target.weights[is_tail & ~is_coordinate]
     assert set(tail.tolist()) <= {0.5, 1.0, 3.0 if parsed.dropped else 1.0}
     assert (tail > 0).all()
 
@@ -189,7 +202,7 @@ def test_random_ids_give_a_target(form):
         _, truth = make_case(seed, vocabulary, codec)
         parsed = parse_rollout(ids, vocabulary, codec)
         match = match_boxes(parsed.objects, truth, **COSTS)
-        target = build_target(parsed, match, truth, vocabulary, codec, **WEIGHTS)
+        target = appended_target(parsed, match, truth, vocabulary, codec, **WEIGHTS)
         check_scan(ids, vocabulary, codec)
         assert len(target.slots) == 4 * len(truth)
         written = vocabulary.written_all(target.ids.tolist())
@@ -222,6 +235,6 @@ def test_a_wrong_expectation_is_found():
     with pytest.raises(AssertionError):
         check_prefix(replace(case, complete=case.complete[:-1]), parsed, vocabulary, codec)
     match = match_boxes(parsed.objects, truth, **COSTS)
-    target = build_target(parsed, match, truth, vocabulary, codec, **WEIGHTS)
+    target = appended_target(parsed, match, truth, vocabulary, codec, **WEIGHTS)
     with pytest.raises(AssertionError):
         check_weights(case, parsed, match, replace(target, weights=target.weights + 1), vocabulary)

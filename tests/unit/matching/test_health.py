@@ -1,9 +1,10 @@
 """The figures of rollouts, by hand: three of them, their sums, and what the registry makes of the sums."""
 
+import numpy as np
 import pytest
 
-from ds_stage2ab.carriers import Match, ParsedObject, ParsedRollout, Rollout, Truth
-from ds_stage2ab.matching.health import TERM_NAMES, rollout_terms
+from ds_stage2ab.carriers import Match, ParsedObject, ParsedRollout, Rollout, Target, Truth
+from ds_stage2ab.matching.health import TERM_NAMES, rollout_terms, target_terms
 from ds_stage2ab.matching.parse import REASONS, STATES
 from ds_stage2ab.metrics.registry import METRICS, reduce_terms
 
@@ -30,11 +31,24 @@ def found(desc, *box):
 
 
 def parsed(*objects, dropped=(), state="ok"):
-    return ParsedRollout(objects=objects, dropped=dropped, state=state, prefix_ids=(), next_number=1)
+    nowhere = {"prefix_ids": (), "num_anchored": 0, "num_whole": 0, "value_ends": (), "next_number": 1}
+    return ParsedRollout(objects=objects, dropped=dropped, state=state, **nowhere)
 
 
-MIXED = rollout_terms(
+def target(num_go_on, seam_fallback=False):
+    """What was made of a rollout; its ids play no part here."""
+    nothing = np.array([])
+    arrays = dict.fromkeys(("ids", "weights", "is_desc", "slots", "bins"), nothing)
+    return Target(**arrays, num_go_on=num_go_on, num_stop=1, seam_fallback=seam_fallback)
+
+
+def terms_of(drawn, made, *read):
+    return {**rollout_terms(drawn, *read), **target_terms(made, *read, iou_gate=0.3)}
+
+
+MIXED = terms_of(
     rollout(70, attempt=3),
+    target(4, seam_fallback=True),
     parsed(
         found("ghost", 900, 900, 999, 999),
         found(" Cat", 0, 0, 100, 100),
@@ -52,11 +66,12 @@ MIXED = rollout_terms(
 """3 predicted, 4 true, 2 matched, 3 dropped; by the third server that was asked."""
 MIXED_IOU = 10000 / 11000 + 10000 / 15000  # the cat: 100 * 100 / (100 * 110); the dog: 100 * 100 / (100 * 150)
 
-EMPTY = rollout_terms(rollout(0), parsed(state="empty_answer"), Match(pairs=(), missed=(), spurious=()), [])
+EMPTY = terms_of(rollout(0), target(0), parsed(state="empty_answer"), Match(pairs=(), missed=(), spurious=()), [])
 """Nothing there, nothing said."""
 
-CUT = rollout_terms(
+CUT = terms_of(
     rollout(64, finish="length"),
+    target(1),
     parsed(found("cat", 0, 0, 10, 10), state="truncated"),
     Match(pairs=(), missed=(0,), spurious=(0,)),
     [Truth(desc="cat", box=(500, 500, 510, 510))],
@@ -130,6 +145,28 @@ def test_only_the_token_limit_is_a_truncation():
     assert cut == {"stop": (0, 1), "length": (1, 1), "repeat": (0, 1)}
     repeated = {finish: one["rollout/repeat_rate"] for finish, one in terms.items()}
     assert repeated == {"stop": (0, 1), "length": (0, 1), "repeat": (1, 1)}
+
+
+def test_what_became_of_the_objects():
+    assert {name: total for name, (total, count) in MIXED.items() if name.startswith("target/") and count == 1} == {
+        "target/matched": 2,
+        "target/missed": 2,
+        "target/spurious": 1,
+        "target/duplicate": 0,
+        "target/renamed": 1,  # a dog that is a bird; " Cat" is "cat "
+        "target/go_on": 4,
+        "target/stop": 1,
+        "target/seam_fallback": 1,
+    }
+
+
+@pytest.mark.parametrize(("right", "duplicates"), [(333, 1), (334, 0)])
+def test_a_second_prediction_of_a_true_object_is_a_duplicate(right, duplicates):
+    """From the gate on: IoU 100 / 333 is above 0.3, 100 / 334 below."""
+    cat = Truth(desc="cat", box=(0, 0, 100, 100))
+    said = parsed(found("cat", 0, 0, 100, 100), found("cat", 0, 0, right, 100), found("cat", 800, 800, 900, 900))
+    terms = target_terms(target(1), said, Match(pairs=((0, 0),), missed=(), spurious=(1, 2)), [cat], iou_gate=0.3)
+    assert (terms["target/duplicate"], terms["target/spurious"]) == ((duplicates, 1), (2 - duplicates, 1))
 
 
 def test_sums_over_rollouts_give_the_quotients_of_the_step():

@@ -1,398 +1,83 @@
-import json
-from dataclasses import replace
-from itertools import groupby
+"""Rewritten targets on the small tokenizer: which objects stand where, and what is learned there."""
+
+from dataclasses import astuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ds_stage2ab.carriers import Match, ParsedRollout, Target, Truth
+from ds_stage2ab.carriers import Match, Truth
 from ds_stage2ab.codec.text import encode_answer, get_codec
-from ds_stage2ab.errors import DataError
 from ds_stage2ab.matching.assign import match_boxes
-from ds_stage2ab.matching.parse import STATES, parse_rollout
-from ds_stage2ab.matching.targets import build_target
+from ds_stage2ab.matching.parse import parse_rollout
+from ds_stage2ab.matching.targets import answer_target, rewritten_target
 from tests.parts import as_tuples
-from tests.unit.matching.test_parse import RAW, TRUTHS, spell
+from tests.unit.matching.test_append import CAT, COSTS, DOG, GHOST, NEAR_CAT, OPENING, near_rollouts
+from tests.unit.matching.test_parse import spell
 
 ARRAY = get_codec("array")
-OPENING = '{"objects": ['
-# Weights that no two regions share.
-WEIGHTS = {"desc_ce_weight": 0.5, "drop_invalid_struct_ce_multiplier": 3.0, "where": "sample"}
-COSTS = {"candidate_top_k": 10, "iou_gate": 0.3, "fp_cost": 1.0, "fn_cost": 1.0}
+SEEN_CAT = Truth(desc="cat", box=(10, 10, 110, 120))  # where NEAR_CAT has it
+BIRD = Truth(desc="bird", box=(300, 300, 320, 320))
 
 
-def box_text(*box: int) -> str:
-    return "[" + ", ".join(f"<|coord_{k}|>" for k in box) + "]"
-
-
-def value(desc: str, *box: int) -> str:
-    return f'{{"desc": "{desc}", "bbox_2d": {box_text(*box)}}}'
-
-
-CAT = Truth(desc="cat", box=(10, 10, 110, 110))
-DOG = Truth(desc="dog", box=(500, 500, 600, 700))
-CAT_TEXT, DOG_TEXT = value("cat", 10, 10, 110, 110), value("dog", 500, 500, 600, 700)
-NEAR_CAT = value("kitten", 10, 10, 110, 120)  # IoU 100 * 100 / (100 * 110) with the cat
-GHOST = value("ghost", 800, 0, 900, 50)  # touches nothing
-DROPPED = '{"desc": "cat"}'
-
-
-def by_bytes(vocabulary):
-    """The vocabulary with a tokenizer that writes single bytes and coordinates: weights can be read off a text."""
-    return replace(vocabulary, encode=lambda text: spell(vocabulary, text))
-
-
-def with_tokens(vocabulary, *pieces: bytes):
-    """The vocabulary with further tokens, which stand for these bytes, and the ids of them."""
-    first = len(vocabulary.token_bytes)
-    longer = replace(vocabulary, token_bytes=(*vocabulary.token_bytes, *pieces))
-    return longer, list(range(first, first + len(pieces)))
-
-
-def target_of(vocabulary, ids: list[int], truth: list[Truth], **changed) -> Target:
+def rewrite(vocabulary, ids, truth, *, said_order=False, desc_ce_weight=0.5):
     parsed = parse_rollout(ids, vocabulary, ARRAY)
     match = match_boxes(parsed.objects, truth, **COSTS)
-    return as_tuples(build_target(parsed, match, truth, vocabulary, ARRAY, **WEIGHTS | changed))
-
-
-def runs(vocabulary, target: Target) -> list[tuple[str, float]]:
-    """The target's text, cut where the weight changes; the end of turn is `<stop>`."""
-    written = [b"<stop>" if token == vocabulary.stop_id else vocabulary.written(token) for token in target.ids]
-    weighted = groupby(zip(written, target.weights, strict=True), lambda pair: pair[1])
-    return [(b"".join(piece for piece, _ in run).decode(), weight) for weight, run in weighted]
-
-
-def runs_of_box(box: tuple[int, ...], weight: float) -> list[tuple[str, float]]:
-    """What stands between the first and the last coordinate: each has weight 0, the commas have `weight`."""
-    coordinates = [(f"<|coord_{k}|>", 0.0) for k in box]
-    return [run for coordinate in coordinates for run in (coordinate, (", ", weight))][:-1]
-
-
-# --- the weight table -------------------------------------------------------------------------------------------
-
-
-def test_weights_of_a_matched_object(vocabulary):
-    plain = by_bytes(vocabulary)
-    target = target_of(plain, spell(plain, f"{OPENING}{NEAR_CAT}]}}"), [CAT])
-    assert runs(plain, target) == [
-        (OPENING, 0.0),
-        ('{"desc": "', 1.0),
-        ("kitten", 0.0),
-        ('", "bbox_2d": [', 1.0),
-        *runs_of_box((10, 10, 110, 120), 1.0),
-        ("]}]}<stop>", 1.0),  # the object's end, then the close and the end of turn
-    ]
-    # The opening has 13 bytes, `{"desc": "kitten", "bbox_2d": [` 10 + 6 + 15: the first coordinate is token 44.
-    assert target.slots == (44, 47, 50, 53)
-    assert target.bins == CAT.box  # what the cat is, not what was generated
-    assert [target.ids[slot] for slot in target.slots] == [plain.coordinate_ids[k] for k in (10, 10, 110, 120)]
-    assert not any(target.is_desc)
-
-
-def test_weights_of_members_in_another_order_and_with_escapes(vocabulary):
-    plain = by_bytes(vocabulary)
-    text = f'{{ "bbox_2d" :{box_text(10, 10, 110, 120)},"d\\u0065sc"\n:\t"a\\"\\u00e9: \u00e9" }}'
-    target = target_of(plain, spell(plain, f"{OPENING}{text}]}}"), [CAT])
-    assert runs(plain, target) == [
-        (OPENING, 0.0),
-        ('{ "bbox_2d" :[', 1.0),
-        *runs_of_box((10, 10, 110, 120), 1.0),
-        ('],"d\\u0065sc"\n:\t"', 1.0),
-        ('a\\"\\u00e9: \u00e9', 0.0),
-        ('" }]}<stop>', 1.0),
-    ]
-
-
-def test_weights_of_everything_else_in_the_prefix(vocabulary):
-    plain = by_bytes(vocabulary)
-    text = f"{OPENING}{GHOST}, 12, {NEAR_CAT} ,\n{DROPPED}]}}"
-    target = target_of(plain, spell(plain, text), [CAT])
-    assert runs(plain, target) == [
-        (f"{OPENING}{GHOST}, 12, ", 0.0),
-        ('{"desc": "', 1.0),
-        ("kitten", 0.0),
-        ('", "bbox_2d": [', 1.0),
-        *runs_of_box((10, 10, 110, 120), 1.0),
-        ("]}", 1.0),
-        (f" ,\n{DROPPED}", 0.0),
-        ("]}<stop>", 1.0),  # drops change the weight of appended objects alone
-    ]
-    assert target.bins == CAT.box  # nothing for the ghost
-    assert len(target.slots) == 4
-
-
-def runs_of_appended(truth: Truth, structure: float, before: str = "", behind: str = "") -> list[tuple[str, float]]:
-    return [
-        (before + '{"desc": "', structure),
-        (truth.desc, 0.5),
-        ('", "bbox_2d": [', structure),
-        *runs_of_box(truth.box, structure),
-        ("]}" + behind, structure),
-    ]
-
-
-def test_weights_of_appended_objects_and_the_close(vocabulary):
-    plain = by_bytes(vocabulary)
-    target = target_of(plain, spell(plain, f"{OPENING}{GHOST}"), [DOG, CAT])
-    dog, cat = runs_of_appended(DOG, 1.0, before=", "), runs_of_appended(CAT, 1.0, before=", ", behind="]}<stop>")
-    dog[-1:], cat[:1] = [], [("]}" + cat[0][0], 1.0)]
-    assert runs(plain, target) == [(f"{OPENING}{GHOST}", 0.0), *dog, *cat]
-    assert target.bins == (*DOG.box, *CAT.box)
-    assert [target.ids[slot] for slot in target.slots] == [plain.coordinate_ids[k] for k in target.bins]
-    # Before the dog's description stand the opening and the ghost (13 + 10 + 5 + 15 + 4 + 6 + 2 = 55 tokens, the
-    # coordinates one each) and `, {"desc": "` (12); the cat's follows 3 + 15 + 4 + 6 + 2 + 12 = 42 later.
-    assert [t for t, inside in enumerate(target.is_desc) if inside] == [67, 68, 69, 109, 110, 111]
-
-
-def test_weights_of_appended_objects_after_drops(vocabulary):
-    plain = by_bytes(vocabulary)
-    target = target_of(plain, spell(plain, f"{OPENING}{DROPPED}]}}"), [CAT])
-    assert runs(plain, target) == [
-        (f"{OPENING}{DROPPED}", 0.0),
-        *runs_of_appended(CAT, 3.0, before=", "),
-        ("]}<stop>", 1.0),
-    ]
-
-
-def test_without_values_there_is_no_first_separator(vocabulary):
-    plain = by_bytes(vocabulary)
-    target = target_of(plain, spell(plain, f"{OPENING}]}}"), [CAT])
-    assert runs(plain, target) == [(OPENING, 0.0), *runs_of_appended(CAT, 1.0)[:-1], ("]}]}<stop>", 1.0)]
-
-
-def test_nothing_generated_and_nothing_true(vocabulary):
-    target = target_of(vocabulary, [], [])
-    assert runs(vocabulary, target) == [(OPENING, 0.0), ("]}<stop>", 1.0)]
-    assert target.slots == ()
-
-
-def test_matched_objects_stand_in_generated_order(vocabulary):
-    target = target_of(vocabulary, spell(vocabulary, f"{OPENING}{DOG_TEXT}, {GHOST}, {NEAR_CAT}]}}"), [CAT, DOG])
-    assert target.bins == (*DOG.box, *CAT.box)
-    generated = [vocabulary.coordinate_bins[target.ids[slot]] for slot in target.slots]
-    assert generated == [*DOG.box, 10, 10, 110, 120]
-
-
-def test_a_multiplier_and_a_weight_of_zero(vocabulary):
-    plain = by_bytes(vocabulary)
-    ids = spell(plain, f"{OPENING}{DROPPED}]}}")
-    target = target_of(plain, ids, [CAT], desc_ce_weight=0.0, drop_invalid_struct_ce_multiplier=0.0)
-    assert runs(plain, target) == [(f"{OPENING}{DROPPED}, {CAT_TEXT}", 0.0), ("]}<stop>", 1.0)]
-    assert sum(target.is_desc) == 3
-    assert target.bins == CAT.box
-
-
-# --- tokens that hold bytes of several regions --------------------------------------------------------------------
+    made_of = (parsed, match, truth, vocabulary, ARRAY)
+    return as_tuples(
+        rewritten_target(*made_of, said_order=said_order, desc_ce_weight=desc_ce_weight, where="sample")
+    )
 
 
 @pytest.mark.parametrize(
-    ("piece", "weight"),
-    [
-        ('": "', 1.0),  # up to the opening quote: structure
-        ('": "c', 0.0),  # starts in structure, holds a byte of the description
-        ('"cat"', 0.0),  # the description is inside of one token
-        ('t",', 0.0),  # starts in the description
-        ('", "b', 1.0),  # from the closing quote on: structure
-        (' [{"', 0.0),  # starts in the opening
-        ('{"d', 1.0),  # starts with the object
-        ("]}", 1.0),  # ends with the object
-        ("]},", 0.0),  # holds the separator
-        ("}, ", 0.0),
-    ],
+    ("said_order", "read", "learned"),
+    [(False, [BIRD, SEEN_CAT, DOG], [BIRD, CAT, DOG]), (True, [DOG, SEEN_CAT, BIRD], [DOG, CAT, BIRD])],
 )
-def test_a_token_of_the_prefix_counts_only_as_a_whole(vocabulary, piece, weight):
-    longer, (new,) = with_tokens(by_bytes(vocabulary), piece.encode())
-    before, _, behind = f"{OPENING}{CAT_TEXT}, 1]}}".partition(piece)
-    ids = [*spell(longer, before), new, *spell(longer, behind)]
-    target = target_of(longer, ids, [CAT])
-    assert target.weights[target.ids.index(new)] == weight
+def test_what_was_said_is_read_and_what_is_true_is_learned(vocabulary, said_order, read, learned):
+    dog = '{"desc": "wolf", "bbox_2d": [<|coord_500|>, <|coord_500|>, <|coord_600|>, <|coord_700|>]}'
+    ids = spell(vocabulary, f'{OPENING}{dog}, {GHOST}, 7, {NEAR_CAT}, {NEAR_CAT}, {{"desc')
+    target = rewrite(vocabulary, ids, [BIRD, CAT, DOG], said_order=said_order)
+    answer = as_tuples(encode_answer(read, vocabulary, ARRAY))
+    assert (target.ids, target.slots, target.is_desc) == (answer.ids, answer.slots, answer.is_desc)
+    assert target.bins == tuple(k for one in learned for k in one.box)
+    # Descriptions 0.5, coordinates nothing (their bins are learned), all else 1.
+    regions = zip(answer.is_coord, answer.is_desc, strict=True)
+    assert list(target.weights) == [0.0 if coordinate else 0.5 if desc else 1.0 for coordinate, desc in regions]
+    assert (target.num_go_on, target.num_stop, target.seam_fallback) == (3, 1, False)
 
 
-def test_the_token_of_the_cut_is_spelled_anew_and_counts(vocabulary):
-    longer, (new,) = with_tokens(by_bytes(vocabulary), b"}]}")
-    head = f"{OPENING}{NEAR_CAT}"[:-1]
-    target = target_of(longer, [*spell(longer, head), new], [CAT, DOG])
-    assert new not in target.ids
-    num_head = len(spell(longer, head))
-    # `]` and `}` of the kitten, `, {"desc": "` (12 bytes) of the dog: structure, of the prefix and appended.
-    assert longer.written_all(target.ids[num_head - 1 : num_head + 16]) == b']}, {"desc": "dog'
-    assert target.weights[num_head - 1 : num_head + 16] == (1.0,) * 14 + (0.5,) * 3
+@pytest.mark.parametrize("text", ["", "no idea", f"{OPENING}{GHOST}, 12]}}", f"{OPENING}]}}"])
+def test_where_nothing_was_found_it_is_teacher_forcing(vocabulary, text):
+    truth = [CAT, DOG]
+    taught = answer_target(truth, truth, vocabulary, ARRAY, desc_ce_weight=0.5, where="sample")
+    assert astuple(rewrite(vocabulary, spell(vocabulary, text), truth)) == astuple(as_tuples(taught))
 
 
-def test_a_token_behind_the_prefix_takes_the_region_of_its_first_byte(vocabulary):
-    longer, new = with_tokens(vocabulary, b', {"desc": "c', b'at", "bbox_2d": [', b"]}]}")
-    tail = [new[0], new[1], *spell(vocabulary, box_text(*CAT.box)[1:-1]), new[2]]
-    longer = replace(longer, encode=lambda _: tail)
-    target = target_of(longer, spell(longer, f"{OPENING}{DROPPED}"), [CAT])
-    weight_of = dict(zip(target.ids, target.weights, strict=True))
-    assert [weight_of[token] for token in new] == [3.0, 0.5, 3.0]
-    assert [target.is_desc[target.ids.index(token)] for token in new] == [False, True, False]
+def test_nothing_true_is_an_empty_answer(vocabulary):
+    target = rewrite(vocabulary, spell(vocabulary, f"{OPENING}{GHOST}]}}"), [])
+    assert vocabulary.written_all(target.ids) == b'{"objects": []}'
+    assert (target.slots, target.bins, set(target.weights), target.num_go_on) == ((), (), {1.0}, 0)
 
 
-def test_a_token_without_bytes_is_not_supervised(vocabulary):
-    longer, (new,) = with_tokens(by_bytes(vocabulary), b"")
-    ids = spell(longer, f"{OPENING}{CAT_TEXT}]}}")
-    target = target_of(longer, [*ids[:15], new, *ids[15:]], [CAT])
-    assert target.weights[15] == 0.0
-    assert target.weights[14] == target.weights[16] == 1.0
-
-
-# --- every state --------------------------------------------------------------------------------------------------
-
-STATE_CASES = [
-    # (response, state, text of the target for a cat and a dog)
-    ("I see a cat", "no_json", f"{OPENING}{CAT_TEXT}, {DOG_TEXT}]}}"),
-    ("", "no_json", f"{OPENING}{CAT_TEXT}, {DOG_TEXT}]}}"),
-    ('{"objects":[ ]}', "empty_answer", f'{{"objects":[{CAT_TEXT}, {DOG_TEXT}]}}'),
-    (f"{OPENING}{DOG_TEXT}]}}", "ok", f"{OPENING}{DOG_TEXT}, {CAT_TEXT}]}}"),
-    (f"{OPENING}{DOG_TEXT} ,{NEAR_CAT} ] }}", "ok", f"{OPENING}{DOG_TEXT} ,{NEAR_CAT}]}}"),
-    (f"{OPENING}{NEAR_CAT}]}}{OPENING}{GHOST}]}}", "trailing_garbage", f"{OPENING}{NEAR_CAT}, {DOG_TEXT}]}}"),
-    (f"{OPENING}{NEAR_CAT}, {DOG_TEXT[:-3]}x", "malformed", f"{OPENING}{NEAR_CAT}, {DOG_TEXT}]}}"),
-    (f"{OPENING}{NEAR_CAT[:-1]}", "truncated_first_object", f"{OPENING}{CAT_TEXT}, {DOG_TEXT}]}}"),
-    (f"{OPENING}{GHOST}, 1, {DOG_TEXT[:-1]}", "truncated", f"{OPENING}{GHOST}, 1, {CAT_TEXT}, {DOG_TEXT}]}}"),
-]
-
-
-@pytest.mark.parametrize(("response", "state", "text"), STATE_CASES, ids=range(len(STATE_CASES)))
-def test_states(vocabulary, response, state, text):
-    ids = spell(vocabulary, response)
-    assert parse_rollout(ids, vocabulary, ARRAY).state == state
-    target = target_of(vocabulary, ids, [CAT, DOG])
-    assert vocabulary.written_all(target.ids).decode() == text
-    check(vocabulary, parse_rollout(ids, vocabulary, ARRAY), [CAT, DOG], target)
-
-
-def test_every_state_has_a_case():
-    assert {state for _, state, _ in STATE_CASES} == set(STATES)
-
-
-# --- the invariants -----------------------------------------------------------------------------------------------
-
-
-def check(vocabulary, parsed: ParsedRollout, truth: list[Truth], target: Target) -> None:
-    """Every invariant, for whatever was generated."""
-    match = match_boxes(parsed.objects, truth, **COSTS)
-    appended = [truth[place] for place in match.missed]
-    _check_ids(vocabulary, parsed, target)
-    _check_document(vocabulary, parsed, appended, target)
-    _check_every_true_object_once(parsed, match, truth, target)
-    _check_slots(vocabulary, target)
-    _check_prefix_weights(vocabulary, parsed, match, target)
-
-
-def _check_ids(vocabulary, parsed, target):
-    assert target.ids[: len(parsed.prefix_ids)] == parsed.prefix_ids
-    assert target.ids[-1] == vocabulary.stop_id
-    assert target.ids.count(vocabulary.stop_id) == 1
-
-
-def _check_document(vocabulary, parsed, appended, target):
-    numbers = {token: str(k).encode() for token, k in vocabulary.coordinate_bins.items()}
-    text = b"".join(numbers[token] if token in numbers else vocabulary.written(token) for token in target.ids)
-    document = json.loads(text)
-    assert list(document) == ["objects"]
-    num_values = len(parsed.objects) + len(parsed.dropped)
-    assert document["objects"][num_values:] == [
-        {"desc": vocabulary.normalise(one.desc), "bbox_2d": list(one.box)} for one in appended
-    ]
-    assert len(document["objects"]) == num_values + len(appended)
+@given(near_rollouts(), st.booleans())
+def test_every_true_object_stands_there_once(vocabulary, rollout, said_order):
+    truth, predicted = rollout
+    ids = as_tuples(encode_answer(predicted, vocabulary, ARRAY)).ids[:-1]
+    target = rewrite(vocabulary, list(ids), truth, said_order=said_order)
+    taught = [target.bins[place : place + 4] for place in range(0, len(target.bins), 4)]
+    assert sorted(taught) == sorted(one.box for one in truth)
+    if not said_order:
+        assert taught == [one.box for one in truth]
     again = parse_rollout(target.ids[:-1], vocabulary, ARRAY)
-    assert again.state == ("ok" if num_values + len(appended) else "empty_answer")
-    assert [(found.desc, found.box) for found in again.objects] == [
-        *((found.desc, found.box) for found in parsed.objects),
-        *((vocabulary.normalise(one.desc), one.box) for one in appended),
-    ]
+    names = {one.box: vocabulary.normalise(one.desc) for one in truth}
+    if len(names) == len(truth):
+        assert [found.desc for found in again.objects] == [names[box] for box in taught]
 
 
-def _check_every_true_object_once(parsed, match, truth, target):
-    in_order = [*(g for _, g in match.pairs), *match.missed]
-    assert sorted(in_order) == list(range(len(truth)))
-    assert target.bins == tuple(k for g in in_order for k in truth[g].box)
-    predicted = tuple(slot for p, _ in match.pairs for slot in parsed.objects[p].slots)
-    assert target.slots[: len(predicted)] == predicted
-    assert all(slot >= len(parsed.prefix_ids) for slot in target.slots[len(predicted) :])
-
-
-def _check_slots(vocabulary, target):
-    assert len(target.slots) == len(target.bins)
-    assert list(target.slots) == sorted(set(target.slots))
-    assert all(target.ids[slot] in vocabulary.coordinate_bins for slot in target.slots)
-    assert all(target.weights[slot] == 0 for slot in target.slots)
-    assert len(target.weights) == len(target.is_desc) == len(target.ids)
-
-
-def _check_prefix_weights(vocabulary, parsed, match, target):
-    """Token by token: another way than the one under test."""
-    matched = [parsed.objects[p] for p, _ in match.pairs]
-    end = 0
-    for t, token in enumerate(parsed.prefix_ids):
-        first, end = end, end + len(vocabulary.written(token))
-        assert not target.is_desc[t]
-        around = [one for one in matched if one.span[0] <= first and end <= one.span[1]]
-        if target.weights[t]:
-            assert target.weights[t] == 1.0 and len(around) == 1
-        in_desc = around and first < around[0].desc_span[1] and around[0].desc_span[0] < end
-        if not around or in_desc or t in around[0].slots:
-            assert target.weights[t] == 0.0
-        else:
-            assert target.weights[t] == 1.0
-
-
-@given(RAW, st.booleans(), st.booleans(), TRUTHS)
-def test_anything_generated_gives_a_target(vocabulary, raw, opened, tokenised, truth):
-    text = OPENING.encode() + raw if opened else raw
-    ids = vocabulary.encode(text.decode(errors="replace")) if tokenised else spell(vocabulary, text)
-    check(vocabulary, parse_rollout(ids, vocabulary, ARRAY), truth, target_of(vocabulary, ids, truth))
-
-
-@st.composite
-def near_rollouts(draw):
-    """True objects, and what a model wrote that found some of them nearly: (truth, predicted)."""
-    truth = draw(TRUTHS)
-    found = draw(st.permutations(truth).map(lambda some: some[: len(some) - 1]) | st.just(truth))
-    moved = [
-        Truth(desc=one.desc + "x", box=(*one.box[:3], min(999, one.box[3] + draw(st.integers(0, 3))))) for one in found
-    ]
-    return truth, [*moved, *draw(TRUTHS)]
-
-
-@given(near_rollouts(), st.data())
-def test_a_nearly_right_rollout_cut_anywhere_gives_a_target(vocabulary, rollout, data):
-    truth, predicted = rollout
-    ids = as_tuples(encode_answer(predicted, vocabulary, ARRAY)).ids[:-1]
-    ids = ids[: data.draw(st.integers(0, len(ids)) | st.just(len(ids)))]
-    check(vocabulary, parse_rollout(ids, vocabulary, ARRAY), truth, target_of(vocabulary, ids, truth))
-
-
-@given(near_rollouts(), st.randoms())
-def test_permuted_truth_changes_only_the_order_of_what_is_appended(vocabulary, rollout, random):
-    truth, predicted = rollout
-    if len({one.box for one in truth}) < len(truth):
-        return
-    ids = as_tuples(encode_answer(predicted, vocabulary, ARRAY)).ids[:-1]
-    before = target_of(vocabulary, ids, truth)
-    random.shuffle(truth)
-    after = target_of(vocabulary, ids, truth)
-    num_prefix = len(parse_rollout(ids, vocabulary, ARRAY).prefix_ids)
-    num_matched = sum(slot < num_prefix for slot in before.slots)
-    for name, count in (("ids", num_prefix), ("weights", num_prefix), ("slots", num_matched), ("bins", num_matched)):
-        assert getattr(after, name)[:count] == getattr(before, name)[:count]
-
-
-# --- errors -------------------------------------------------------------------------------------------------------
-
-
-def test_a_description_that_cannot_be_written_names_the_sample(vocabulary):
-    broken = replace(vocabulary, encode=lambda _: [])
-    with pytest.raises(DataError, match="cannot write") as error:
-        target_of(broken, [], [CAT])
-    assert error.value.where == "sample"
-
-
-@pytest.mark.parametrize(("missed", "spurious"), [((), ()), ((0,), (0,))])
-def test_a_match_of_something_else_is_a_mistake(vocabulary, missed, spurious):
-    match = Match(pairs=(), missed=missed, spurious=spurious)
-    parsed = parse_rollout([], vocabulary, ARRAY)
+def test_a_match_of_something_else_is_a_mistake(vocabulary):
+    match = Match(pairs=(), missed=(), spurious=())
     with pytest.raises(AssertionError, match="the match is of other"):
-        build_target(parsed, match, [CAT], vocabulary, ARRAY, **WEIGHTS)
+        rewritten_target(
+            parse_rollout([], vocabulary, ARRAY), match, [CAT], vocabulary, ARRAY,
+            said_order=False, desc_ce_weight=1.0, where="sample",
+        )  # fmt: skip

@@ -45,7 +45,7 @@ def test_a_step_may_not_emit_an_evaluation_metric_nor_the_reverse():
 def test_names_have_a_group_and_meanings_are_one_sentence():
     for name, metric in METRICS.items():
         assert metric.name == name
-        assert re.fullmatch(r"(loss|coord|rollout|match|parse|drop|train|time|eval)/[a-z0-9_]+", name)
+        assert re.fullmatch(r"(loss|coord|rollout|match|parse|drop|target|train|time|eval)/[a-z0-9_]+", name)
         assert metric.meaning.endswith(".") and metric.meaning.count(". ") == 0
         assert (metric.channel == "eval") == name.startswith("eval/")
 

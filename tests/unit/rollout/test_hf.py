@@ -128,7 +128,7 @@ def test_the_stop_ends_a_rollout_and_is_removed(bench, greedy, head):
 
 
 def test_rows_that_stop_at_different_places_do_not_disturb_each_other(bench, greedy, head):
-    late = next(token for token in reversed(greedy[3]) if greedy[3].index(token) > 0)
+    late = next(token for tokens in greedy for token in reversed(tokens) if tokens.index(token) > 0)
     win(head, bench.vocabulary.stop_id, late)
     alone = responses(bench, decode_batch_size=1)
     assert len({len(response) for response in alone}) > 1
@@ -136,12 +136,14 @@ def test_rows_that_stop_at_different_places_do_not_disturb_each_other(bench, gre
 
 
 def test_a_stop_as_the_last_token_allowed_is_a_stop(bench, greedy, head):
-    win(head, bench.vocabulary.stop_id, next(token for token in greedy[0] if token != greedy[0][0]))
-    whole = rollouts(bench)[0]
+    place = next(place for place, tokens in enumerate(greedy) if len(set(tokens)) > 1)
+    win(head, bench.vocabulary.stop_id, next(token for token in greedy[place] if token != greedy[place][0]))
+    whole = rollouts(bench)[place]
     assert whole.finish == "stop" and whole.response_ids
     needed = len(whole.response_ids) + 1  # the stop is a token too
     finishes = [
-        rollouts(bench, sampling=replace(SAMPLING, max_new_tokens=number))[0].finish for number in (needed, needed - 1)
+        rollouts(bench, sampling=replace(SAMPLING, max_new_tokens=number))[place].finish
+        for number in (needed, needed - 1)
     ]
     assert finishes == ["stop", "length"]
 

@@ -1,0 +1,88 @@
+"""A tokenizer whose tokens can be read off a text, and the two answer formats as a model writes them.
+
+The tokenizer splits text as Qwen's does, and a piece is one token if it is among the words below, single bytes
+otherwise.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cache
+
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from ds_stage2ab.codec.text import CODECS
+from ds_stage2ab.codec.vocabulary import Vocabulary
+from tests.real_tokenizers import QWEN_SPLIT
+
+SPECIALS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+WORDS = (
+    *("objects", "object", '"object', "desc", "bbox", "owl", "cat", "zebra", "dog", "red", " fox"),
+    *('{"', ' {"', ' [{"', '":', ' "', '",', " [", "]},", "]}", '"},', ' ["', '"]},', '"]}', ' "(', ')",'),
+)
+CLOSERS = ("]}]}", '"]}}', " []}", "{}")  # tokens in which a prefix ends: they hold the close too
+FRAGMENTS = ((' "\u4e2d', 0, 3), ('\u4e2d",', 2, 5), ('\u00e9",', 1, 4), ('e\u0301",', 0, 5))  # (text, bytes from, to)
+
+
+
+@dataclass(frozen=True)
+class Form:
+    """One answer format, as a model writes it."""
+
+    name: str
+    opening: str
+    closing: str
+    quote: str  # around a coordinate token
+
+    def box(self, *bins: int) -> str:
+        return "[" + ", ".join(f"{self.quote}<|coord_{k}|>{self.quote}" for k in bins) + "]"
+
+    def value(self, desc: str, box: tuple[int, ...]) -> str:
+        return f'{{"desc": "{desc}", "bbox_2d": {self.box(*box)}}}'
+
+    def answer(self, *values: str) -> str:
+        keys = [f'"object_{number}": ' if self.name == "keyed" else "" for number in range(1, len(values) + 1)]
+        return self.opening + ", ".join(key + value for key, value in zip(keys, values, strict=True)) + self.closing
+
+
+ARRAY, KEYED = (Form("array", '{"objects": [', "]}", ""), Form("keyed", "{", "}", '"'))
+FORMS = tuple(form for form in (ARRAY, KEYED) if form.name in CODECS)
+assert {form.name for form in FORMS} == set(CODECS), "every codec that there is, and no fewer"
+
+
+@cache
+def build_vocabulary(words: tuple[str, ...]) -> Vocabulary:
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    pieces = [letters.pre_tokenize_str(word)[0][0] for word in words]
+    pieces += [letters.pre_tokenize_str(text)[0][0][first:last] for text, first, last in FRAGMENTS]
+    table = {piece: token for token, piece in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), *pieces])}
+    backend = Tokenizer(models.BPE(vocab=table, merges=[], ignore_merges=True))
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated"), letters])
+    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIALS])
+    backend.add_tokens([AddedToken(f"<|coord_{k}|>", special=False, normalized=False) for k in range(1000)])
+    return Vocabulary.from_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
+
+
+def spell(vocabulary: Vocabulary, tokens: str) -> list[int]:
+    """`{"~desc~C7` -> ids."""
+    ids = []
+    for token in tokens.split("~"):
+        if token == "<stop>":
+            ids.append(vocabulary.stop_id)
+        elif re.fullmatch(r"C\d+", token):
+            ids.append(vocabulary.coordinate_ids[int(token[1:])])
+        else:
+            ids.append(vocabulary.token_bytes.index(token.encode("latin-1")))
+    return ids
+
+
+def shown(vocabulary: Vocabulary, ids) -> list[str]:
+    names = {vocabulary.stop_id: "<stop>"} | {token: f"C{k}" for token, k in vocabulary.coordinate_bins.items()}
+    return [names[token] if token in names else vocabulary.token_bytes[token].decode("latin-1") for token in ids]
+
+
+def corners(box, between: str, weight: float, bins=(None,) * 4) -> list[tuple]:
+    """Rows of four coordinates, and of what stands between them."""
+    rows = [((f"C{k}", 0, taught), (between, weight)) for k, taught in zip(box, bins, strict=True)]
+    return [row for pair in rows for row in pair][:-1]
