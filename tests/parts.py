@@ -55,7 +55,7 @@ def config_values(parts: Quickstart, runs: Path, name: str) -> dict[str, Any]:
             "weight_decay": 0.0,
         },
         "stage2_ab": {"schedule": {"b_ratio": 0}, "coord_ce_weight": 1.0},
-        "custom": {"extra": {"rollout_matching": {"decode_batch_size": 4, "max_new_tokens": 96}}},
+        "custom": {"extra": {"rollout_matching": {"decode_batch_size": 4, "max_new_tokens": 80}}},
         "model": {"path": str(parts.model), "precision": "fp32"},
         "data": {"train": str(parts.data / "train.jsonl"), "user_prompt": "Detect every digit."},
         "deepspeed": {"zero_stage": 0, "gradient_clipping": 0.0},

@@ -1,4 +1,4 @@
-"""Whole runs of the launcher, and what they have in common: ids of rollouts, losses, exported weights."""
+"""Whole runs, and what they have in common: ids of rollouts, losses, exported weights."""
 
 import json
 import os
@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from ds_stage2ab.metrics.journal import read_history
-from tests.parts import ROOT, config_values, launch_script, merged, write_config
+from tests.parts import ROOT, config_values, merged, write_config
+from tests.ranks import run as run_ranks
 
 TRAIN = "ds_stage2ab/train.py"
 LOSS_TOLERANCE = 1e-5  # relative
@@ -18,7 +19,7 @@ ROUNDING = 3e-7  # of a tensor's norm: a few fp32 roundings of each weight
 
 
 class Runs:
-    """Launches variants of one small run, each name once.
+    """Variants of one small run, each name once.
 
     Args:
         parts: model and data.
@@ -29,8 +30,12 @@ class Runs:
     def __init__(self, parts, folder, plainest):
         self.parts, self.folder, self.plainest, self.done = parts, folder, plainest, {}
 
-    def __call__(self, name, ranks, changes, *, arrivals="", script=TRAIN, environment=None):
-        """(losses by step, exported weights) of a run; `arrivals` are those of `arriving.py`."""
+    def __call__(self, name, ranks, changes, *, arrivals="", script=TRAIN, environment=None, start=run_ranks):
+        """(losses by step, exported weights) of a run; `arrivals` are those of `arriving.py`.
+
+        Args:
+            start: starts the ranks; `launch_script` does it with DeepSpeed's launcher.
+        """
         if name not in self.done:
             changed = {**self.plainest, "logging.rollouts": True, **changes}
             values = merged(config_values(self.parts, self.folder / "runs", name), changed)
@@ -38,7 +43,7 @@ class Runs:
             script = "tests/equivalence/arriving.py" if arrivals else script
             path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
             variables = {"PYTHONPATH": path, "ARRIVALS": arrivals, **(environment or {})}
-            self.done[name] = launch_script(script, "--config", str(config), ranks=ranks, environment=variables)
+            self.done[name] = start(script, "--config", str(config), ranks=ranks, environment=variables)
         done = self.done[name]
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         checkpoints = self.folder / "runs" / name / "checkpoints"

@@ -1,6 +1,7 @@
-"""One config, any split: runs of the real launcher give the same rollouts, the same losses and the same weights.
+"""One config, any split: runs give the same rollouts, the same losses and the same weights.
 
 All runs start from the shipped checkpoint, whose answers are worth matching; fp32 and SGD unless they say otherwise.
+One of them is started by DeepSpeed's launcher, the others as the ranks that it would start.
 """
 
 import math
@@ -15,6 +16,8 @@ from ds_stage2ab.data.stream import SampleOrder
 from ds_stage2ab.engine.tuner import part_of
 from ds_stage2ab.packs.collate import collate
 from tests.equivalence.runs import ROUNDING, Runs, assert_same_run, assert_same_weights
+from tests.parts import launch_script
+from tests.ranks import run as run_ranks
 from tests.unit.parts import load_bench
 
 BF16_LOSS_TOLERANCE = 3e-2  # relative: bf16 keeps 8 bits of a weight
@@ -25,7 +28,8 @@ DECODE, PER_DEVICE, CAP = f"{MATCHING}.decode_batch_size", "training.per_device_
 )
 B_RATIO, STAGE = "stage2_ab.schedule.b_ratio", "deepspeed.zero_stage"
 TARGET = "stage2_ab.channel_b.target"
-NARROW = 127  # tokens: the longest prompt and max_new_tokens; hardly two samples fit
+NARROW = 143  # tokens: the longest prompt and max_new_tokens; hardly two samples fit
+LAUNCHED = "two-ranks-zero-1"
 PLAINEST = {
     PER_DEVICE: 1, STAGE: 0, "training.packing": False, B_RATIO: 0.5, "training.max_steps": 3, DECODE: 3,
 }  # fmt: skip
@@ -79,7 +83,8 @@ def start(shipped):
 
 def variant(run, name):
     kind, ranks, arrivals, changes = VARIANTS[name]
-    return run(name, ranks, {**KINDS[kind], **changes}, arrivals=arrivals)
+    start = launch_script if name == LAUNCHED else run_ranks
+    return run(name, ranks, {**KINDS[kind], **changes}, arrivals=arrivals, start=start)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -142,7 +147,7 @@ def test_the_variants_cover_every_value():
 @pytest.mark.soak
 def test_the_reference_of_the_packing_operators_gives_the_same_steps(run, plainest):
     changes = {"training.max_steps": 2}
-    losses, _ = run("no-extension", 1, changes, environment={"DS_STAGE2AB_NO_EXT": "1"})
+    losses, _ = run("no-extension", 1, changes, environment={"DS_STAGE2AB_NO_EXT": "1"}, start=launch_script)
     assert losses == plainest("mixed")[0][:2]
     assert run.rollouts("no-extension") == run.rollouts("mixed")
 
