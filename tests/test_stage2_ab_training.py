@@ -15,14 +15,17 @@ from ds_stage2ab.config.load import load_config
 from ds_stage2ab.metrics.journal import read_history
 from ds_stage2ab.metrics.registry import METRICS
 from tests.parts import config_values, launch, merged, write_config
+from tests.ranks import train
 
 STEPS = 12
 BATCH = 8
 
 
-@pytest.fixture(scope="module")
-def trained(shipped, tmp_path_factory):
+@pytest.fixture(scope="module", params=["rewrite", "append"])
+def trained(request, shipped, tmp_path_factory):
     """Two ranks, ZeRO 1, AdamW, evaluation before and after; returns (finished process, run folder, config file).
+
+    With both targets of Channel B; one is started by the launcher, the other as the ranks that it would start.
 
     From the shipped checkpoint, with a strict IoU gate: its rollouts hold matched, spurious and missed objects. Every
     step sees the same 8 scenes, so that losses of different steps can be compared.
@@ -34,6 +37,7 @@ def trained(shipped, tmp_path_factory):
         "training.optimizer": "adamw",
         "training.learning_rate": 3e-4,
         "stage2_ab.schedule.b_ratio": 0.5,
+        "stage2_ab.channel_b.target": request.param,
         "custom.extra.rollout_matching.iou_gate": 0.75,
         "training.max_steps": STEPS,
         "training.effective_batch_size": BATCH,
@@ -50,7 +54,7 @@ def trained(shipped, tmp_path_factory):
         "evaluation.num_pictures": 2,
     }
     config = write_config(folder / "small.yaml", merged(config_values(shipped, folder / "runs", "small"), changes))
-    done = launch(config, ranks=2)
+    done = launch(config, ranks=2) if request.param == "rewrite" else train(config, ranks=2)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done, folder / "runs" / "small", config
 
@@ -88,11 +92,26 @@ def test_rollouts_are_the_models_own_answers(trained):
 
 
 def test_what_a_rollout_missed_is_taught_with_its_text(trained):
-    """The only descriptions that a B step supervises are those of appended objects."""
+    """With `append` the only descriptions that a B step supervises are those of appended objects."""
     _, run, _ = trained
     missing = [r for r in read_history(run / "metrics.jsonl").steps if r.metrics.get("match/recall", 1.0) < 1.0]
     assert len(missing) >= 2
     assert all(record.metrics["loss/desc_ce"] > 0 for record in missing)
+
+
+def test_a_b_step_says_what_became_of_the_objects(trained):
+    _, run, config = trained
+    appends = "append" in config.read_text()
+    for metrics in (r.metrics for r in read_history(run / "metrics.jsonl").steps if r.channel == "B"):
+        told = {name: metrics[f"target/{name}"] for name in ("matched", "missed", "spurious", "duplicate")}
+        assert told["matched"] + told["missed"] == metrics["train/objects"]
+        predicted = told["matched"] + told["spurious"] + told["duplicate"]
+        assert predicted / metrics["train/objects"] == pytest.approx(metrics["match/predicted_per_true"])
+        assert metrics["target/renamed"] <= told["matched"]
+        assert metrics["target/stop"] == BATCH
+        # A rewritten answer decides once before each true object, an appended one not before what was said first.
+        assert (metrics["target/go_on"] == metrics["train/objects"]) != appends
+        assert metrics["target/seam_fallback"] == 0
 
 
 def test_each_channel_reports_its_own_figures_alone(trained):

@@ -104,6 +104,7 @@ def test_both_channels_train_with_adapters_under_zero_3(shipped, server, tmp_pat
     """Every rollout says which weights made it, and evaluation asks the server too."""
     changes = {
         "deepspeed.zero_stage": 3,
+        "stage2_ab.channel_b.target": "append",
         "tuner.type": "lora",
         "data.validation": str(shipped.data / "validation.jsonl"),
         f"{MATCHING}.vllm.sync.bucket_mb": 1,

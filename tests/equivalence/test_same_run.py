@@ -28,7 +28,7 @@ DECODE, PER_DEVICE, CAP = f"{MATCHING}.decode_batch_size", "training.per_device_
 )
 B_RATIO, STAGE = "stage2_ab.schedule.b_ratio", "deepspeed.zero_stage"
 TARGET = "stage2_ab.channel_b.target"
-NARROW = 143  # tokens: the longest prompt and max_new_tokens; hardly two samples fit
+NARROW = 200  # tokens: two samples fit, hardly three
 LAUNCHED = "two-ranks-zero-1"
 PLAINEST = {
     PER_DEVICE: 1, STAGE: 0, "training.packing": False, B_RATIO: 0.5, "training.max_steps": 3, DECODE: 3,

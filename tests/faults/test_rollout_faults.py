@@ -51,7 +51,8 @@ def test_unhealthy_rollouts_stop_both_ranks(run):
 
 def test_a_target_above_the_cap_is_named_on_both(run):
     """Prompt and rollout fit the cap, the objects that a cut rollout missed do not."""
-    done = run({"training.global_max_length": 70, "custom.extra.rollout_matching.max_new_tokens": 5})
+    append = {"stage2_ab.channel_b.target": "append"}
+    done = run({**append, "training.global_max_length": 70, "custom.extra.rollout_matching.max_new_tokens": 5})
     assert done.returncode == EXIT_DATA, done.stdout[-2000:] + done.stderr[-2000:]
     assert done.stderr.count("error: ") == 1
     assert "training.global_max_length is 70" in done.stderr and "max_new_tokens" in done.stderr
