@@ -40,7 +40,8 @@ FIGURES = (
         step="match/predicted_per_true",
         evaluation="eval/predicted_per_true",
         above=True,
-        remedy="a spurious object costs nothing in Channel B: lower stage2_ab.schedule.b_ratio (A teaches the end)",
+        remedy="set stage2_ab.channel_b.target to rewrite (with append a spurious object costs nothing), or lower"
+        " stage2_ab.schedule.b_ratio",
     ),
     Figure(
         key="truncation_rate",

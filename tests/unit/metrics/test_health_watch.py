@@ -81,7 +81,7 @@ def test_the_words():
     health = watch(2, predicted_per_true=(2, None))
     assert health.after_step(0, "B", MANY) == []
     (warning,) = health.after_step(1, "B", MANY)
-    assert warning.startswith("match/predicted_per_true was above 2 in the last 2 B steps (now 3); a spurious object")
+    assert warning.startswith("match/predicted_per_true was above 2 in the last 2 B steps (now 3); set stage2_ab")
 
 
 def test_at_the_threshold_nothing_is_crossed():
