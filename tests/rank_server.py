@@ -85,11 +85,12 @@ class Server:
         return request["words"]
 
     def _tell_ends(self) -> None:
-        with suppress(ChildProcessError):
+        with suppress(ChildProcessError):  # no fork is left to wait for
             while True:
                 child, status = os.waitpid(-1, os.WNOHANG)
                 if not child:
                     return
+                # A test that has ended no longer reads how its ranks did.
                 with self.running.pop(child) as connection, suppress(OSError):
                     connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
 

@@ -35,8 +35,10 @@ def run(*words: str, ranks: int, environment: dict[str, str] | None = None) -> s
     """
     with TemporaryFile("w+") as out, TemporaryFile("w+") as err:
         variables = _variables(ranks, environment or {})
-        processes = [Forked(words, {**variables, **_places(rank)}, (out, err)) for rank in range(ranks)]
+        processes: list[Forked] = []
         try:
+            for rank in range(ranks):
+                processes.append(Forked(words, {**variables, **_places(rank)}, (out, err)))
             codes = [process.wait(timeout=RUN_TIMEOUT_S) for process in processes]
         finally:
             for process in processes:

@@ -78,6 +78,11 @@ def test_every_key_of_a_file_arrives_with_its_value_and_type():
             assert value != defaults[path], path  # the example gives every key another value than its default
 
 
+def test_the_order_of_a_rewritten_answer_arrives():
+    section = load_config(EXAMPLES / "rewritten_as_generated.yaml").config.stage2_ab.channel_b
+    assert (section.target, section.rewrite_order) == ("rewrite", "generated")
+
+
 def test_the_ratio_is_the_exact_decimal():
     resolved = load_config(EXAMPLES / "minimal.yaml").resolved
     for written, exact in ((0.29, Fraction(29, 100)), (0.1, Fraction(1, 10)), (1, Fraction(1))):
