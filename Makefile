@@ -78,7 +78,7 @@ $(VLLM_INSTALLED): pyproject.toml constraints-vllm.txt tests/torchvision_on_cpu.
 
 # The demo's run folder belongs to the demo: a second `make demo` starts afresh.
 demo: $(INSTALLED)
-	$(PY) -m ds_stage2ab.data.digits --out $(DATA)
+	$(PY) -m ds_stage2ab.tools.digit_scenes --out $(DATA)
 	rm -rf $(DEMO_RUN)
 	$(TRAIN) configs/quickstart/ab_mixed.yaml
 	@echo "demo finished: table above, pictures and curves in $(DEMO_RUN)"
@@ -103,11 +103,11 @@ lint: $(INSTALLED)
 
 # A run of hours is never deleted here: the trainer refuses a run folder that already holds a run.
 stage1: $(INSTALLED)
-	$(PY) -m ds_stage2ab.data.digits --out $(DATA)
-	$(PY) -m ds_stage2ab.data.digits --out $(SINGLE) --train-scenes 8000 --validation-scenes 100 \
+	$(PY) -m ds_stage2ab.tools.digit_scenes --out $(DATA)
+	$(PY) -m ds_stage2ab.tools.digit_scenes --out $(SINGLE) --train-scenes 8000 --validation-scenes 100 \
 	    --max-digits 1 --min-height 56 --max-side 80
 	rm -rf $(PLAIN) $(MODEL) $(NAMED)
-	$(PY) -m ds_stage2ab.engine.tiny --out $(PLAIN)
+	$(PY) -m ds_stage2ab.tools.tiny_model --out $(PLAIN)
 	$(BIN)/ds-stage2ab add-coord-tokens $(PLAIN) $(MODEL)
 	$(TRAIN) configs/quickstart/stage1_names.yaml
 	cp -r "$(NAMES_RUN)/checkpoints/$$(cat $(NAMES_RUN)/checkpoints/latest)/hf" $(NAMED)

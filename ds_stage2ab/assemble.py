@@ -34,21 +34,21 @@ from ds_stage2ab.engine.run_folder import RunFolder
 from ds_stage2ab.engine.tuner import FULL, adapters_of, add_adapters, freeze_parts, merged_tensors
 from ds_stage2ab.engine.whole_model import WholeModel
 from ds_stage2ab.engine.window import Channel, Window
-from ds_stage2ab.evaluation import Evaluator
+from ds_stage2ab.evaluation.evaluator import Evaluator
 from ds_stage2ab.losses.objective import Objective
 from ds_stage2ab.metrics.health_watch import HealthWatch
 from ds_stage2ab.metrics.recorder import Metrics
 from ds_stage2ab.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink
 from ds_stage2ab.plan import RunPlan, batch_shape, make_plan
 from ds_stage2ab.rollout.base import RolloutBackend, evaluation_sampling, sampling_record
-from ds_stage2ab.rollout.chat import Conversation
-from ds_stage2ab.rollout.handshake import Needs
 from ds_stage2ab.rollout.hf import HfBackend
 from ds_stage2ab.rollout.record import RolloutLog
 from ds_stage2ab.rollout.replay import Recording, ReplayBackend, read_recording
-from ds_stage2ab.rollout.servers import open_servers
-from ds_stage2ab.rollout.weight_sync import usable_transfers
-from ds_stage2ab.world import World
+from ds_stage2ab.rollout.server.chat import Conversation
+from ds_stage2ab.rollout.server.connect import open_servers
+from ds_stage2ab.rollout.server.handshake import Needs
+from ds_stage2ab.rollout.server.weight_sync import usable_transfers
+from ds_stage2ab.runtime.ranks import World
 
 PARTITIONED = 3
 """The ZeRO stage that leaves a part of each parameter on every rank."""

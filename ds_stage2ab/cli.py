@@ -10,12 +10,13 @@ import os
 import sys
 from pathlib import Path
 
-from ds_stage2ab import __version__, launch, validate
+from ds_stage2ab import __version__, validate
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.overrides import add_set_option, read_overrides
 from ds_stage2ab.errors import EXIT_OK, Stage2Error, exit_code
-from ds_stage2ab.launch_options import add_launch_options
-from ds_stage2ab.leave import end_with_parent, ended_by, leave, leave_with_traceback, speak_when_terminated
+from ds_stage2ab.launch.command import launch
+from ds_stage2ab.launch.options import add_launch_options
+from ds_stage2ab.runtime.shutdown import end_with_parent, ended_by, leave, leave_with_traceback, speak_when_terminated
 
 COMMAND = "ds-stage2ab"
 
@@ -34,8 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from ds_stage2ab.outlook import as_data, look_ahead
-    from ds_stage2ab.outlook_text import as_text
+    from ds_stage2ab.preflight.report import as_data, look_ahead
+    from ds_stage2ab.preflight.text import as_text
 
     outlook = look_ahead(
         options.config,
@@ -64,8 +65,8 @@ def _evaluate_on_ranks(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from ds_stage2ab.engine.build import quieten, start_process_group
-    from ds_stage2ab.evaluate_checkpoint import as_data, as_tables, evaluate_checkpoint
-    from ds_stage2ab.world import World, fill_launcher_variables
+    from ds_stage2ab.evaluation.command import as_data, as_tables, evaluate_checkpoint
+    from ds_stage2ab.runtime.ranks import World, fill_launcher_variables
 
     quieten()
     fill_launcher_variables()
@@ -81,7 +82,7 @@ def _evaluate_on_ranks(options: argparse.Namespace) -> None:
 
 
 def _add_coord_tokens(options: argparse.Namespace) -> None:
-    from ds_stage2ab.engine.coord_tokens import add_coord_tokens
+    from ds_stage2ab.tools.add_coord_tokens import add_coord_tokens
 
     add_coord_tokens(options.source, options.destination)
     print(f"{options.destination}: {options.source} with the 1,000 coordinate tokens")
@@ -114,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         "launch", help="start the rollout servers of a config and the learner, end all together"
     )
     add_launch_options(together)
-    together.set_defaults(run=launch.launch)
+    together.set_defaults(run=launch)
 
     tokens = commands.add_parser("add-coord-tokens", help="give a Qwen3-VL checkpoint the 1,000 coordinate tokens")
     tokens.add_argument("source", type=Path, metavar="SRC", help="checkpoint folder (Hugging Face layout)")

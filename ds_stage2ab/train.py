@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.overrides import add_set_option, read_overrides
 from ds_stage2ab.errors import EXIT_OK, ServerFault, Stage2Error
-from ds_stage2ab.leave import end_with_parent, ended_by, leave, leave_with_traceback, speak_when_terminated
+from ds_stage2ab.runtime.shutdown import end_with_parent, ended_by, leave, leave_with_traceback, speak_when_terminated
 
 if TYPE_CHECKING:
     from ds_stage2ab.assemble import Run
     from ds_stage2ab.config.load import LoadedConfig
-    from ds_stage2ab.world import World
+    from ds_stage2ab.runtime.ranks import World
 
 
 def train(run: "Run") -> None:
@@ -65,7 +65,7 @@ def _meet(config: Path, overrides: list[str]) -> tuple["LoadedConfig", "World"]:
     loaded = load_config(config, read_overrides(overrides))
     # Heavy imports wait until the config is known to be good.
     from ds_stage2ab.engine.build import quieten, start_process_group
-    from ds_stage2ab.world import World, fill_launcher_variables
+    from ds_stage2ab.runtime.ranks import World, fill_launcher_variables
 
     quieten()
     fill_launcher_variables()

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ds_stage2ab.data.digits import Layout, generate
-from ds_stage2ab.engine.coord_tokens import add_coord_tokens
-from ds_stage2ab.engine.tiny import build_tiny
+from ds_stage2ab.tools.add_coord_tokens import add_coord_tokens
+from ds_stage2ab.tools.digit_scenes import Layout, generate
+from ds_stage2ab.tools.tiny_model import build_tiny
 
 ROOT = Path(__file__).parents[1]
 LAUNCHER = Path(sys.executable).with_name("deepspeed")

@@ -25,7 +25,7 @@ def import_all() -> None:
     """Everything that `ds_stage2ab/train.py` imports on its way."""
 
     import ds_stage2ab.assemble
-    import ds_stage2ab.evaluate_checkpoint
+    import ds_stage2ab.evaluation.command
     import ds_stage2ab.metrics.report  # noqa: F401
 
 

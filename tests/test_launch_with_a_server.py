@@ -61,7 +61,7 @@ def drawing(quickstart, tmp_path):
     try:
         one.wait_for(one.draws, START_S)
         names = [read(process.pid, "cmdline") for process in one.look()]
-        assert sum(b"ds_stage2ab.keeper" in name for name in names) == 2
+        assert sum(b"ds_stage2ab.launch.supervisor" in name for name in names) == 2
         assert {rank for name in names for rank in re.findall(rb"--local_rank=\d", name)} == {
             b"--local_rank=0",
             b"--local_rank=1",

@@ -17,10 +17,10 @@ from ds_stage2ab.carriers import Match, Target, Truth
 from ds_stage2ab.codec.text import get_codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.load import load_config
+from ds_stage2ab.evaluation.f1 import score_image, set_score
 from ds_stage2ab.matching.append import appended_target
 from ds_stage2ab.matching.assign import match_boxes
 from ds_stage2ab.matching.parse import REASONS, STATES, parse_rollout
-from ds_stage2ab.matching.score import score_image, set_score
 from ds_stage2ab.matching.targets import rewritten_target
 from tests.parts import Quickstart, as_tuples, config_values, merged, write_config
 from tests.spelled import ARRAY, CLOSERS, FORMS, KEYED, WORDS, Form, build_vocabulary, corners, shown, spell

@@ -17,7 +17,7 @@ from ds_stage2ab.carriers import Record
 from ds_stage2ab.data.images import EXIF_ORIENTATION
 from ds_stage2ab.errors import EXIT_OK
 from ds_stage2ab.metrics.journal import read_history
-from ds_stage2ab.rollout.vllm_api import ServerApi
+from ds_stage2ab.rollout.server.api import ServerApi
 from tests.contract.backends import TOLERANCE, by_model, by_server, disturbed, drawn, limited_bench, one_rank
 from tests.equivalence.runs import Runs
 from tests.parts import LAUNCHER, ROOT, config_values, free_port, merged, write_config

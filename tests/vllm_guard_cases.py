@@ -16,7 +16,7 @@ from vllm.v1.worker.gpu.sample.logits_processor.loader import _load_v2_logitspro
 
 from ds_stage2ab.config.sections import RepeatTerminateSection
 from ds_stage2ab.rollout.repeat_guard import Orders
-from ds_stage2ab.rollout.vllm_guard import Guard
+from ds_stage2ab.rollout.server.vllm_guard import Guard
 
 NO_LIMITS = {"max_token_run": None, "ngram_size": None, "max_ngram_repeats": None, "max_objects": None}
 WIDTH, STOP = 12, 3

@@ -11,12 +11,12 @@ import psutil
 import requests
 
 from ds_stage2ab.config.load import load_config
-from ds_stage2ab.launch import server_command
+from ds_stage2ab.launch.command import server_command
 from tests.parts import ROOT, config_values, free_port, merged, write_config
 
 PYTHON = Path(os.environ.get("DS_STAGE2AB_VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
 # Ends the server with the tests, also when those are killed.
-KEEPER = (sys.executable, "-m", "ds_stage2ab.keeper", "5", "child")
+KEEPER = (sys.executable, "-m", "ds_stage2ab.launch.supervisor", "5", "child")
 STOP_S = 30
 LONGEST_START_S = 600  # a minute on a machine with nothing else to do
 MAX_PIXELS = 80 * 80  # below many scenes: the server must reduce them alike

@@ -9,7 +9,7 @@ from unittest import mock
 from safetensors.torch import load_file
 from vllm.config import set_current_vllm_config
 
-from ds_stage2ab.rollout import vllm_plugin
+from ds_stage2ab.rollout.server import vllm_plugin
 
 
 class Tools:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 from ds_stage2ab.carriers import Sample, Segment, Skipped
 from ds_stage2ab.channels.segment import PositionIndex, make_segment, segment_or_skipped
-from ds_stage2ab.clock import Clock
 from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.matching.targets import answer_target
+from ds_stage2ab.runtime.timers import Clock
 
 
 class Expectation:

@@ -10,7 +10,6 @@ from functools import partial
 
 from ds_stage2ab.carriers import Match, ParsedRollout, Rollout, Sample, Segment, Skipped, Target
 from ds_stage2ab.channels.segment import PositionIndex, make_segment, segment_or_skipped
-from ds_stage2ab.clock import Clock
 from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.sections import APPEND, GENERATED, ChannelBSection, RolloutMatchingSection
@@ -21,6 +20,7 @@ from ds_stage2ab.matching.health import TERM_NAMES, rollout_terms, target_terms
 from ds_stage2ab.matching.parse import parse_rollout
 from ds_stage2ab.matching.targets import rewritten_target
 from ds_stage2ab.rollout.base import RolloutBackend, training_sampling, weight_version
+from ds_stage2ab.runtime.timers import Clock
 
 PROBE_GAP, SYNC_S, SYNC_BYTES = "rollout/probe_gap", "rollout/sync_s", "rollout/sync_bytes"
 

@@ -9,7 +9,7 @@ from ds_stage2ab.data.box_space import other_convention
 from ds_stage2ab.data.images import check_image
 from ds_stage2ab.data.records import read_records
 from ds_stage2ab.errors import DataError
-from ds_stage2ab.world import World
+from ds_stage2ab.runtime.ranks import World
 
 SKIP = "skip"
 """The value of `data.on_bad_sample` and `data.on_overlong` that goes on without the sample."""

@@ -18,8 +18,8 @@ from ds_stage2ab.carriers import Record, Sample, Skipped
 from ds_stage2ab.data.encode import Encoder
 from ds_stage2ab.data.stream import SampleOrder, draws_of, shuffled_objects
 from ds_stage2ab.errors import EXIT_ENVIRONMENT, DataError, EnvironmentFault
-from ds_stage2ab.leave import end_with_parent, leave, say
 from ds_stage2ab.plan import RunPlan
+from ds_stage2ab.runtime.shutdown import end_with_parent, leave, say
 
 DEAD = "DataLoader worker (pid"
 """How torch begins to say that one has died; what a living one raised it calls `Caught ... in DataLoader worker`."""

@@ -25,7 +25,7 @@ from ds_stage2ab.engine.shards import ShardWriter
 from ds_stage2ab.engine.tuner import adapters_of, merged_tensors, save_adapter
 from ds_stage2ab.engine.whole_model import WholeModel
 from ds_stage2ab.errors import EnvironmentFault, OwnFault
-from ds_stage2ab.world import World
+from ds_stage2ab.runtime.ranks import World
 
 WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".gguf", ".pt", ".pth")
 """Files of the source folder that an export does not copy: it has weights of its own."""

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ds_stage2ab.errors import OwnFault
-from ds_stage2ab.world import World
+from ds_stage2ab.runtime.ranks import World
 
 
 class WholeModel:

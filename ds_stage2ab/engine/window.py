@@ -12,7 +12,6 @@ from typing import Protocol
 import torch
 
 from ds_stage2ab.carriers import Pack, Sample, Segment, Skipped, StepResult
-from ds_stage2ab.clock import Clock
 from ds_stage2ab.engine.intake import Intake
 from ds_stage2ab.engine.memory_fault import SMALLER_PACKS, SMALLER_ROLLOUTS, SMALLER_UPDATE, memory_explained
 from ds_stage2ab.errors import DataError, EnvironmentFault, TrainingFault
@@ -20,7 +19,8 @@ from ds_stage2ab.losses.objective import TERM_NAMES
 from ds_stage2ab.packs.collate import make_packs, zero_weight
 from ds_stage2ab.packs.rounds import NUM_FLAGS, in_lockstep
 from ds_stage2ab.plan import RunPlan
-from ds_stage2ab.world import World
+from ds_stage2ab.runtime.ranks import World
+from ds_stage2ab.runtime.timers import Clock
 
 Term = tuple[float, float]
 SAMPLES, KEPT, TOKENS_AND_PACKS = "samples", "kept and supervised", "tokens and packs"

@@ -17,16 +17,16 @@ LIGHT = (
     "ds_stage2ab.config.sections",
     "ds_stage2ab.data.records",
     "ds_stage2ab.errors",
-    "ds_stage2ab.keeper",
-    "ds_stage2ab.launch",
-    "ds_stage2ab.lengths",
+    "ds_stage2ab.evaluation.f1",
+    "ds_stage2ab.launch.command",
+    "ds_stage2ab.launch.supervisor",
     "ds_stage2ab.matching.assign",
-    "ds_stage2ab.matching.score",
-    "ds_stage2ab.memory",
-    "ds_stage2ab.outlook",
-    "ds_stage2ab.outlook_text",
     "ds_stage2ab.packs.binpack",
     "ds_stage2ab.plan",
+    "ds_stage2ab.preflight.lengths",
+    "ds_stage2ab.preflight.memory",
+    "ds_stage2ab.preflight.report",
+    "ds_stage2ab.preflight.text",
     "ds_stage2ab.schedule",
     "ds_stage2ab.validate",
 )
@@ -47,4 +47,4 @@ def test_is_light(module: str):
 
 
 def test_a_heavy_module_is_found():
-    assert "torch" in heavy_after("ds_stage2ab.world")
+    assert "torch" in heavy_after("ds_stage2ab.runtime.ranks")

@@ -18,10 +18,10 @@ import torch
 
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.engine.build import build_engine, build_optimizer, start_process_group
-from ds_stage2ab.engine.tiny import TinySize, build_config, build_model, build_tokenizer
 from ds_stage2ab.engine.whole_model import WholeModel
 from ds_stage2ab.plan import make_plan
-from ds_stage2ab.world import World
+from ds_stage2ab.runtime.ranks import World
+from ds_stage2ab.tools.tiny_model import TinySize, build_config, build_model, build_tokenizer
 
 SIZE = TinySize(text_width=768, text_layers=20, text_mlp=2304, vision_width=96, vision_layers=4, vision_mlp=288)
 LOANS = 3

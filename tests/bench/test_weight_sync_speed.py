@@ -18,9 +18,9 @@ from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.servers import GLOO_TRANSFER, MODEL_NAME
 from ds_stage2ab.engine.tuner import merged_tensors
 from ds_stage2ab.engine.whole_model import WholeModel
-from ds_stage2ab.rollout.servers import MIB
-from ds_stage2ab.rollout.vllm_api import ServerApi
-from ds_stage2ab.rollout.weight_sync import Target, WeightSync
+from ds_stage2ab.rollout.server.api import ServerApi
+from ds_stage2ab.rollout.server.connect import MIB
+from ds_stage2ab.rollout.server.weight_sync import Target, WeightSync
 from tests.bench.language_model import write_checkpoint
 from tests.bench.raw_broadcast import broadcast_to_another_process
 from tests.contract.backends import disturbed, one_rank

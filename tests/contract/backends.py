@@ -21,9 +21,9 @@ from ds_stage2ab.rollout.base import RolloutBackend, Sampling
 from ds_stage2ab.rollout.hf import HfBackend
 from ds_stage2ab.rollout.record import RolloutLog
 from ds_stage2ab.rollout.replay import ReplayBackend, read_recording
-from ds_stage2ab.rollout.servers import open_servers
-from ds_stage2ab.rollout.vllm_server import VllmBackend
-from ds_stage2ab.world import World, fill_launcher_variables
+from ds_stage2ab.rollout.server.backend import VllmBackend
+from ds_stage2ab.rollout.server.connect import open_servers
+from ds_stage2ab.runtime.ranks import World, fill_launcher_variables
 from tests.parts import Quickstart
 from tests.unit.parts import MATCHING, Bench, load_bench
 from tests.unit.serving import needs_of

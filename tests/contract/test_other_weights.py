@@ -5,7 +5,7 @@ from itertools import islice
 import pytest
 
 from ds_stage2ab.errors import ServerFault
-from ds_stage2ab.rollout.vllm_api import ServerApi
+from ds_stage2ab.rollout.server.api import ServerApi
 from tests.contract.backends import by_model, by_server, disturbed, drawn, limited_bench, one_rank
 from tests.proxy import WEIGHT_ROUTES, Proxy
 from tests.unit.parts import greedy_sampling

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 
 from ds_stage2ab import assemble as composition
 from ds_stage2ab import train
-from ds_stage2ab.leave import leave, leave_with_traceback
+from ds_stage2ab.runtime.shutdown import leave, leave_with_traceback
 
 built = composition._backend
 SCRIPT = os.environ["ARRIVALS"]

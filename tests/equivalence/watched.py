@@ -24,7 +24,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from ds_stage2ab import assemble as composition
 from ds_stage2ab import train
-from ds_stage2ab.leave import leave, leave_with_traceback
+from ds_stage2ab.runtime.shutdown import leave, leave_with_traceback
 
 assembled, planned = composition.assemble, composition.make_plan
 OTHERS = ("all_gather", "all_gather_object", "all_to_all", "barrier", "broadcast", "broadcast_object_list", "reduce")

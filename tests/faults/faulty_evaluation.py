@@ -5,7 +5,7 @@ import signal
 import sys
 
 from ds_stage2ab import cli
-from ds_stage2ab.evaluation import Evaluator
+from ds_stage2ab.evaluation.evaluator import Evaluator
 
 
 def faulty(*words):

@@ -3,9 +3,10 @@
 import sys
 from pathlib import Path
 
-from ds_stage2ab import cli, launch
+from ds_stage2ab import cli
+from ds_stage2ab.launch import command
 
-real = launch.learner_command
+real = command.learner_command
 
 
 def with_stand_in(*arguments):
@@ -15,6 +16,6 @@ def with_stand_in(*arguments):
 
 
 if __name__ == "__main__":
-    launch.learner_command = with_stand_in
-    launch.TELL_EVERY_S = 1
+    command.learner_command = with_stand_in
+    command.TELL_EVERY_S = 1
     sys.exit(cli.main())

@@ -11,9 +11,9 @@ from torch import nn
 from ds_stage2ab.engine.build import start_process_group
 from ds_stage2ab.engine.tuner import merged_tensors
 from ds_stage2ab.errors import Stage2Error
-from ds_stage2ab.leave import ended_by, leave
-from ds_stage2ab.rollout.weight_sync import WeightSync
-from ds_stage2ab.world import World
+from ds_stage2ab.rollout.server.weight_sync import WeightSync
+from ds_stage2ab.runtime.ranks import World
+from ds_stage2ab.runtime.shutdown import ended_by, leave
 
 
 class Lent:

@@ -20,7 +20,7 @@ import torch
 
 from ds_stage2ab import assemble as composition
 from ds_stage2ab import train
-from ds_stage2ab.leave import leave, leave_with_traceback
+from ds_stage2ab.runtime.shutdown import leave, leave_with_traceback
 
 assembled = composition.assemble
 kind, _, places = os.environ["FAULT"].partition(":")

@@ -11,7 +11,7 @@ import sys
 
 from ds_stage2ab import assemble as composition
 from ds_stage2ab import train
-from ds_stage2ab.leave import leave, leave_with_traceback
+from ds_stage2ab.runtime.shutdown import leave, leave_with_traceback
 
 FULL_BYTES = 1 << 16  # less than this rank's part of the optimizer's state
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ds_stage2ab.data.records import read_records
-from ds_stage2ab.rollout.gloo import GlooGroup, join
+from ds_stage2ab.rollout.server.gloo import GlooGroup, join
 from tests.fakes import JSON, FakeServer
 from tests.parts import Quickstart
 from tests.unit.parts import Bench

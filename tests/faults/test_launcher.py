@@ -14,7 +14,7 @@ import time
 import pytest
 
 from ds_stage2ab.errors import EXIT_CONFIG, EXIT_ENVIRONMENT
-from ds_stage2ab.launch import LAST_LOOK_S
+from ds_stage2ab.launch.command import LAST_LOOK_S
 from tests.faults.stand_in import LINES, RANK_DONE, RANK_FAULT, RANK_STOPPED, SERVER_END, line
 from tests.launching import Launched, read
 from tests.parts import ROOT, config_values, free_port, merged, write_config
@@ -53,12 +53,13 @@ class Launch(Launched):
     def learner_fails(self):
         """It ends with 4; comes back when the launcher knows."""
         (self.folder / "fault").touch()
-        self.wait_for(lambda: not self.with_words("ds_stage2ab.keeper", "ranks"), STOP_S)
+        self.wait_for(lambda: not self.with_words("ds_stage2ab.launch.supervisor", "ranks"), STOP_S)
 
     def kill_server(self, port):
         """With SIGKILL, which its keeper survives."""
         stand_ins = self.with_words("stand_in.py", f"{port}")
-        os.kill(next(pid for pid in stand_ins if b"ds_stage2ab.keeper" not in read(pid, "cmdline")), signal.SIGKILL)
+        ranks = (pid for pid in stand_ins if b"ds_stage2ab.launch.supervisor" not in read(pid, "cmdline"))
+        os.kill(next(ranks), signal.SIGKILL)
 
 
 @pytest.fixture
@@ -217,7 +218,7 @@ def test_the_line_of_progress_goes_on_until_the_servers_are_found_right(learning
 
 
 def test_a_killed_keeper_leaves_no_server(waiting):
-    keeper = next(pid for pid in waiting.with_words("ds_stage2ab.keeper", f"{waiting.ports[0]}"))
+    keeper = next(pid for pid in waiting.with_words("ds_stage2ab.launch.supervisor", f"{waiting.ports[0]}"))
     os.kill(keeper, signal.SIGKILL)
     assert waiting.ends(STOP_S) == EXIT_ENVIRONMENT
     assert f"error: http://127.0.0.1:{waiting.ports[0]}: the server ended with code -9" in waiting.said
@@ -272,7 +273,7 @@ def test_what_cannot_run_is_refused_before_anything_starts(launched, changes, co
 def test_success_is_not_believed_when_ranks_are_orphaned():
     """DeepSpeed's launcher ends with 0 when the parent of the ranks has been killed."""
     tree = "LOCAL_RANK=0 sleep 600 & sleep 2; exit 0"
-    command = [sys.executable, "-m", "ds_stage2ab.keeper", "5", "ranks", "sh", "-c", tree]
+    command = [sys.executable, "-m", "ds_stage2ab.launch.supervisor", "5", "ranks", "sh", "-c", tree]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as keeper:
         assert keeper.wait(START_S) == EXIT_ENVIRONMENT
         assert "error: the process between DeepSpeed's launcher and the ranks was killed" in keeper.stderr.read()

@@ -1,7 +1,7 @@
 """Whatever a rollout server does wrong ends as stated, in bounded time, with server, request and remedy in the message.
 
 The servers are fakes (`tests/fakes.py`) on real sockets; in front of them stands a real backend, or a whole run.
-What is wrong from the start is the handshake's matter: `tests/unit/rollout/test_handshake.py`.
+What is wrong from the start is the handshake's matter: `tests/unit/rollout/server/test_handshake.py`.
 """
 
 import subprocess
@@ -15,7 +15,7 @@ import pytest
 from ds_stage2ab.data.stream import SampleOrder
 from ds_stage2ab.errors import EXIT_DATA, EXIT_ENVIRONMENT, EXIT_OK, ServerFault
 from ds_stage2ab.metrics.journal import read_history
-from ds_stage2ab.rollout import wire
+from ds_stage2ab.rollout.server import http_client
 from tests.fakes import CHAT, FakeServer, Fault
 from tests.faults.served import Scenes, drawn_by, is_rollout
 from tests.parts import ROOT, config_values, merged, write_config
@@ -73,7 +73,7 @@ def test_of_a_huge_answer_little_is_read(bench):
     """Of each GB the 64 MiB that are allowed, and what the sockets hold."""
     with fake_of(bench, faults=(Fault("huge"),)) as server, pytest.raises(ServerFault):
         drawn_from(bench, [server], greedy_sampling())
-    assert all(request.written < 2 * wire.MOST_BYTES for request in server.chats)
+    assert all(request.written < 2 * http_client.MOST_BYTES for request in server.chats)
 
 
 def test_a_busy_server_is_waited_for(bench):

@@ -16,10 +16,10 @@ from ds_stage2ab.config.servers import GLOO_TRANSFER
 from ds_stage2ab.engine.build import start_process_group
 from ds_stage2ab.engine.tuner import merged_tensors
 from ds_stage2ab.errors import EXIT_ENVIRONMENT, ServerFault
-from ds_stage2ab.rollout import weight_sync, wire
-from ds_stage2ab.rollout.vllm_api import ServerApi
-from ds_stage2ab.rollout.weight_sync import Target, WeightSync
-from ds_stage2ab.world import World, fill_launcher_variables
+from ds_stage2ab.rollout.server import http_client, weight_sync
+from ds_stage2ab.rollout.server.api import ServerApi
+from ds_stage2ab.rollout.server.weight_sync import Target, WeightSync
+from ds_stage2ab.runtime.ranks import World, fill_launcher_variables
 from tests.fakes import FakeServer, Fault
 from tests.faults.served import Worker
 from tests.unit.parts import load_bench
@@ -39,7 +39,7 @@ def world():
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr(wire, "FIRST_PAUSE_S", 0.005)
+    monkeypatch.setattr(http_client, "FIRST_PAUSE_S", 0.005)
     monkeypatch.setattr(weight_sync, "SPARE_S", SPARE_S)
 
 

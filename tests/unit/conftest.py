@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.engine.build import start_process_group
-from ds_stage2ab.world import World, fill_launcher_variables
+from ds_stage2ab.runtime.ranks import World, fill_launcher_variables
 
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"

@@ -4,8 +4,8 @@ import pytest
 
 from ds_stage2ab.config.servers import GLOO_TRANSFER
 from ds_stage2ab.errors import EXIT_ENVIRONMENT, ServerFault
-from ds_stage2ab.rollout.handshake import Facts, Needs, shake_hands
-from ds_stage2ab.rollout.vllm_api import ServerApi
+from ds_stage2ab.rollout.server.api import ServerApi
+from ds_stage2ab.rollout.server.handshake import Facts, Needs, shake_hands
 from tests.fakes import FakeServer
 from tests.unit.serving import LONG
 

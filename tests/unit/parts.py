@@ -15,7 +15,6 @@ from torch import nn
 from ds_stage2ab.carriers import Rollout, Sample, Segment
 from ds_stage2ab.channels.expectation import Expectation
 from ds_stage2ab.channels.rollout_matching import RolloutMatching
-from ds_stage2ab.clock import Clock
 from ds_stage2ab.codec.text import get_codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.sections import (
@@ -39,6 +38,7 @@ from ds_stage2ab.data.records import read_records
 from ds_stage2ab.engine.build import load_checkpoint, position_index
 from ds_stage2ab.losses.objective import Objective
 from ds_stage2ab.rollout.base import Sampling, weight_version
+from ds_stage2ab.runtime.timers import Clock
 from tests.parts import Quickstart
 
 HEALTH_KEYS = ("predicted_per_true", "truncation_rate", "drop_rate", "valid_rate", "coord_mass")

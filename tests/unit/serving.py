@@ -6,11 +6,11 @@ from typing import Any
 from ds_stage2ab.codec.vocabulary import VISION_TOKENS
 from ds_stage2ab.config.servers import GLOO_TRANSFER
 from ds_stage2ab.rollout.base import request_seed, weight_version
-from ds_stage2ab.rollout.chat import Conversation
-from ds_stage2ab.rollout.handshake import Needs
-from ds_stage2ab.rollout.vllm_api import ServerApi
-from ds_stage2ab.rollout.vllm_server import VllmBackend
-from ds_stage2ab.world import World
+from ds_stage2ab.rollout.server.api import ServerApi
+from ds_stage2ab.rollout.server.backend import VllmBackend
+from ds_stage2ab.rollout.server.chat import Conversation
+from ds_stage2ab.rollout.server.handshake import Needs
+from ds_stage2ab.runtime.ranks import World
 from tests.fakes import FakeServer
 from tests.unit.parts import START_ID, Bench
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from ds_stage2ab.carriers import Transfer, Truth
-from ds_stage2ab.clock import Clock
 from ds_stage2ab.codec.text import encode_answer, get_codec
 from ds_stage2ab.config.sections import DecodingSection
 from ds_stage2ab.engine.build import position_index
@@ -18,6 +17,7 @@ from ds_stage2ab.errors import EXIT_DATA, EXIT_ENVIRONMENT, DataError, Environme
 from ds_stage2ab.matching.health import TERM_NAMES
 from ds_stage2ab.metrics.registry import reduce_terms
 from ds_stage2ab.rollout.base import evaluation_sampling, training_sampling
+from ds_stage2ab.runtime.timers import Clock
 from tests.parts import as_tuples
 from tests.unit.parts import MATCHING, NO_GUARD, PLAIN_LOSS, WrittenBackend, greedy_sampling, load_bench
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from ds_stage2ab.carriers import Truth
-from ds_stage2ab.clock import Clock
 from ds_stage2ab.codec.text import encode_answer, get_codec
 from ds_stage2ab.losses.objective import TERM_NAMES
+from ds_stage2ab.runtime.timers import Clock
 from tests.parts import as_tuples
 from tests.unit.engine.stage import RATE, UPDATE_TOLERANCE, R, Watched, mean_loss_alone, mean_of
 from tests.unit.parts import WrittenBackend

@@ -17,13 +17,13 @@ from transformers import Qwen2VLImageProcessorPil
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.engine import checkpoint
 from ds_stage2ab.engine.build import build_engine, build_optimizer, start_process_group
-from ds_stage2ab.engine.tiny import TinySize, build_config, build_model, build_tokenizer
 from ds_stage2ab.engine.tuner import add_adapters
 from ds_stage2ab.engine.whole_model import WholeModel
 from ds_stage2ab.errors import OwnFault, Stage2Error
-from ds_stage2ab.leave import leave
 from ds_stage2ab.plan import make_plan
-from ds_stage2ab.world import World
+from ds_stage2ab.runtime.ranks import World
+from ds_stage2ab.runtime.shutdown import leave
+from ds_stage2ab.tools.tiny_model import TinySize, build_config, build_model, build_tokenizer
 
 TIMEOUT_S = 40
 SIZE = TinySize(text_layers=1, text_mlp=1 << 17)  # the C library gives tensors of this size back when they are free

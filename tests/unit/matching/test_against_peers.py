@@ -11,9 +11,9 @@ import pytest
 from pycocotools import mask
 
 from ds_stage2ab.carriers import Truth
+from ds_stage2ab.evaluation.f1 import MIN_IOU, score_image
 from ds_stage2ab.matching.assign import match_boxes
 from ds_stage2ab.matching.iou import pairwise_iou
-from ds_stage2ab.matching.score import MIN_IOU, score_image
 
 FEW, MANY = 1_000, 10_000
 

@@ -17,11 +17,11 @@ from tokenizers import AddedToken
 from ds_stage2ab.carriers import Match, Target, Truth
 from ds_stage2ab.codec.text import CODECS, Codec, encode_answer
 from ds_stage2ab.codec.vocabulary import Vocabulary
-from ds_stage2ab.engine.tiny import build_tokenizer
 from ds_stage2ab.matching.append import appended_target
 from ds_stage2ab.matching.assign import match_boxes
 from ds_stage2ab.matching.parse import parse_rollout
 from ds_stage2ab.matching.targets import answer_target, rewritten_target
+from ds_stage2ab.tools.tiny_model import build_tokenizer
 from tests.parts import as_tuples
 from tests.real_tokenizers import qwen
 from tests.rollout_cases import Case, Value, make_case

@@ -9,7 +9,7 @@ import pytest
 from ds_stage2ab.codec.text import get_codec
 from ds_stage2ab.data.records import read_records
 from ds_stage2ab.engine.build import position_index
-from ds_stage2ab.evaluation import Evaluator
+from ds_stage2ab.evaluation.evaluator import Evaluator
 from ds_stage2ab.rollout import scoring
 from ds_stage2ab.rollout.hf import HfBackend
 from ds_stage2ab.rollout.scoring import Scorer

@@ -5,10 +5,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from ds_stage2ab.data.digits import Layout, generate
 from ds_stage2ab.data.records import read_records
 from ds_stage2ab.engine.build import position_index
 from ds_stage2ab.rollout.hf import HfBackend
+from ds_stage2ab.tools.digit_scenes import Layout, generate
 from tests.unit.parts import greedy_sampling, load_bench
 
 NUM_SCENES = 32

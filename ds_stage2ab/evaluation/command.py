@@ -1,0 +1,136 @@
+"""`ds-stage2ab evaluate`: the held-out figures of any checkpoint, without a training run.
+
+Works alone, and under the launcher on several devices, which share the samples:
+`deepspeed --no_local_rank --module ds_stage2ab evaluate --config FILE --checkpoint DIR`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.table import Table
+
+from ds_stage2ab.codec.text import get_codec
+from ds_stage2ab.codec.vocabulary import Vocabulary
+from ds_stage2ab.config.load import LoadedConfig
+from ds_stage2ab.config.rules import VALIDATION, rollout_fits_length
+from ds_stage2ab.config.sections import Config
+from ds_stage2ab.data.encode import Encoder
+from ds_stage2ab.data.images import check_image
+from ds_stage2ab.data.records import read_records
+from ds_stage2ab.engine.build import embedding_holds_coordinates, load_checkpoint, position_index
+from ds_stage2ab.errors import ConfigError, EnvironmentFault
+from ds_stage2ab.evaluation.evaluator import Evaluation, Evaluator
+from ds_stage2ab.metrics.registry import METRICS
+from ds_stage2ab.rollout.base import evaluation_sampling
+from ds_stage2ab.rollout.hf import HfBackend
+from ds_stage2ab.runtime.ranks import World
+
+EXPORT = "hf"
+"""Folder of a run's checkpoint that holds the plain Hugging Face files."""
+
+
+def evaluate_checkpoint(loaded: LoadedConfig, checkpoint: Path, world: World, pictures: Path | None) -> Evaluation:
+    """Judge a checkpoint on `data.validation`; the same on every rank.
+
+    Args:
+        checkpoint: a Hugging Face folder, or a checkpoint of a run, which has one in `hf/`.
+        pictures: where rank 0 draws predictions over truth; None: nowhere.
+
+    Raises:
+        ConfigError: there is no validation data, or prompt and answer do not fit.
+        DataError: a line, a box or an image is not what the data contract says.
+        EnvironmentFault: the folder holds no such checkpoint.
+    """
+    config = loaded.config
+    with world.agree_on_failure("loading the checkpoint"):
+        records = _held_out(config)
+        for record in records[world.rank :: world.size]:
+            check_image(record)
+        section = replace(config.model, path=weights_folder(checkpoint), gradient_checkpointing=False)
+        source = load_checkpoint(section, min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels)
+        vocabulary = Vocabulary.from_tokenizer(source.tokenizer)
+        embedding_holds_coordinates(source, vocabulary)
+        prompts = {"system_prompt": config.data.system_prompt, "user_prompt": config.data.user_prompt}
+        encoder = Encoder(source.tokenizer, source.image_processor, vocabulary, **prompts)
+        rollout_fits_length(
+            max(encoder.prompt_length(*size) for size in {(record.width, record.height) for record in records}),
+            config.rollout_matching.max_new_tokens,
+            config.training.global_max_length,
+            source.model.config.text_config.max_position_embeddings,
+        )
+    model = source.model.to(world.device)
+    backend = HfBackend(
+        lambda: nullcontext(model),
+        vocabulary,
+        position_index(source.model),
+        decode_batch_size=config.rollout_matching.decode_batch_size,
+        start_id="evaluate",
+        seed=config.training.seed,
+    )
+    return Evaluator(
+        records,
+        encoder.encode,
+        backend,
+        evaluation_sampling(config.rollout_matching, config.evaluation.decoding),
+        codec=get_codec(config.data.codec),
+        vocabulary=vocabulary,
+        world=world,
+        pictures=pictures or Path(),
+        num_pictures=0 if pictures is None else config.evaluation.num_pictures,
+    ).run(0)
+
+
+def weights_folder(checkpoint: Path) -> Path:
+    """The Hugging Face folder of what the user named."""
+    for folder in (checkpoint / EXPORT, checkpoint):
+        if (folder / "config.json").is_file():
+            return folder
+    raise EnvironmentFault(
+        "no checkpoint here: neither config.json nor hf/config.json",
+        where=str(checkpoint),
+        fix="name a Hugging Face folder, or a folder runs/<name>/checkpoints/step-NNNNNN",
+    )
+
+
+def _held_out(config: Config) -> list[Any]:
+    data = config.data
+    if data.validation is None:
+        raise ConfigError("there is nothing to evaluate on", where=VALIDATION, fix=f"set {VALIDATION} to a JSONL file")
+    records = read_records(data.validation, image_root=data.image_root, box_format=data.box_format)
+    return records[: config.evaluation.max_samples]
+
+
+def as_data(evaluation: Evaluation) -> dict[str, Any]:
+    """The evaluation as JSON values."""
+    return {"figures": evaluation.figures, "descriptions": [asdict(row) for row in evaluation.rows]}
+
+
+def as_tables(evaluation: Evaluation) -> Sequence[Table]:
+    """Two tables: the figures, and a row for each description."""
+    figures = Table(title="the whole set", box=SIMPLE)
+    figures.add_column("figure", no_wrap=True)
+    figures.add_column("value", justify="right")
+    figures.add_column("unit")
+    for name in METRICS:
+        if name in evaluation.figures:
+            figures.add_row(name, _number(evaluation.figures[name]), METRICS[name].unit)
+    rows = Table(title="by description", box=SIMPLE)
+    rows.add_column("description")
+    for column in ("true", "pred", "TP", "P", "R", "F1", "IoU", "AP"):
+        rows.add_column(column, justify="right", no_wrap=True)
+    for row in evaluation.rows:
+        name, *values = asdict(row).values()
+        rows.add_row(name, *map(_number, values))
+    return figures, rows
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"

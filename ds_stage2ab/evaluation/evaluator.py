@@ -1,0 +1,278 @@
+"""Held-out rollouts -> figures and pictures; every sample exactly once on any number of ranks."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ds_stage2ab.carriers import ParsedRollout, Probabilities, Record, Rollout, Sample, Truth
+from ds_stage2ab.codec.text import Codec
+from ds_stage2ab.codec.vocabulary import Vocabulary
+from ds_stage2ab.data.images import load_image
+from ds_stage2ab.data.stream import evaluation_draw
+from ds_stage2ab.evaluation.average_precision import Detections, average_precision
+from ds_stage2ab.evaluation.f1 import DescriptionCounts, ImageScore, count_by_description, score_image, set_score
+from ds_stage2ab.evaluation.pictures import Picture, save_pictures
+from ds_stage2ab.matching.parse import REASONS, parse_rollout
+from ds_stage2ab.rollout.base import RolloutBackend, Sampling, all_drawn
+from ds_stage2ab.runtime.ranks import World
+
+WELL_FORMED = ("ok", "empty_answer")
+"""Parse states of an answer that was closed as the grammar wants."""
+
+CHUNK = 32
+"""Samples that are encoded at a time: bounds the memory that images take."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of one held-out sample; small, so that ranks can exchange it."""
+
+    index: int
+    score: ImageScore
+    predicted: tuple[Truth, ...]
+    scores: tuple[float, ...] | None
+    # of each predicted object: product of the probabilities of its tokens; None where the backend gives none
+    dropped: tuple[str, ...]
+    # a reason for each complete value that was no object
+    well_formed: bool
+    finish: str
+    num_tokens: int
+    coordinate_mass: tuple[float, int]
+    # (sum, count) over the generated coordinate tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DescriptionRow:
+    """Figures of one description; a quotient with nothing below it is None."""
+
+    description: str
+    true: int
+    predicted: int
+    matched: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    matched_iou: float | None
+    ap: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What an evaluation found."""
+
+    figures: dict[str, float]
+    # `eval/...` name -> value over the whole set
+    rows: tuple[DescriptionRow, ...]
+    # by description, in alphabetical order
+
+
+class Evaluator:
+    """Greedy rollouts of a fixed set, scored.
+
+    Args:
+        records: the held-out set.
+        encode: record and draw -> sample.
+        backend: draws the rollouts.
+        sampling: how.
+        codec: the form that answers are read in.
+        vocabulary: the checkpoint's ids.
+        world: the learner ranks.
+        pictures: folder of the PNG files.
+        num_pictures: the first so many records are drawn.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        encode: Callable[[Record, int], Sample],
+        backend: RolloutBackend,
+        sampling: Sampling,
+        *,
+        codec: Codec,
+        vocabulary: Vocabulary,
+        world: World,
+        pictures: Path,
+        num_pictures: int,
+    ) -> None:
+        self.records = records
+        self.encode = encode
+        self.backend = backend
+        self.sampling = sampling
+        self.codec = codec
+        self.vocabulary = vocabulary
+        self.world = world
+        self.pictures = pictures
+        self.num_pictures = num_pictures
+
+    def run(self, finished_steps: int) -> Evaluation:
+        """Judge the weights after `finished_steps` steps, the same on every rank; rank 0 draws pictures."""
+        start = time.monotonic()
+        doing = f"the evaluation after step {finished_steps}"
+        indices = range(self.world.rank, len(self.records), self.world.size)
+        with self.world.agree_on_failure(doing), self.backend.current_weights(finished_steps):
+            rollouts = self._rollouts(indices, finished_steps)
+        if self.sampling.with_probabilities and self.backend.score is not None:
+            rollouts = self._scored(indices, rollouts)
+        with self.world.agree_on_failure(doing):
+            mine = [self._outcome(index, rollout) for index, rollout in zip(indices, rollouts, strict=True)]
+        outcomes = sorted((o for part in self.world.gather(mine) for o in part), key=lambda outcome: outcome.index)
+        assert [outcome.index for outcome in outcomes] == list(range(len(self.records))), "each sample exactly once"
+        seconds = max(self.world.gather(time.monotonic() - start))
+        with self.world.agree_on_failure("drawing the pictures"):
+            if self.world.rank == 0:
+                self._draw(outcomes, finished_steps)
+        return evaluated(outcomes, self.records, seconds)
+
+    def _rollouts(self, indices: range, finished_steps: int) -> list[Rollout]:
+        rollouts: list[Rollout] = []
+        for first in range(0, len(indices), CHUNK):
+            samples = [self._sample(index) for index in indices[first : first + CHUNK]]
+            rollouts += all_drawn(self.backend.generate(samples, self.sampling, finished_steps=finished_steps))
+        assert len(rollouts) == len(indices), "one rollout for each sample"
+        return rollouts
+
+    def _sample(self, index: int) -> Sample:
+        return self.encode(self.records[index], evaluation_draw(index))
+
+    def _scored(self, indices: range, rollouts: list[Rollout]) -> list[Rollout]:
+        """The rollouts with their probabilities; all ranks enter together.
+
+        Every rank scores as often as the one with the most samples, since ZeRO 3 gathers in every forward; a rank that
+        has no more scores an empty answer to the first record. Images are read again: all of them would not fit.
+        """
+        scored = []
+        for place in range(self.world.all_max(len(indices))[0]):
+            has_one = place < len(indices)
+            with self.world.agree_on_failure("reading the images of the evaluation again"):
+                sample = self._sample(indices[place] if has_one else 0)
+            found = self.backend.score(sample, rollouts[place].response_ids if has_one else ())
+            scored += [replace(rollouts[place], probabilities=found)] if has_one else []
+        return scored
+
+    def _outcome(self, index: int, rollout: Rollout) -> Outcome:
+        parsed = parse_rollout(rollout.response_ids, self.vocabulary, self.codec)
+        predicted = tuple(Truth(desc=found.desc, box=found.box) for found in parsed.objects)
+        return Outcome(
+            index=index,
+            score=score_image(predicted, self.records[index].objects),
+            predicted=predicted,
+            scores=_scores(parsed, rollout.probabilities),
+            dropped=parsed.dropped,
+            well_formed=parsed.state in WELL_FORMED and rollout.finish == "stop",
+            finish=rollout.finish,
+            num_tokens=len(rollout.response_ids),
+            coordinate_mass=self._coordinate_mass(rollout),
+        )
+
+    def _coordinate_mass(self, rollout: Rollout) -> tuple[float, int]:
+        if rollout.probabilities is None:
+            return 0.0, 0
+        is_coordinate = self.vocabulary.kinds_of(np.array(rollout.response_ids, dtype=np.int64)) >= 0
+        return float(rollout.probabilities.coordinate_mass[is_coordinate].sum()), int(is_coordinate.sum())
+
+    def _draw(self, outcomes: list[Outcome], finished_steps: int) -> None:
+        shown = zip(self.records[: self.num_pictures], outcomes, strict=False)
+        save_pictures(self.pictures, finished_steps, [_picture(record, outcome) for record, outcome in shown])
+
+
+def _scores(parsed: ParsedRollout, probabilities: Probabilities | None) -> tuple[float, ...] | None:
+    """Of each object the product of the probabilities of its tokens."""
+    if probabilities is None:
+        return None
+    return tuple(math.exp(probabilities.log_probs[slice(*found.tokens)].sum()) for found in parsed.objects)
+
+
+def evaluated(outcomes: Sequence[Outcome], records: Sequence[Record], seconds: float) -> Evaluation:
+    """The figures and rows of a set.
+
+    Args:
+        outcomes: one for each record, in their order.
+        seconds: wall time of the evaluation.
+    """
+    precision = average_precision(
+        [
+            Detections(
+                width=record.width,
+                height=record.height,
+                truth=record.objects,
+                predicted=outcome.predicted,
+                scores=outcome.scores or [1.0] * len(outcome.predicted),
+            )
+            for outcome, record in zip(outcomes, records, strict=True)
+        ]
+    )
+    counts = count_by_description(
+        (outcome.predicted, record.objects, outcome.score.pairs)
+        for outcome, record in zip(outcomes, records, strict=True)
+    )
+    rows = tuple(_row(name, count, precision.by_description.get(name)) for name, count in counts.items())
+    ranked = "by_probability" if all(outcome.scores is not None for outcome in outcomes) else "unranked"
+    found = {f"eval/{name}_{ranked}": getattr(precision, name) for name in ("ap", "ap50", "ap75")}
+    known = {name: value for name, value in found.items() if value is not None}
+    return Evaluation(figures={**_figures(outcomes, seconds), **known}, rows=rows)
+
+
+def _figures(outcomes: Sequence[Outcome], seconds: float) -> dict[str, float]:
+    """`eval/...` name -> value over the whole set; a mean over nothing is left out."""
+    total = set_score([outcome.score for outcome in outcomes])
+    count = len(outcomes)
+    dropped = Counter(reason for outcome in outcomes for reason in outcome.dropped)
+    values = sum(len(outcome.predicted) for outcome in outcomes) + dropped.total()
+    mass = [sum(parts) for parts in zip(*(outcome.coordinate_mass for outcome in outcomes), strict=True)]
+    figures = {
+        "eval/f1": total.f1,
+        "eval/precision": total.precision,
+        "eval/recall": total.recall,
+        "eval/f1_boxes": total.f1_boxes,
+        "eval/precision_boxes": total.precision_boxes,
+        "eval/recall_boxes": total.recall_boxes,
+        "eval/matched_iou": total.matched_iou,
+        "eval/parse_ok_rate": sum(outcome.well_formed for outcome in outcomes) / count,
+        "eval/predicted_per_true": total.predicted_per_true,
+        "eval/truncation_rate": sum(outcome.finish == "length" for outcome in outcomes) / count,
+        "eval/repeat_rate": sum(outcome.finish == "repeat" for outcome in outcomes) / count,
+        "eval/samples": count,
+        "eval/seconds": seconds,
+        "eval/generated_tokens_per_second": sum(outcome.num_tokens for outcome in outcomes) / seconds,
+    }
+    if values:
+        figures["eval/values_dropped_rate"] = dropped.total() / values
+        figures |= {f"eval/drop_{reason}": dropped[reason] / values for reason in REASONS}
+    if mass[1]:
+        figures["eval/coord_mass"] = mass[0] / mass[1]
+    return figures
+
+
+def _row(name: str, count: DescriptionCounts, ap: float | None) -> DescriptionRow:
+    return DescriptionRow(
+        description=name,
+        true=count.true,
+        predicted=count.predicted,
+        matched=count.matched,
+        precision=_quotient(count.matched, count.predicted),
+        recall=_quotient(count.matched, count.true),
+        f1=_quotient(2 * count.matched, count.predicted + count.true),
+        matched_iou=_quotient(count.iou_sum, count.matched),
+        ap=ap,
+    )
+
+
+def _quotient(part: float, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _picture(record: Record, outcome: Outcome) -> Picture:
+    found, hit = zip(*outcome.score.pairs, strict=True) if outcome.score.pairs else ((), ())
+    return Picture(
+        name=record.id,
+        image=load_image(record)[1],
+        predicted=outcome.predicted,
+        truth=record.objects,
+        predicted_matched=tuple(place in found for place in range(len(outcome.predicted))),
+        truth_matched=tuple(place in hit for place in range(len(record.objects))),
+    )

@@ -1,0 +1,356 @@
+"""`ds-stage2ab launch`: the rollout servers of a config and the learner, started together and ended together.
+
+One vLLM server for each entry of the config's server list, on this machine and its loopback address, then the learner
+through the DeepSpeed launcher. What they are started with is decided by pure functions: `share_devices`,
+`server_command`, `learner_command`. Importing this module imports no torch.
+"""
+
+import argparse
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from ds_stage2ab.config.batch import counted
+from ds_stage2ab.config.load import LoadedConfig, check_config, load_config
+from ds_stage2ab.config.overrides import read_overrides
+from ds_stage2ab.config.problems import SET
+from ds_stage2ab.config.report import as_error
+from ds_stage2ab.config.rules import RULES, topology_rules
+from ds_stage2ab.config.sections import Config, ServerSection
+from ds_stage2ab.config.servers import BACKEND, GLOO_TRANSFER, MODEL_NAME, SERVERS, replicas_of
+from ds_stage2ab.engine.run_folder import CONFIG_FILE, RunFolder
+from ds_stage2ab.errors import EXIT_ENVIRONMENT, ConfigError, EnvironmentFault
+from ds_stage2ab.launch.options import Topology, read_topology
+from ds_stage2ab.launch.processes import LOOPBACK, Household, Interrupted, Kept, Server, wait_until_ready
+from ds_stage2ab.launch.supervisor import SIGNAL_CODES
+from ds_stage2ab.launch.transfer import choose_transfer
+
+WATCH_S = 0.5
+LAST_LOOK_S = 15
+"""For a server that has failed its learner to be gone too: vLLM takes seconds to shut down when its engine has died,
+and its keeper up to 8 more where something of its tree is deaf to SIGTERM."""
+TELL_EVERY_S = 30
+"""Between two lines of progress where they cannot be written over each other."""
+OVER = "\r\033[K"
+"""To the start of a terminal's line, and nothing behind."""
+LOGS = "launch-logs"
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+CACHE_GIB = "VLLM_CPU_KVCACHE_SPACE"
+OF_OTHER_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")
+LOCAL_NAMES = (LOOPBACK, "localhost")
+
+# -- what is started -------------------------------------------------------------------------------------------------
+
+
+def share_devices(servers: Sequence[ServerSection], devices: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The devices of each server, in order: equally many replicas of each. No devices: none for each.
+
+    Raises:
+        ConfigError: they do not make whole replicas, equally many per server.
+    """
+    if not devices:
+        return [() for _ in servers]
+    sizes = [server.tensor_parallel_size for server in servers]
+    counts = [size * replicas for size, replicas in zip(sizes, replicas_of(sizes, len(devices)), strict=True)]
+    ends = [sum(counts[: i + 1]) for i in range(len(counts))]
+    return [devices[end - count : end] for end, count in zip(ends, counts, strict=True)]
+
+
+def local_port(base_url: str) -> int:
+    """The port of a server that can be started here.
+
+    Raises:
+        ConfigError: the address is on another machine, or has no port.
+    """
+    parts = urlsplit(base_url)
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if parts.scheme != "http" or parts.hostname not in LOCAL_NAMES or not port:
+        raise ConfigError(
+            f"{base_url} cannot be started here: launch starts servers at http://{LOOPBACK} and a port",
+            where=SERVERS,
+            fix=f"set base_url to http://{LOOPBACK}:8000 or another port up to 65535; servers elsewhere are started by"
+            " you, and the learner with deepspeed ds_stage2ab/train.py",
+        )
+    return port
+
+
+def server_command(
+    config: Config,
+    server: ServerSection,
+    *,
+    python: Path,
+    devices: tuple[int, ...],
+    transfer: str = GLOO_TRANSFER,
+) -> tuple[list[str], dict[str, str]]:
+    """The command line of one rollout server, and what it adds to the environment.
+
+    Args:
+        python: of the environment that has vLLM.
+        devices: of this server, whole replicas; none: the CPU.
+        transfer: the weight transfer engine.
+    """
+    options = {
+        "--model": str(config.model.path),
+        "--served-model-name": MODEL_NAME,
+        "--host": LOOPBACK,
+        "--port": str(local_port(server.base_url)),
+        "--dtype": DTYPES[config.model.precision],
+        "--max-model-len": str(config.training.global_max_length),
+        "--max-num-seqs": str(config.rollout_matching.decode_batch_size),  # of each replica
+        "--generation-config": "vllm",  # not the checkpoint's
+        "--logprobs-mode": "raw_logprobs",
+        "--limit-mm-per-prompt": json.dumps({"image": 1, "video": 0}),
+        "--weight-transfer-config": json.dumps({"backend": transfer}),
+        "--tensor-parallel-size": str(server.tensor_parallel_size),
+        "--data-parallel-size": str(max(1, len(devices) // server.tensor_parallel_size)),
+    }
+    pixels = {"min_pixels": config.data.min_pixels, "max_pixels": config.data.max_pixels}
+    pixels = {name: area for name, area in pixels.items() if area is not None}
+    if pixels:
+        options["--mm-processor-kwargs"] = json.dumps(pixels)
+    words = [str(python), "-m", "vllm.entrypoints.openai.api_server", *(w for pair in options.items() for w in pair)]
+    environment = {"VLLM_SERVER_DEV_MODE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    words += ["--enable-scale-out", "--no-mm-device-do-normalize"]  # tells its pixels, as they are on the learner
+    if devices:
+        return words, {**environment, "CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))}
+    return [*words, "--enforce-eager"], {**environment, CACHE_GIB: "1"}
+
+
+def learner_command(
+    config: Path, overrides: list[str], topology: Topology, master_port: int
+) -> tuple[list[str], dict[str, str]]:
+    """The DeepSpeed launcher's command line, and what it adds to the environment."""
+    numbers = ",".join(map(str, topology.train))
+    where = ["--include", f"localhost:{numbers}"] if topology.train else ["--num_gpus", str(topology.learners)]
+    words = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "error", *where]
+    words += ["--master_port", str(master_port), str(Path(__file__).parents[1] / "train.py"), "--config", str(config)]
+    words += [word for override in overrides for word in (SET, override)]
+    return words, {} if topology.train else {"DS_ACCELERATOR": "cpu"}
+
+
+def with_replica_size(servers: Sequence[ServerSection], size: int) -> str:
+    """The `--set` that makes every replica of the config's servers span `size` devices, for servers and learner."""
+    entries = [
+        {"base_url": server.base_url, "group_port": server.group_port, "tensor_parallel_size": size}
+        for server in servers
+    ]
+    return f"{SERVERS}={json.dumps(entries)}"
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def launch(options: argparse.Namespace) -> int:
+    """Start everything, wait for the learner, end everything; returns the exit code.
+
+    Raises:
+        Stage2Error: nothing was started, or a server was not ready; nothing is left of it.
+    """
+    topology = read_topology(options)
+    loaded, overrides = _read_config(options, topology)
+    ports = [local_port(server.base_url) for server in loaded.config.rollout_matching.vllm.server.servers]
+    _refuse_what_cannot_start(loaded, ports, options.server_python)
+    logs = _log_folder(loaded)
+    with Household() as household:
+        why = "a fault of the launcher"
+        try:
+            servers = _start_servers(household, loaded.config, topology, options.server_python, logs)
+            _say(f"{counted(len(servers), 'server')} starting; logs in {logs}")
+            wait_until_ready(household, servers, options.wait, _Progress(len(servers), options.wait))
+            _say(f"starting the learner: {counted(topology.learners, 'rank')}")
+            words, variables = learner_command(options.config, overrides, topology, _free_port())
+            learner = household.start_learner(words, _environment(variables, sys.executable))
+            code = watch(household, learner, servers, _Trial(_run_folder(loaded) / CONFIG_FILE))
+            why = f"the learner ended with code {code}"
+        except EnvironmentFault:
+            why = "a server was not ready"
+            raise
+        except Interrupted as error:
+            why = str(error)
+            _say(f"{why}: stopping")
+            household.end()
+            ended = [kept.code for kept in household.members if kept.log is None]
+            code = (ended[0] if ended else None) or SIGNAL_CODES + error.number
+        finally:
+            household.end()
+            _say(f"{why}; stopped {', '.join(household.stopped) or 'nothing'}; logs in {logs}")
+    return code
+
+
+def _read_config(options: argparse.Namespace, topology: Topology) -> tuple[LoadedConfig, list[str]]:
+    """The config for this topology, and what the learner's command line has to set for the same."""
+    overrides = list(options.overrides)
+    loaded = load_config(options.config, read_overrides(overrides))
+    matching = loaded.config.rollout_matching
+    if matching.rollout_backend != "vllm":
+        raise ConfigError(
+            f"{matching.rollout_backend} needs no server, so there is nothing to launch",
+            where=BACKEND,
+            fix=f"set {BACKEND} to vllm, or start the learner alone: deepspeed ds_stage2ab/train.py",
+        )
+    if options.tp is not None:
+        overrides.append(with_replica_size(matching.vllm.server.servers, options.tp))
+    rules = (*topology_rules(topology.learners, len(topology.rollout) or None), *RULES)
+    checked = check_config(options.config, rules, read_overrides(overrides))
+    if checked.problems:
+        raise as_error(checked.problems, str(options.config), checked.document.sources)
+    return load_config(options.config, read_overrides(overrides)), overrides
+
+
+def _refuse_what_cannot_start(loaded: LoadedConfig, ports: list[int], python: Path) -> None:
+    """What would otherwise be known after the minutes that servers take to start."""
+    if sys.platform != "linux":
+        raise EnvironmentFault(f"launch needs Linux, this is {sys.platform}", fix="start the processes one by one")
+    if not (python.is_file() and os.access(python, os.X_OK)):
+        raise ConfigError("no Python can be run there", where=str(python), fix="set --server-python to one with vLLM")
+    if not (loaded.config.model.path / "config.json").is_file():
+        raise EnvironmentFault("no checkpoint there", where=str(loaded.config.model.path), fix="set model.path")
+    RunFolder(_run_folder(loaded)).refuse_earlier_run()
+    for port in ports:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((LOOPBACK, port))
+            except OSError as error:
+                raise EnvironmentFault(
+                    f"the port of a server cannot be had: {error.strerror}",
+                    where=f"{LOOPBACK}:{port}",
+                    fix="end the process that listens there, or set another port in base_url",
+                ) from error
+
+
+def _run_folder(loaded: LoadedConfig) -> Path:
+    return loaded.config.logging.root / loaded.name
+
+
+def _log_folder(loaded: LoadedConfig) -> Path:
+    folder = loaded.config.logging.root / f"{loaded.name}.{LOGS}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fix = "set logging.root to a folder that you may write to"
+        raise EnvironmentFault(f"cannot be made: {error.strerror}", where=str(folder), fix=fix) from error
+    return folder
+
+
+def _start_servers(household: Household, config: Config, topology: Topology, python: Path, logs: Path) -> list[Server]:
+    sections = config.rollout_matching.vllm.server.servers
+    servers = []
+    transfer = _transfer(household, topology, python)
+    for section, devices in zip(sections, share_devices(sections, topology.rollout), strict=True):
+        household.check()
+        words, variables = server_command(config, section, python=python, devices=devices, transfer=transfer)
+        if CACHE_GIB in variables and CACHE_GIB in os.environ:
+            variables[CACHE_GIB] = os.environ[CACHE_GIB]
+        port = local_port(section.base_url)
+        name = f"server {section.base_url}"
+        kept = household.start(name, words, _environment(variables, python), logs / f"server-{port}.log")
+        servers.append(Server(url=section.base_url, port=port, kept=kept))
+    return servers
+
+
+def _transfer(household: Household, topology: Topology, python: Path) -> str:
+    if not topology.rollout:
+        return GLOO_TRANSFER
+    engine, why = choose_transfer(Path(sys.executable), python, household.pause)
+    _say(f"weights travel over {engine}: {why}")
+    return engine
+
+
+def watch(household: Household, learner: Kept, servers: list[Server], tell: Callable[[], None]) -> int:
+    """The learner's exit code. A server that ends is told of: the learner notices at its next request, saves, ends.
+
+    The learner may be the quicker one: a dead engine answers with an error at once, its server ends seconds later. So
+    a learner that ends with code 4 before any server has ended is no reason yet to end them.
+
+    Args:
+        tell: called in each round while the learner lives.
+
+    Raises:
+        Interrupted: a signal came.
+    """
+    living = servers
+    while (code := learner.code) is None:
+        tell()
+        living = _tell_of_ended(living)
+        household.pause(WATCH_S)
+    living = _tell_of_ended(living)
+    if code == EXIT_ENVIRONMENT and len(living) == len(servers):
+        _say(f"the learner ended with code {code}; a server that ends too is waited for, {LAST_LOOK_S} s at most")
+        for _ in range(round(LAST_LOOK_S / WATCH_S)):
+            household.pause(WATCH_S)
+            if len(_tell_of_ended(servers)) < len(servers):
+                break
+    return code
+
+
+def _tell_of_ended(servers: list[Server]) -> list[Server]:
+    """Those that live; each other one is shown with its last words."""
+    codes = [server.kept.code for server in servers]
+    for server, code in zip(servers, codes, strict=True):
+        if code is not None:
+            _say(f"{server.kept.name} ended with code {code}{server.kept.last_words()}")
+    return [server for server, code in zip(servers, codes, strict=True) if code is None]
+
+
+def _environment(variables: dict[str, str], python: Path | str) -> dict[str, str]:
+    """This process's own, without what another launcher left, with the tools beside a Python first on PATH."""
+    kept = {name: value for name, value in os.environ.items() if name not in OF_OTHER_LAUNCHERS}
+    path = f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    return {**kept, "PATH": path, **variables}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return probe.getsockname()[1]
+
+
+class _Progress:
+    """How many servers are ready: one line that changes on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, servers: int, longest_s: float) -> None:
+        self.servers = servers
+        self.longest_s = longest_s
+        self._ready = -1
+        self._told_s = 0.0
+
+    def __call__(self, ready: int, waited_s: float) -> None:
+        line = f"{ready} of {counted(self.servers, 'server')} ready, {waited_s:.0f} s of {self.longest_s:.0f}"
+        if sys.stderr.isatty():
+            print(f"{OVER}launch: {line}", end="\n" if ready == self.servers else "", file=sys.stderr, flush=True)
+        elif ready != self._ready or waited_s - self._told_s >= TELL_EVERY_S:
+            _say(line)
+            self._told_s = waited_s
+        self._ready = ready
+
+
+class _Trial:
+    """A line now and then until the learner makes its run folder.
+
+    It does so when it has found the servers right: after the handshake, the first transfer of weights and a probe.
+    Whole lines on a terminal too: the learner writes there meanwhile.
+    """
+
+    def __init__(self, sign: Path) -> None:
+        self.sign = sign
+        self._begun = self._told = time.monotonic()
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now - self._told >= TELL_EVERY_S and not self.sign.exists():
+            _say(f"the learner has not yet found the servers right, {now - self._begun:.0f} s")
+            self._told = now
+
+
+def _say(line: str) -> None:
+    start = OVER if sys.stderr.isatty() else ""
+    print(f"{start}launch: {line}", file=sys.stderr, flush=True)

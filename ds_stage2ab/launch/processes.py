@@ -1,0 +1,230 @@
+"""The processes of one launch: started, watched, and ended together, each with all that it has started itself.
+
+Between the launcher and each of its processes stands a keeper (`launch/supervisor.py`) that ends the process when the
+launcher has ended, SIGKILL included. Every wait has a bound, and looks for signals meanwhile.
+"""
+
+import http.client
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ds_stage2ab.errors import EnvironmentFault
+from ds_stage2ab.launch.supervisor import (
+    CHILD,
+    KILL_S,
+    LOOK_S,
+    ORPHANS_S,
+    RANKS,
+    adopt_orphans,
+    descendants,
+    signal_all,
+)
+
+LOOPBACK = "127.0.0.1"
+LEARNER_GRACE_S = 20
+SERVER_GRACE_S = 6
+LONGEST_END_S = LEARNER_GRACE_S + ORPHANS_S + KILL_S + 1
+"""For a keeper, which then is killed itself."""
+HEALTH_S = 2
+"""Longest wait for a connection, and for the answer to /health."""
+ROUND_S = 1
+TAIL_LINES = 20
+TAIL_BYTES = 16_384
+OF_NANOBIND = ("nanobind: ", " - leaked ", " - ... skipped remainder", "See https://nanobind.")
+"""How the lines begin that its modules, vLLM's among them, write at a Python's end: thirty, behind why it ended."""
+AGAIN_S = 2
+"""A second signal counts when it comes that long after the first: one Ctrl-C can arrive twice."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interrupted(Exception):
+    """A signal asks the launcher to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """One process of the launch, as its keeper."""
+
+    name: str
+    keeper: subprocess.Popen
+    log: Path | None
+    # None: it writes where the launcher does
+
+    @property
+    def code(self) -> int | None:
+        """The exit code of the process; None while it lives."""
+        return self.keeper.poll()
+
+    def ask_to_end(self) -> None:
+        self.keeper.stdin.close()
+
+    def last_words(self) -> str:
+        """The end of its log, indented, without what says nothing."""
+        if self.log is None:
+            return ""
+        with self.log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+        last = [line for line in lines if line.strip() and not line.startswith(OF_NANOBIND)][-TAIL_LINES:]
+        return f"\n  the last lines of {self.log}:" + "".join(f"\n    {line}" for line in last or ["(nothing)"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A rollout server and where it answers."""
+
+    url: str
+    port: int
+    kept: Kept
+
+    def is_ready(self) -> bool:
+        """Whether it answers /health with 200."""
+        connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=HEALTH_S)
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == http.HTTPStatus.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def refuse_if_ended(self) -> None:
+        if self.kept.code is not None:
+            raise EnvironmentFault(
+                f"the server ended with code {self.kept.code} before it was ready{self.kept.last_words()}",
+                where=self.url,
+                fix="mend what its log names; --server-python is the Python that has vLLM",
+            )
+
+
+class Household:
+    """Everything that one launch has started: nothing of it outlives the `with` block."""
+
+    def __init__(self) -> None:
+        self.members: list[Kept] = []
+        self.stopped: list[str] = []
+        # names of those that did not end by themselves
+        self._signal = 0
+        self._signal_time = 0.0
+        self._hurry = False
+        self._handlers = ExitStack()
+
+    def __enter__(self) -> "Household":
+        adopt_orphans()
+        for number in SIGNALS:
+            self._handlers.callback(signal.signal, number, signal.signal(number, self._note))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._handlers:
+            self.end()
+
+    def _note(self, number: int, frame: object) -> None:
+        if self._signal and time.monotonic() - self._signal_time > AGAIN_S:
+            self._hurry = True
+        elif not self._signal:
+            self._signal, self._signal_time = number, time.monotonic()
+
+    def check(self) -> None:
+        """Raises Interrupted if a signal has come."""
+        if self._signal:
+            raise Interrupted(self._signal)
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, but not through a signal."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            self.check()
+            time.sleep(min(LOOK_S, left))
+        self.check()
+
+    def start(self, name: str, command: list[str], environment: dict[str, str], log: Path) -> Kept:
+        """A server, with a log of its own."""
+        with log.open("wb") as file:
+            output = {"stdout": file, "stderr": subprocess.STDOUT}
+            keeper = self._keeper([str(SERVER_GRACE_S), CHILD, *command], environment, output)
+        return self._take_in(Kept(name=name, keeper=keeper, log=log))
+
+    def start_learner(self, command: list[str], environment: dict[str, str]) -> Kept:
+        """The DeepSpeed launcher; it writes where this process does."""
+        keeper = self._keeper([str(LEARNER_GRACE_S), RANKS, *command], environment, {})
+        return self._take_in(Kept(name="the learner", keeper=keeper, log=None))
+
+    def _keeper(self, words: list[str], environment: dict[str, str], output: dict[str, Any]) -> subprocess.Popen:
+        command = [sys.executable, "-m", "ds_stage2ab.launch.supervisor", *words]
+        return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True, **output)
+
+    def _take_in(self, kept: Kept) -> Kept:
+        self.members.append(kept)
+        return kept
+
+    def end(self) -> None:
+        """The learner first, then all servers at once, then whatever a killed keeper has left."""
+        self.stopped += [kept.name for kept in self.members if kept.code is None]
+        for group in ([kept for kept in self.members if kept.log is None], self.members):
+            for kept in group:
+                kept.ask_to_end()
+            self._wait(lambda group=group: all(kept.code is not None for kept in group), LONGEST_END_S)
+        deadline = time.monotonic() + KILL_S
+        while (left := descendants(os.getpid())) and time.monotonic() < deadline:
+            signal_all(left, signal.SIGKILL)
+            time.sleep(LOOK_S)
+            for kept in self.members:
+                kept.keeper.poll()
+
+    def _wait(self, is_over: Callable[[], bool], longest_s: float) -> None:
+        deadline, hurried = time.monotonic() + longest_s, False
+        while not is_over() and time.monotonic() < deadline:
+            if self._hurry and not hurried:
+                signal_all([kept.keeper.pid for kept in self.members if kept.code is None], signal.SIGTERM)
+                hurried = True
+            time.sleep(LOOK_S)
+
+
+def wait_until_ready(
+    household: Household, servers: list[Server], longest_s: float, tell: Callable[[int, float], None]
+) -> None:
+    """Until every server answers.
+
+    Args:
+        longest_s: for all of them together.
+        tell: called in each round with the number of servers that are ready, and the seconds waited.
+
+    Raises:
+        EnvironmentFault: one ended, or was not ready in time; with the end of its log.
+        Interrupted: a signal came.
+    """
+    start, waiting = time.monotonic(), servers
+    while waiting:
+        for server in servers:
+            household.check()
+            server.refuse_if_ended()
+        waiting = [server for server in waiting if not (household.check() or server.is_ready())]
+        waited = time.monotonic() - start
+        tell(len(servers) - len(waiting), waited)
+        if waiting and waited > longest_s:
+            slow = waiting[0]
+            raise EnvironmentFault(
+                f"the server was not ready after {longest_s:.0f} s{slow.kept.last_words()}",
+                where=slow.url,
+                fix="mend what its log names, or wait longer with --wait",
+            )
+        if waiting:
+            household.pause(ROUND_S)
+    for server in servers:  # what answered may not have been ours
+        server.refuse_if_ended()

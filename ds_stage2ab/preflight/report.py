@@ -1,0 +1,235 @@
+"""What a run would do, said before there is one: no torch, no GPU, and no file but the config has to be there.
+
+The checkpoint's sizes and the records are read where they are on this machine; what is not here is named as unknown.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from ds_stage2ab.config.batch import counted, implied_learners
+from ds_stage2ab.config.load import check_config
+from ds_stage2ab.config.nodes import Node
+from ds_stage2ab.config.report import as_error
+from ds_stage2ab.config.rules import RULES, topology_rules
+from ds_stage2ab.config.sections import Config, build_config
+from ds_stage2ab.config.servers import replicas_of
+from ds_stage2ab.errors import ConfigError, EnvironmentFault
+from ds_stage2ab.plan import Cadence, RunPlan, make_plan, server_slots, split_requests
+from ds_stage2ab.preflight.lengths import Lengths, Size, image_sizes, read_image_limits, share_of_room
+from ds_stage2ab.preflight.memory import Memory, ModelShape, estimate, read_shape
+
+RECORDS = "--records"
+NUM_FIRST = 3  # steps of a kind that are named one by one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """Everything that is said of one config."""
+
+    file: Path
+    config: Config
+    plan: RunPlan
+    rollout_devices: int
+    # beside the learners': of all servers together, or those that the user has for them
+    num_records: int | None
+    lengths: Lengths
+    memory: Memory | None
+    no_memory: str
+    # why there is no estimate; empty if there is one
+    warnings: tuple[str, ...]
+
+    @property
+    def uses_servers(self) -> bool:
+        return self.config.rollout_matching.rollout_backend == "vllm"
+
+    @property
+    def waiting_steps(self) -> float:
+        """Share of the steps through which the rollout devices wait: those of Channel A."""
+        return float(1 - self.plan.b_ratio) if self.uses_servers else 1.0
+
+    @property
+    def waiting_time(self) -> float:
+        """Share of the time of all devices that these waits are, if every step lasts alike."""
+        return self.waiting_steps * self.rollout_devices / (self.plan.learners + self.rollout_devices)
+
+
+def look_ahead(
+    file: Path, overrides: Node | None, *, learners: int | None, rollout_devices: int | None, records: int | None
+) -> Outlook:
+    """Work out a run from its config and a topology.
+
+    Args:
+        file: the YAML file.
+        overrides: what `overrides.read_overrides` made of the command line.
+        learners: learner ranks; None: the number that the config speaks of by itself, else 1.
+        rollout_devices: devices of all rollout servers together; None: one replica per server.
+        records: number of training records, for where `data.train` is not on this machine.
+
+    Raises:
+        ConfigError: the file has problems (all are in the message), or its numbers cannot be run.
+        DataError: a record does not say how large its image is.
+    """
+    checked = check_config(file, (*topology_rules(learners, rollout_devices), *RULES), overrides)
+    if checked.problems:
+        raise as_error(checked.problems, str(file), checked.document.sources)
+    config = build_config(checked.resolved)
+    uses_servers = config.rollout_matching.rollout_backend == "vllm"
+    spans = [server.tensor_parallel_size for server in config.rollout_matching.vllm.server.servers]
+    train = image_sizes(config.data.train)
+    num_records = _num_records(config.data.train, train, records)
+    plan = make_plan(
+        config,
+        learners or _implied_learners(config),
+        num_records,
+        replicas_of(spans, rollout_devices) if uses_servers else None,
+    )
+    shape, no_memory = _shape(config.model.path)
+    return Outlook(
+        file=file,
+        config=config,
+        plan=plan,
+        rollout_devices=rollout_devices or (sum(spans) if uses_servers else 0),
+        num_records=num_records,
+        lengths=_lengths(config, train, shape),
+        memory=shape and estimate(shape, config, learners=plan.learners, zero_stage=plan.zero_stage),
+        no_memory=no_memory,
+        warnings=(*plan.warnings, *_unused_devices(config.rollout_matching.rollout_backend, rollout_devices)),
+    )
+
+
+def _implied_learners(config: Config) -> int:
+    return implied_learners(
+        effective_batch_size=config.training.effective_batch_size,
+        per_device=config.training.per_device_train_batch_size,
+        accumulation=config.training.gradient_accumulation_steps,
+    )
+
+
+def _num_records(file: Path, sizes: list[Size] | None, given: int | None) -> int | None:
+    if sizes is None:
+        return given
+    if given not in (None, len(sizes)):
+        raise ConfigError(
+            f"{given} contradicts {file}, which is on this machine and holds {counted(len(sizes), 'record')}",
+            where=RECORDS,
+            fix=f"leave {RECORDS} out",
+        )
+    return len(sizes)
+
+
+def _shape(folder: Path) -> tuple[ModelShape | None, str]:
+    try:
+        return read_shape(folder), ""
+    except EnvironmentFault as fault:
+        return None, f"{fault.where} {fault.why}"
+
+
+def _lengths(config: Config, train: list[Size] | None, shape: ModelShape | None) -> Lengths:
+    answered = []
+    if config.stage2_ab.schedule.b_ratio:
+        answered.append(train)
+    if config.data.validation is not None:
+        held_out = image_sizes(config.data.validation)
+        answered.append(held_out and held_out[: config.evaluation.max_samples])
+    return share_of_room(
+        answered,
+        read_image_limits(config.model.path, config.data),
+        answer=config.rollout_matching.max_new_tokens,
+        cap=config.training.global_max_length,
+        position_limit=shape.text.position_limit if shape else None,
+    )
+
+
+def _unused_devices(backend: str, rollout_devices: int | None) -> tuple[str, ...]:
+    if backend == "vllm" or not rollout_devices:
+        return ()
+    who = "the learners draw the rollouts themselves" if backend == "hf" else "the rollouts are read from files"
+    return (f"rollout_backend is {backend}: {who}, and no step uses a rollout device",)
+
+
+# -- steps -----------------------------------------------------------------------------------------------------------
+
+
+def first_steps(channel: str, b_ratio: Fraction, total_steps: int | None) -> list[int]:
+    """Numbers of the first few steps of a channel, as a run counts them: from 1.
+
+    The first n steps hold floor(n b) B steps, so the k-th B step is number ceil(k / b); they hold ceil(n (1 - b)) A
+    steps, so the k-th A step is number floor((k - 1) / (1 - b)) + 1.
+    """
+    share = b_ratio if channel == "B" else 1 - b_ratio
+    if share == 0:
+        return []
+    ranks = range(1, NUM_FIRST + 1)
+    steps = [math.ceil(k / share) if channel == "B" else math.floor((k - 1) / share) + 1 for k in ranks]
+    return [step for step in steps if total_steps is None or step <= total_steps]
+
+
+def due_steps(cadence: Cadence) -> list[int]:
+    """Numbers of finished steps after which something is due; the number of steps must be known."""
+    every = cadence.every_steps or cadence.total_steps
+    candidates = {*range(every, cadence.total_steps + 1, every), cadence.total_steps}
+    return sorted(step for step in candidates if cadence.due(step - 1))
+
+
+# -- as data ---------------------------------------------------------------------------------------------------------
+
+
+def as_data(outlook: Outlook) -> dict:
+    """The outlook for a program, in JSON's types; null is what is not known, or is not there."""
+    plan, section = outlook.plan, outlook.config.rollout_matching
+    steps_known = plan.total_steps is not None
+    return {
+        "file": str(outlook.file),
+        "learners": plan.learners,
+        "rollout_devices": outlook.rollout_devices,
+        "batch": plan.batch_sentence,
+        "samples_per_rank": plan.samples_per_rank,
+        "num_records": outlook.num_records,
+        "num_records_used": plan.num_records_used,
+        "steps_per_epoch": plan.steps_per_epoch,
+        "total_steps": plan.total_steps,
+        "epochs": plan.epochs,
+        "b_ratio": float(plan.b_ratio),
+        "b_steps": plan.b_steps,
+        "first_a_steps": first_steps("A", plan.b_ratio, plan.total_steps),
+        "first_b_steps": first_steps("B", plan.b_ratio, plan.total_steps),
+        "packing": plan.packing,
+        "lengths": {**asdict(outlook.lengths), "left_for_words": outlook.lengths.left_for_words},
+        "rollouts": {
+            "backend": section.rollout_backend,
+            "decode_batch_size": section.decode_batch_size,
+            "decode_calls_per_rank": math.ceil(plan.samples_per_rank / section.decode_batch_size)
+            if section.rollout_backend == "hf"
+            else None,
+            "servers": _servers_as_data(plan, section.decode_batch_size) if outlook.uses_servers else None,
+        },
+        "evaluation": {
+            "at_start": plan.evaluate.at_start,
+            "after_steps": due_steps(plan.evaluate) if steps_known else None,
+        },
+        "checkpoint_after_steps": due_steps(plan.save) if steps_known else None,
+        "deepspeed_config": plan.deepspeed_config,
+        "memory_per_learner": outlook.memory and {**asdict(outlook.memory), "total": outlook.memory.total},
+        "idle": {
+            "devices": outlook.rollout_devices,
+            "share_of_steps": outlook.waiting_steps if outlook.rollout_devices else 0.0,
+            "share_of_device_time": outlook.waiting_time,
+        },
+        "warnings": list(outlook.warnings),
+    }
+
+
+def _servers_as_data(plan: RunPlan, decode_batch_size: int) -> dict:
+    return {
+        "replicas": list(plan.server_replicas),
+        "request_window": plan.request_window,
+        "requests_per_server": [len(part) for part in split_requests(plan.samples_per_rank, plan.server_replicas)],
+        "slots_of_each_rank": server_slots(decode_batch_size, plan.server_replicas, plan.learners),
+        "infer_timeout_s": plan.infer_timeout_s,
+        "probe_tolerance": plan.probe_tolerance,
+        "sync_mode": plan.sync_mode,
+    }

@@ -1,0 +1,178 @@
+"""What a run would do, in words: a table, the memory, DeepSpeed's dictionary, and what is odd."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from ds_stage2ab.config.batch import counted
+from ds_stage2ab.plan import Cadence, RunPlan, split_requests
+from ds_stage2ab.preflight.lengths import Lengths
+from ds_stage2ab.preflight.report import NUM_FIRST, RECORDS, Outlook, due_steps, first_steps
+
+MAX_SHARES = 8  # servers whose shares are named one by one
+MIB, GIB = 2**20, 2**30
+
+
+def as_text(outlook: Outlook) -> str:
+    """The outlook for a person: what runs, what it takes, what is odd, and DeepSpeed's own dictionary."""
+    devices = counted(outlook.plan.learners, "learner")
+    if outlook.rollout_devices:
+        devices += f" and {counted(outlook.rollout_devices, 'rollout device')}"
+    sections = [
+        f"{outlook.file} on {devices}",
+        _table(_rows(outlook)),
+        _memory_text(outlook),
+        f"DeepSpeed's configuration\n{json.dumps(outlook.plan.deepspeed_config, indent=2)}",
+        "\n".join(f"warning: {warning}" for warning in outlook.warnings),
+    ]
+    return "\n\n".join(section for section in sections if section)
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def _rows(outlook: Outlook) -> list[tuple[str, str]]:
+    plan, config = outlook.plan, outlook.config
+    packs = f"{'several samples' if plan.packing else 'one sample'}, at most {plan.global_max_length:,} tokens"
+    return [
+        ("batch", plan.batch_sentence),
+        ("records", _records_words(outlook)),
+        ("steps", _steps_words(plan, config.training.num_epochs)),
+        ("channels", _channel_words(plan)),
+        ("rate", f"{plan.rate.peak:g}, {plan.rate.schedule}, {counted(plan.rate.warmup_steps, 'step')} of warm-up"),
+        ("pack", packs),
+        ("room", _room_words(outlook.lengths, plan.global_max_length)),
+        *_rollout_rows(outlook),
+        ("evaluation", _cadence_words(plan.evaluate) if plan.evaluate.enabled else "none: data.validation is not set"),
+        ("checkpoint", f"{_cadence_words(plan.save)}; {_kept_words(config.checkpoint.keep_last)}"),
+        ("engine", f"DeepSpeed, ZeRO stage {plan.zero_stage}, {config.model.precision}"),
+        ("idle", _waiting_words(outlook)),
+    ]
+
+
+def _records_words(outlook: Outlook) -> str:
+    plan, file = outlook.plan, outlook.config.data.train
+    if outlook.num_records is None:
+        return f"not known: {file} is not on this machine; say how many with {RECORDS} N"
+    left = outlook.num_records - plan.num_records_used
+    if outlook.num_records % plan.effective_batch_size and not left:
+        size = outlook.num_records / plan.effective_batch_size
+        return f"{outlook.num_records:,}: an epoch is {size:.2f} steps, the last one goes on with the next epoch"
+    rest = f", {counted(left, 'record')} left over" if left else ""
+    return f"{outlook.num_records:,}: an epoch is {counted(plan.steps_per_epoch, 'step')}{rest}"
+
+
+def _steps_words(plan: RunPlan, num_epochs: float) -> str:
+    if plan.total_steps is None:
+        return f"not known without the records: {_epochs(num_epochs)}"
+    return f"{plan.total_steps:,}" + ("" if plan.epochs is None else f" = {_epochs(plan.epochs)}")
+
+
+def _epochs(number: float) -> str:
+    shown = f"{number:.3g}"
+    return "1 epoch" if shown == "1" else f"{shown} epochs"
+
+
+def _channel_words(plan: RunPlan) -> str:
+    if plan.b_ratio in (0, 1):
+        return f"{'B' if plan.b_ratio else 'A'} alone"
+    totals = (
+        {"A": None, "B": None} if plan.b_steps is None else {"A": plan.total_steps - plan.b_steps, "B": plan.b_steps}
+    )
+    each = (
+        _channel_steps(channel, first_steps(channel, plan.b_ratio, plan.total_steps), totals[channel])
+        for channel in "AB"
+    )
+    return f"{' and '.join(each)}; A comes first"
+
+
+def _channel_steps(channel: str, first: list[int], total: int | None) -> str:
+    if total == 0:
+        return f"no {channel} step"
+    many = f"{channel} steps" if total is None else counted(total, f"{channel} step")
+    return f"{many} ({_listed(first, total != len(first))})"
+
+
+def _listed(steps: list[int], goes_on: bool) -> str:
+    return ", ".join([*(f"{step:,}" for step in steps), *(["..."] if goes_on else [])])
+
+
+def _room_words(lengths: Lengths, cap: int) -> str:
+    limit = f"{lengths.limit:,} tokens" + (" (the model's limit)" if lengths.limit < cap else "")
+    room = f"{limit} for prompt and answer: {lengths.answer:,} for the answer"
+    if lengths.image is None:
+        return f"{room}, {lengths.left_for_words:,} for image and words"
+    image = f"{lengths.image:,} for the largest image" if lengths.is_counted else f"{lengths.image:,} for any image"
+    left = lengths.left_for_words
+    return f"{room}, {image}, {left:,} for the words" if left > 0 else f"{room}, {image}: some may be too long"
+
+
+def _rollout_rows(outlook: Outlook) -> list[tuple[str, str]]:
+    plan, section = outlook.plan, outlook.config.rollout_matching
+    at_once = section.decode_batch_size
+    per_step = f"{counted(plan.samples_per_rank, 'rollout')} of a rank in a B step"
+    if outlook.uses_servers:
+        servers, replicas = len(plan.server_replicas), counted(sum(plan.server_replicas), "replica")
+        rows = [
+            ("rollouts", f"vllm: {counted(servers, 'server')}, {replicas}, at most {at_once} at once on each replica")
+        ]
+        shares = [len(part) for part in split_requests(plan.samples_per_rank, plan.server_replicas)]
+        each = f"{min(shares)} to {max(shares)} for each" if servers > MAX_SHARES else " + ".join(map(str, shares))
+        in_flight = f"{plan.request_window} or more in flight"
+        return [*rows, ("requests", f"{per_step} = {each} by server, {in_flight}")] if plan.b_ratio else rows
+    if plan.b_ratio and section.rollout_backend == "replay":
+        return [("rollouts", f"replay: {per_step}, from {section.replay.run}")]
+    if plan.b_ratio:
+        calls = counted(math.ceil(plan.samples_per_rank / at_once), "decode call")
+        return [("rollouts", f"hf: {per_step}, in {calls} of at most {at_once}")]
+    return [("rollouts", f"hf: for evaluations alone, at most {at_once} at once on each rank")]
+
+
+def _cadence_words(cadence: Cadence) -> str:
+    start = "before the first step, then " if cadence.at_start else ""
+    if cadence.total_steps is None:
+        every = f"after every {counted(cadence.every_steps, 'step')} and " if cadence.every_steps else ""
+        return f"{start}{every}at the end"
+    steps = due_steps(cadence)
+    if len(steps) <= NUM_FIRST + 1:
+        return f"{start}after step {_listed(steps, False)}"
+    return f"{start}after step {_listed(steps[:NUM_FIRST], True)}, {steps[-1]:,} ({len(steps):,} times)"
+
+
+def _kept_words(keep_last: int) -> str:
+    return "the newest is kept" if keep_last == 1 else f"the newest {keep_last} are kept"
+
+
+def _waiting_words(outlook: Outlook) -> str:
+    rollout, devices = outlook.rollout_devices, outlook.plan.learners + outlook.rollout_devices
+    if rollout == 0:
+        return "none: no device is for rollouts alone"
+    if outlook.waiting_steps == 0:
+        return "none: every step draws rollouts"
+    verb = "waits" if rollout == 1 else "wait"
+    share = f"{rollout} of {counted(devices, 'device')} {verb} in {100 * outlook.waiting_steps:g} % of the steps"
+    return f"{share}: {100 * outlook.waiting_time:.0f} % of all device time, if steps last alike"
+
+
+def _memory_text(outlook: Outlook) -> str:
+    memory = outlook.memory
+    if memory is None:
+        return f"memory per learner: no estimate, {outlook.no_memory}"
+    rows = [
+        ("weights", memory.weights, f"{memory.parameters:,} parameters"),
+        ("gradients", memory.gradients, f"of {memory.trained:,} that train"),
+        ("optimizer", memory.optimizer, outlook.config.training.optimizer),
+        ("reduce bucket", memory.reduce_bucket, "DeepSpeed's"),
+        ("activations", memory.activations, "of one full pack, at most"),
+        ("together", memory.total, "and what the GPU's libraries take, some 1 to 3 GiB"),
+    ]
+    head = "memory per learner, estimated by arithmetic and not measured"
+    return "\n".join([head, *(f"  {name:<13}  {in_words(size):>9}  {note}" for name, size, note in rows)])
+
+
+def in_words(size: int) -> str:
+    """`8.4 GiB`, `14.2 MiB`."""
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / MIB:.1f} MiB"

@@ -1,0 +1,258 @@
+"""Rollouts by vLLM servers on devices of their own, with weights that are proven to be the learner's.
+
+Before rollouts are drawn all ranks bring the servers to the weights of now, see the new version at every server, and
+probe what the servers compute. While they are drawn each rank keeps its own places at every server filled; afterwards
+it sees the same version again.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from ds_stage2ab.carriers import Rollout, Sample, Transfer
+from ds_stage2ab.config.servers import split_requests
+from ds_stage2ab.errors import DataError, ServerFault
+from ds_stage2ab.rollout.base import Sampling, request_seed, weight_version
+from ds_stage2ab.rollout.record import SERVED
+from ds_stage2ab.rollout.repeat_guard import first_repeat
+from ds_stage2ab.rollout.scoring import Scorer
+from ds_stage2ab.rollout.server.api import ServerApi, blamed
+from ds_stage2ab.rollout.server.chat import Answer, other_prompt, read_answer
+from ds_stage2ab.rollout.server.handshake import Needs
+from ds_stage2ab.rollout.server.http_client import TRIES, Refused, Unanswered
+from ds_stage2ab.rollout.server.logprob_probe import Probe
+from ds_stage2ab.rollout.server.request_pool import Lost, Slots
+from ds_stage2ab.rollout.server.weight_sync import WeightSync
+from ds_stage2ab.runtime.ranks import World
+
+WRONG_SAMPLE = (400, 413, 422)
+"""What a server says of an image or a prompt; other refusals (404, 401) are not about the sample."""
+ASK_AGAIN = "look at the server's own log; the rollouts of a step are complete or the step is not trained"
+
+
+class VllmBackend:
+    """Asks servers.
+
+    Args:
+        servers: all of them.
+        replicas: of each server.
+        places: requests that this rank may have in flight at each.
+        needs: how a prompt is put to them, and the longest wait for one answer.
+        sync: brings the weights there.
+        probe: compares what they compute; its gap is reported.
+        score: says how probable the learner finds an answer; servers say it of its tokens alone.
+        world: the learner ranks.
+        seed: `training.seed`.
+        probe_every: transfers between two probes.
+    """
+
+    streams = True
+
+    def __init__(
+        self,
+        servers: Sequence[ServerApi],
+        replicas: Sequence[int],
+        places: Sequence[int],
+        needs: Needs,
+        *,
+        sync: WeightSync,
+        probe: Probe,
+        score: Scorer,
+        world: World,
+        seed: int,
+        probe_every: int,
+    ) -> None:
+        self.servers = servers
+        self.replicas = replicas
+        # A server at which this rank has no place gets no request of its.
+        self.shares = [count if place else 0 for count, place in zip(replicas, places, strict=True)]
+        self.places = places
+        self.sync = sync
+        self.probe = probe
+        self.score = score
+        self.world = world
+        self.conversation = needs.conversation
+        self.vocabulary = needs.vocabulary
+        self.seed = seed
+        self.infer_timeout_s = needs.infer_timeout_s
+        self.probe_every = probe_every
+        self.sent = 0  # times that weights were sent
+        self.probed = ""  # version of the last probe; none of what was sent since
+        self.probe_gap: float | None = None
+        # of the last probe, nats per token
+
+    @property
+    def transfer(self) -> Transfer | None:
+        """The last one of this start."""
+        return self.sync.last
+
+    @contextmanager
+    def current_weights(self, finished_steps: int) -> Iterator[None]:
+        """Inside, every server has the weights of now.
+
+        Raises:
+            ServerFault: on every rank, a server does not take the weights, has another version after a second
+                transfer, or computes with others.
+        """
+        sent = self.sync.bring(finished_steps)
+        if self._someone_sees_another(self.sync.version):
+            sent = self.sync.bring(finished_steps, again=True)
+            if self._someone_sees_another(self.sync.version):
+                with self.world.agree_on_failure("looking at the weights' versions"):
+                    self._refuse_other_versions(finished_steps, self.servers)
+        if sent:
+            self.probed = ""  # what was sent last has not been
+            self.sent += 1
+        if sent and self.sent % self.probe_every == 0:
+            self._probe()
+        yield
+
+    def prove(self, finished_steps: int) -> None:
+        """Bring the servers to the weights of now and probe them, whatever the interval; all ranks enter together.
+
+        Raises:
+            ServerFault: as `current_weights`.
+        """
+        with self.current_weights(finished_steps):
+            if self.probed != self.sync.version:
+                self._probe()
+
+    def _probe(self) -> None:
+        self.probe_gap = self.probe(self.servers, self.replicas, read_s=self.infer_timeout_s)
+        self.probed = self.sync.version
+
+    def generate(
+        self, samples: list[Sample], sampling: Sampling, *, finished_steps: int
+    ) -> Iterator[Rollout | DataError]:
+        """One rollout for each sample, in order, each as soon as it is there; inside `current_weights`.
+
+        A sample that a server refuses has its error there, as a value: every server would refuse it.
+
+        Raises:
+            ServerFault: no server answers a request, or one has other weights when all are drawn.
+        """
+        version = weight_version(self.sync.start_id, finished_steps)
+
+        def ask(request: int, server: int, attempt: int) -> Rollout | DataError:
+            return self._ask(self.servers[server], samples[request], sampling, version, attempt)
+
+        drawn = Slots(split_requests(len(samples), self.shares), self.places, ask)
+        return self._in_order(drawn, finished_steps, len(samples))
+
+    def resolved(self, sampling: Sampling) -> dict[str, Any]:
+        """What a request tells a server; the guard's limits hold here too, whatever the server makes of them."""
+        told = self.conversation.decoding(sampling)
+        return {
+            "temperature": told["temperature"],
+            "top_p": told["top_p"],
+            "top_k": told["top_k"],
+            "repetition_penalty": told["repetition_penalty"],
+            "max_new_tokens": told["max_completion_tokens"],
+            "stop_ids": told["stop_token_ids"],
+            "forbidden_ids": sorted(token for text in told["bad_words"] for token in self.vocabulary.encode(text)),
+            "repeat_terminate": asdict(sampling.repeat_terminate),
+        }
+
+    def _in_order(
+        self, drawn: Slots[Rollout | DataError], finished_steps: int, count: int
+    ) -> Iterator[Rollout | DataError]:
+        # A request waits for those before it at its place, and each of them for every server in turn.
+        longest = self.infer_timeout_s * TRIES * len(self.servers) * (1 + count)
+        yield from drawn.results(within_s=longest)
+        kept = [server for n, server in enumerate(self.servers) if n not in drawn.lost]
+        self._refuse_other_versions(finished_steps, kept)
+        lost = [self.servers[n] for n in drawn.lost & drawn.gave]
+        self._refuse_other_versions(finished_steps, lost, may_be_gone=True)
+
+    def _ask(
+        self, server: ServerApi, sample: Sample, sampling: Sampling, version: str, attempt: int
+    ) -> Rollout | DataError:
+        seed = request_seed(self.seed, sample.draw, sample.id)
+        begun = time.monotonic()
+        try:
+            reply = server.chat(self.conversation.request(sample, sampling, seed), read_s=self.infer_timeout_s)
+            answer = read_answer(reply, self.vocabulary)
+        except Unanswered as error:
+            fault = ServerFault(f"the rollout of sample {sample.id}: {error}", where=server.url, fix=ASK_AGAIN)
+            raise Lost from _caused(fault, error)
+        except Refused as error:
+            return _refused(server.url, sample, error)
+        if answer.prompt_ids != sample.prompt_ids:
+            raise other_prompt(server.url, sample, answer.prompt_ids)
+        response, finish = self._guarded(answer, sampling)
+        return Rollout(
+            sample_id=sample.id,
+            draw=sample.draw,
+            prompt_ids=answer.prompt_ids,
+            response_ids=response,
+            finish=finish,
+            weight_version=version,
+            seed=seed,
+            source=SERVED + server.url,
+            seconds=time.monotonic() - begun,
+            attempt=attempt,
+            probabilities=None,
+        )
+
+    def _guarded(self, answer: Answer, sampling: Sampling) -> tuple[tuple[int, ...], str]:
+        """The answer up to where the repetition guard ends it, and whether it did.
+
+        A guard inside the server only saves what would be cut here: the ids alone tell that a rule was broken, so an
+        answer to which it gave its stop is a repetition too, as in `generate`. At the limit no stop was forced.
+        """
+        end = first_repeat(answer.response_ids, self.vocabulary.coordinate_bins, sampling.repeat_terminate)
+        if end is None or end == sampling.max_new_tokens:
+            return answer.response_ids, answer.finish
+        return answer.response_ids[:end], "repeat"
+
+    def _someone_sees_another(self, version: str) -> bool:
+        """Whether any rank sees a server with another version; all ranks enter together."""
+        with self.world.agree_on_failure("looking at the weights' versions"):
+            other = any(self._version_at(server) != version for server in self.servers)
+        return bool(self.world.all_max(int(other))[0])
+
+    def _refuse_other_versions(
+        self, finished_steps: int, servers: Sequence[ServerApi], *, may_be_gone: bool = False
+    ) -> None:
+        """What a server that is gone by now gave before had the version that was seen before: it counts."""
+        wanted = weight_version(self.sync.start_id, finished_steps)
+        for server in servers:
+            try:
+                seen = self._version_at(server)
+            except ServerFault as error:
+                if may_be_gone and isinstance(error.__cause__, Unanswered):
+                    continue
+                raise
+            if seen != wanted:
+                raise ServerFault(
+                    f"the server has the weights {seen}, not the current ones, {wanted}",
+                    where=server.url,
+                    fix="let nobody else send it weights, nor start it again while a run uses it",
+                )
+
+    def _version_at(self, server: ServerApi) -> str:
+        with blamed(server.url, "telling the version of its weights"):
+            return server.weight_version()
+
+
+def _refused(url: str, sample: Sample, error: Refused) -> DataError:
+    """The fault of a sample that a server does not take.
+
+    Raises:
+        ServerFault: the refusal is not about the sample.
+    """
+    if error.status not in WRONG_SAMPLE:
+        fix = "look at the server's own log: it took such requests at the start; is it still what base_url names?"
+        raise ServerFault(f"the rollout of sample {sample.id}: the server {error}", where=url, fix=fix) from error
+    return DataError(
+        f"the rollout server {url} {error}",
+        where=f"sample {sample.id}",
+        fix="look at this image and its prompt, or set data.on_bad_sample to skip",
+    )
+
+
+def _caused(fault: ServerFault, cause: BaseException) -> ServerFault:
+    fault.__cause__ = cause
+    return fault

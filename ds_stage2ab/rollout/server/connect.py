@@ -1,0 +1,83 @@
+"""The rollout servers of a config -> a backend that uses them: looked at, their places dealt out to the ranks."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from ds_stage2ab.config.sections import VllmSection
+from ds_stage2ab.config.servers import request_window, server_slots
+from ds_stage2ab.rollout.scoring import Scorer
+from ds_stage2ab.rollout.server.api import ServerApi
+from ds_stage2ab.rollout.server.backend import VllmBackend
+from ds_stage2ab.rollout.server.handshake import Facts, Needs, shake_hands
+from ds_stage2ab.rollout.server.logprob_probe import Probe
+from ds_stage2ab.rollout.server.weight_sync import Lent, Made, Target, WeightSync
+from ds_stage2ab.runtime.ranks import World
+
+MIB = 2**20
+CONTROL_CALLS = 2  # connections of a rank to a server besides those of its rollouts
+
+
+def open_servers(
+    section: VllmSection,
+    needs: Needs,
+    model: nn.Module,
+    positions: Callable[[Tensor, Tensor], Tensor],
+    lent: Lent,
+    tensors: Callable[[], Sequence[Made]],
+    world: World,
+    *,
+    start_id: str,
+    seed: int,
+    probe_tolerance: float,
+) -> VllmBackend:
+    """Look at the servers once, by rank 0, and give every rank its places.
+
+    Args:
+        section: `custom.extra.rollout_matching.vllm`.
+        needs: what the run asks of a server.
+        model: the model that trains; it scores the probe, and answers.
+        positions: position ids of one sequence alone.
+        lent, tensors: the weights; see `WeightSync`.
+        world: the learner ranks.
+        start_id: first half of the weight version.
+        seed: `training.seed`.
+        probe_tolerance: nats per token.
+
+    Raises:
+        ServerFault: a server is not as it must be; with everything that is wrong at any.
+        ConfigError: fewer places than ranks.
+    """
+    wanted = section.server.servers
+    facts = _looked_at(section, needs, world)
+    replicas = [one.replicas for one in facts]
+    request_window(needs.decode_batch_size, replicas, world.size)
+    places = server_slots(needs.decode_batch_size, replicas, world.size)[world.rank]
+    apis = [_api(one.base_url, section, CONTROL_CALLS + n) for one, n in zip(wanted, places, strict=True)]
+    targets = [
+        Target(api=api, group_port=one.group_port, world_size=fact.world_size, transfer=fact.transfer)
+        for api, one, fact in zip(apis, wanted, facts, strict=True)
+    ]
+    size, limit = section.sync.bucket_mb * MIB, section.sync.timeout_s
+    sync = WeightSync(lent, tensors, world, targets, start_id=start_id, bucket_bytes=size, timeout_s=limit)
+    probe = Probe(model, world, needs, positions, tolerance=probe_tolerance)
+    score = Scorer(model, needs.vocabulary, positions)
+    every = section.probe.every_syncs
+    return VllmBackend(
+        apis, replicas, places, needs,
+        sync=sync, probe=probe, score=score, world=world, seed=seed, probe_every=every,
+    )  # fmt: skip
+
+
+def _looked_at(section: VllmSection, needs: Needs, world: World) -> list[Facts]:
+    """What each server is: rank 0 looks, once."""
+    facts = []
+    with world.agree_on_failure("looking at the rollout servers"):
+        if world.rank == 0:
+            apis = [_api(one.base_url, section, CONTROL_CALLS) for one in section.server.servers]
+            facts = shake_hands(apis, [one.tensor_parallel_size for one in section.server.servers], needs)
+    return world.from_first(facts)
+
+
+def _api(base_url: str, section: VllmSection, connections: int) -> ServerApi:
+    return ServerApi(base_url, timeout_s=section.server.timeout_s, connections=connections)

@@ -1,0 +1,117 @@
+"""Proof of behaviour: the server says how probable its weights found some tokens, the learner scores the same tokens.
+
+Versions and checksums can be right while a server computes with something else, a packed copy of old weights say; what
+it computes cannot be wrong and agree. All ranks score together, so that under ZeRO 3 every rank enters every gathering.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ds_stage2ab.errors import ServerFault
+from ds_stage2ab.rollout.scoring import Positions, answer_logits
+from ds_stage2ab.rollout.server.api import ServerApi, blamed
+from ds_stage2ab.rollout.server.chat import Answer, other_prompt, read_answer
+from ds_stage2ab.rollout.server.fan_out import at_once
+from ds_stage2ab.rollout.server.handshake import IS_VLLM, Needs
+from ds_stage2ab.runtime.ranks import World
+
+PROBE_TOKENS = 32
+"""At most: a server has room for a prompt and an answer."""
+PROBE_SEED = 20
+
+
+class Probe:
+    """Compares the servers with the learner on one prompt with an image.
+
+    Args:
+        model: the model that trains, as DeepSpeed's hooks know it.
+        world: the learner ranks.
+        needs: the sample whose prompt and image are used, and how the servers are asked.
+        positions: position ids of one sequence alone.
+        tolerance: largest mean absolute difference, nats per token.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        world: World,
+        needs: Needs,
+        positions: Positions,
+        *,
+        tolerance: float,
+    ) -> None:
+        self.model = model
+        self.world = world
+        self.sample = needs.sample
+        self.positions = positions
+        self.conversation = needs.conversation
+        self.vocabulary = needs.vocabulary
+        self.tolerance = tolerance
+        self.num_tokens = min(PROBE_TOKENS, needs.room - len(needs.sample.prompt_ids))
+
+    def __call__(self, servers: Sequence[ServerApi], replicas: Sequence[int], *, read_s: float) -> float:
+        """The largest gap of any replica of any server, nats per token; all ranks enter together.
+
+        Args:
+            servers: used on rank 0 alone.
+            replicas: of each.
+            read_s: longest wait for a server's answer.
+
+        Raises:
+            ServerFault: on every rank, a server computes with other weights, or does not answer.
+        """
+        asked = [(server, one) for server, count in zip(servers, replicas, strict=True) for one in _numbers(count)]
+        answers: list[Answer] = []
+        with self.world.agree_on_failure("probing the servers' weights"):
+            if self.world.rank == 0:
+                calls = [partial(self._ask, server, one, read_s) for server, one in asked]
+                answers = at_once(calls, within_s=max(server.longest_s(read_s) for server in servers))
+        answers = self.world.from_first(answers)
+        gaps = [self._gap(answer) for answer in answers]
+        with self.world.agree_on_failure("comparing the servers' weights"):
+            for (server, one), gap in zip(asked, gaps, strict=True):
+                if not gap <= self.tolerance:
+                    raise _differs(server.url, one, gap, self.tolerance)
+        return max(gaps)
+
+    def _ask(self, server: ServerApi, replica: int | None, read_s: float) -> Answer:
+        body = self.conversation.probe(self.sample, num_tokens=self.num_tokens, seed=PROBE_SEED)
+        with blamed(server.url, "answering the probe"):
+            answer = read_answer(server.chat(body, read_s=read_s, replica=replica), self.vocabulary)
+        if answer.prompt_ids != self.sample.prompt_ids:
+            raise other_prompt(server.url, self.sample, answer.prompt_ids)
+        told, wanted = len(answer.log_probs), len(answer.response_ids)
+        if told != wanted:
+            raise ServerFault(
+                f"answering the probe: {told} log-probabilities of {wanted} tokens", where=server.url, fix=IS_VLLM
+            )
+        return answer
+
+    def _gap(self, answer: Answer) -> float:
+        mine = self._log_probs(answer.response_ids)
+        return float((mine - torch.tensor(answer.log_probs, dtype=torch.float64)).abs().mean())
+
+    def _log_probs(self, response: Sequence[int]) -> Tensor:
+        """How probable the learner finds each token of the response, [T]."""
+        logits_TV = answer_logits(self.model, self.sample, response, self.positions)
+        log_probs_TV = torch.log_softmax(logits_TV.double(), dim=-1).cpu()
+        return log_probs_TV.gather(1, torch.tensor(response)[:, None])[:, 0]
+
+
+def _numbers(replicas: int) -> Sequence[int | None]:
+    """How each replica is asked for: by number where there are several, as each has taken the weights by itself."""
+    return range(replicas) if replicas > 1 else (None,)
+
+
+def _differs(url: str, replica: int | None, gap: float, tolerance: float) -> ServerFault:
+    who = "the server" if replica is None else f"replica {replica} of the server"
+    return ServerFault(
+        f"{who} computes with other weights than the learner: log-probabilities of the same tokens differ by"
+        f" {gap:.3g} nats per token, the tolerance is {tolerance:g}",
+        where=url,
+        fix="start the server again from model.path with the plugin of this package; where both compute in a low"
+        " precision and nothing else is wrong, raise custom.extra.rollout_matching.vllm.probe.tolerance",
+    )

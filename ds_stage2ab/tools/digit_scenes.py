@@ -1,0 +1,282 @@
+"""Detection scenes composed from scikit-learn's 1,797 real handwritten digits.
+
+`python -m ds_stage2ab.tools.digit_scenes --out DIR` writes `train.jsonl`, `validation.jsonl` and `images/*.png`.
+
+Invariants:
+- A scan belongs to training or to validation for ever: the split does not depend on any option.
+- A scene is a function of (seed, split, index, layout) alone.
+- Image sides are multiples of 16 (patch 8 x merge 2) from 80 to 112, so a Qwen3-VL processor resamples nothing.
+- A box touches the first and last row and column of the digit's visible ink, in bins 0..999.
+
+Shapes: a scan is [8, 8] in 0..16, a glyph [h, w] of coverage in 0..1, a scene [height, width] of brightness
+in 0..1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+from sklearn.datasets import load_digits
+
+from ds_stage2ab.errors import DataError, exit_code
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+SIDES = (80, 96, 112)  # multiples of 16; small enough that a laptop trains on them
+COUNT_SHARES = (0.03, 0.36, 0.36, 0.17, 0.05, 0.03)  # share of scenes with 0, 1, ... 5 digits
+INK = 0.5  # a pixel shows a digit where the digit has at least half of its contrast
+MIN_VISIBLE = 0.8  # least share of a digit's ink that later digits may leave visible
+MAX_TRIES = 40  # random places tried per digit before it is left out
+SPLIT_SEED = 1797  # fixed: a model trained on one data set may be evaluated on another
+VALIDATION_SHARE = 0.2
+MANIFEST = "digits.json"
+GENERATOR_VERSION = 2
+SPLITS = ("train", "validation")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """One handwritten digit. `pixels` [8, 8] in 0..16; `index` is its row in `load_digits`."""
+
+    index: int
+    label: int
+    pixels: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """What scenes may look like. A model learns names first where one digit fills a small picture."""
+
+    max_digits: int
+    min_height: int
+    # of a digit with its margin, pixels
+    max_side: int
+    # of a picture, pixels
+
+
+@dataclass(slots=True, kw_only=True)
+class Scene:
+    """A picture under construction. `brightness` [height, width]; `ink[i]` bool [height, width] is what is visible of
+    digit i, `scans[i]` the scan that it shows."""
+
+    brightness: np.ndarray
+    ink: list[np.ndarray] = field(default_factory=list)
+    scans: list[Scan] = field(default_factory=list)
+
+
+def split_scans() -> dict[str, list[Scan]]:
+    """All scans by split, in a fixed random order with the same share of every digit in both splits."""
+    bundle = load_digits()
+    rng = np.random.default_rng(SPLIT_SEED)
+    splits: dict[str, list[Scan]] = {name: [] for name in SPLITS}
+    for label in range(len(NAMES)):
+        rows = rng.permutation(np.flatnonzero(bundle.target == label))
+        num_validation = round(VALIDATION_SHARE * len(rows))
+        for place, row in enumerate(rows):
+            name = "validation" if place < num_validation else "train"
+            splits[name].append(Scan(index=int(row), label=label, pixels=bundle.images[row]))
+    return splits
+
+
+def glyph(scan: Scan, height: int, width: int, gain: float, threshold: float) -> np.ndarray:
+    """The scan's ink enlarged to [height, width] coverage; a lower `threshold` (0..1) makes strokes thicker."""
+    inked = scan.pixels >= 4
+    rows, columns = np.flatnonzero(inked.any(1)), np.flatnonzero(inked.any(0))
+    cut = scan.pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    small = Image.fromarray(np.pad(cut, 1).astype(np.float32) / 16.0, mode="F")
+    large = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
+    return np.clip((large - threshold) * gain + 0.5, 0.0, 1.0)
+
+
+def tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """(x1, y1, x2, y2), the first and last column and row (inclusive, pixels) with a True in `mask` [height, width]."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
+
+
+def to_bins(box: tuple[int, int, int, int], width: int, height: int) -> list[int]:
+    """Pixel box to bins 0..999: k = floor(999 x / max(1, side - 1) + 0.5), clamped (in integers, so exact)."""
+    bins = []
+    for value, side in zip(box, (width, height, width, height), strict=True):
+        span = max(1, side - 1)
+        bins.append(min(999, max(0, (2 * 999 * value + span) // (2 * span))))
+    return bins
+
+
+def background(rng: np.random.Generator, height: int, width: int, level: float) -> np.ndarray:
+    """Clutter to hide digits in: a linear gradient and up to three faint strokes around brightness `level`."""
+    angle = rng.uniform(0.0, 2.0 * np.pi)
+    ys, xs = np.mgrid[0:height, 0:width]
+    slope = np.cos(angle) * (xs / width - 0.5) + np.sin(angle) * (ys / height - 0.5)
+    canvas = Image.new("F", (width, height), 0.0)
+    draw = ImageDraw.Draw(canvas)
+    for _ in range(rng.integers(0, 4)):
+        ends = [float(v) for v in rng.uniform(0.0, 1.0, 4) * (width, height, width, height)]
+        draw.line(ends, fill=float(rng.uniform(-0.2, 0.2)), width=int(rng.integers(1, 3)))
+    return level + rng.uniform(0.0, 0.2) * slope + np.asarray(canvas)
+
+
+def digit_height(rng: np.random.Generator, num_digits: int, smaller_side: int, min_height: int) -> int:
+    """Height in pixels, a fifth of it margin: up to 72, less where several digits share a small picture."""
+    largest = smaller_side * (0.75, 0.65, 0.55, 0.48, 0.44)[num_digits - 1]
+    return int(rng.integers(min_height, int(max(min_height + 2.0, min(72.0, largest))) + 1))
+
+
+def place(rng: np.random.Generator, scene: Scene, scan: Scan, tall: int, contrast: float) -> None:
+    """Draw `scan` at a random free place, over what is there; if none of MAX_TRIES leaves enough ink of the digits
+    below visible, draw nothing."""
+    height, width = scene.brightness.shape
+    wide = int(np.clip(tall * rng.uniform(0.65, 0.95), 22, width))
+    coverage = glyph(scan, tall, wide, gain=3.0, threshold=float(rng.uniform(0.38, 0.55)))
+    for _ in range(MAX_TRIES):
+        top, left = int(rng.integers(0, height - tall + 1)), int(rng.integers(0, width - wide + 1))
+        drawn = np.zeros((height, width))
+        drawn[top : top + tall, left : left + wide] = coverage
+        mask = drawn >= INK
+        rest = [ink & ~mask for ink in scene.ink]
+        hidden = any(r.sum() < MIN_VISIBLE * i.sum() for r, i in zip(rest, scene.ink, strict=True))
+        x1, y1, x2, y2 = tight_box(mask)
+        crowded = any(i[y1 : y2 + 1, x1 : x2 + 1].sum() > (1.0 - MIN_VISIBLE) * i.sum() for i in scene.ink)
+        if hidden or crowded:
+            continue
+        scene.brightness = scene.brightness + drawn * contrast
+        scene.ink = [*rest, mask]
+        scene.scans.append(scan)
+        return
+
+
+def compose(rng: np.random.Generator, scans: list[Scan], layout: Layout, clutter: bool = True) -> Scene:
+    """One scene; without clutter the paper is black."""
+    height, width = (int(side) for side in rng.choice([side for side in SIDES if side <= layout.max_side], 2))
+    shares = np.array(COUNT_SHARES[: layout.max_digits + 1])
+    num_digits = int(rng.choice(len(shares), p=shares / shares.sum()))
+    paper = rng.uniform(0.05, 0.3) if clutter else 0.0
+    brightness = background(rng, height, width, paper) if clutter else np.full((height, width), paper)
+    scene = Scene(brightness=brightness)
+    for _ in range(num_digits):
+        scan = scans[int(rng.integers(len(scans)))]
+        tall = digit_height(rng, num_digits, min(height, width), layout.min_height)
+        place(rng, scene, scan, tall, float(rng.uniform(0.45, 0.7)))
+    if clutter:
+        scene.brightness = scene.brightness + rng.normal(0.0, rng.uniform(0.0, 0.05), (height, width))
+    return scene
+
+
+def record_of(scene: Scene, image: str, name: str) -> dict[str, object]:
+    """The JSONL record of a scene: objects in (y1, x1) order, boxes in bins."""
+    height, width = scene.brightness.shape
+    objects = []
+    for scan, ink in zip(scene.scans, scene.ink, strict=True):
+        objects.append({"desc": NAMES[scan.label], "bbox_2d": to_bins(tight_box(ink), width, height)})
+    objects.sort(key=lambda item: (item["bbox_2d"][1], item["bbox_2d"][0]))
+    return {"id": name, "images": [image], "width": width, "height": height, "objects": objects}
+
+
+def scene_rng(seed: int, split: str, index: int) -> np.random.Generator:
+    """The generator of one scene's random numbers."""
+    return np.random.default_rng([seed, SPLITS.index(split), index])
+
+
+def to_image(scene: Scene) -> Image.Image:
+    """The scene as an 8-bit grey picture."""
+    return Image.fromarray(np.round(np.clip(scene.brightness, 0.0, 1.0) * 255.0).astype(np.uint8), mode="L")
+
+
+def write_split(folder: Path, split: str, scans: list[Scan], num_scenes: int, seed: int, layout: Layout) -> int:
+    """Write `num_scenes` pictures and their JSONL into `folder`; returns the number of objects."""
+    num_objects = 0
+    with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as lines:
+        for index in range(num_scenes):
+            scene = compose(scene_rng(seed, split, index), scans, layout)
+            name = f"{split}-{index:06d}"
+            record = record_of(scene, f"images/{name}.png", name)
+            to_image(scene).save(folder / "images" / f"{name}.png", compress_level=1)
+            lines.write(json.dumps(record) + "\n")
+            num_objects += len(scene.scans)
+    return num_objects
+
+
+def already_there(out: Path, manifest: dict[str, int]) -> bool:
+    """True if `out` holds the data set that `manifest` describes; raises DataError if it holds anything else."""
+    if not out.exists():
+        return False
+    fix = "give --out a folder that does not exist yet, or delete this one"
+    if not out.is_dir():
+        raise DataError("is a file, not a folder", where=str(out), fix=fix)
+    if not any(out.iterdir()):
+        return False
+    described = out / MANIFEST
+    if not described.is_file():
+        raise DataError(f"holds files but no {MANIFEST}", where=str(out), fix=fix)
+    found = described.read_text(encoding="utf-8").strip()
+    if found == json.dumps(manifest):
+        return True
+    why = f"holds digits made with other settings: {found}, not {json.dumps(manifest)}"
+    raise DataError(why, where=str(out), fix=fix)
+
+
+def generate(out: Path, *, seed: int, train_scenes: int, validation_scenes: int, layout: Layout) -> bool:
+    """Make the data set in `out`, whole or not at all. False: exactly this data set was there already."""
+    manifest = {
+        "generator_version": GENERATOR_VERSION,
+        "seed": seed,
+        "train_scenes": train_scenes,
+        "validation_scenes": validation_scenes,
+        **asdict(layout),
+    }
+    if already_there(out, manifest):
+        return False
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scans = split_scans()
+    building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        (building / "images").mkdir()
+        for split, num_scenes in zip(SPLITS, (train_scenes, validation_scenes), strict=True):
+            write_split(building, split, scans[split], num_scenes, seed, layout)
+        (building / MANIFEST).write_text(json.dumps(manifest) + "\n", encoding="utf-8")
+        building.chmod(0o755)
+        building.replace(out)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return True
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    command = "python -m ds_stage2ab.tools.digit_scenes"
+    parser = argparse.ArgumentParser(prog=command, description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train-scenes", type=int, default=16000)
+    parser.add_argument("--validation-scenes", type=int, default=300)
+    parser.add_argument("--max-digits", type=int, default=5, choices=range(1, 6))
+    parser.add_argument("--min-height", type=int, default=34, choices=range(24, 61), metavar="PIXELS")
+    parser.add_argument("--max-side", type=int, default=max(SIDES), choices=SIDES)
+    options = parser.parse_args(arguments)
+    if min(options.seed, options.train_scenes - 1, options.validation_scenes - 1) < 0:
+        parser.error("--seed must be 0 or more, --train-scenes and --validation-scenes 1 or more")
+    try:
+        made = generate(
+            options.out,
+            seed=options.seed,
+            train_scenes=options.train_scenes,
+            validation_scenes=options.validation_scenes,
+            layout=Layout(max_digits=options.max_digits, min_height=options.min_height, max_side=options.max_side),
+        )
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return exit_code(error)
+    counts = f"{options.train_scenes} training and {options.validation_scenes} validation scenes"
+    print(f"{options.out}: {counts} " + ("written" if made else "were there already"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,280 @@
+"""Held-out figures: arithmetic on hand-made outcomes, and whole evaluations of the tiny model."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ds_stage2ab.carriers import Probabilities, Record, Rollout, Truth
+from ds_stage2ab.codec.text import encode_answer, get_codec
+from ds_stage2ab.data.records import read_records
+from ds_stage2ab.engine.build import position_index
+from ds_stage2ab.evaluation import evaluator as module
+from ds_stage2ab.evaluation.evaluator import Evaluator, Outcome, evaluated
+from ds_stage2ab.evaluation.f1 import ImageScore
+from ds_stage2ab.matching.parse import REASONS, parse_rollout
+from ds_stage2ab.metrics.registry import METRICS, check_channel
+from ds_stage2ab.rollout.hf import HfBackend
+from tests.parts import as_tuples
+from tests.unit.parts import greedy_sampling, load_bench
+
+SAMPLING = greedy_sampling(max_new_tokens=6, with_probabilities=True)
+NUM_VALIDATION = 12
+
+
+@dataclass
+class Scripted:
+    """A backend that answers from a table: sample id -> (response ids, finish)."""
+
+    answers: dict
+    probabilities: Probabilities | None = None
+    sizes: list = field(default_factory=list)
+    score: None = None
+
+    def current_weights(self, finished_steps):
+        return nullcontext()
+
+    def generate(self, samples, sampling, *, finished_steps):
+        self.sizes.append(len(samples))
+        return [
+            Rollout(
+                sample_id=sample.id,
+                draw=sample.draw,
+                prompt_ids=sample.prompt_ids,
+                response_ids=self.answers[sample.id][0],
+                finish=self.answers[sample.id][1],
+                weight_version=f"scripted/{finished_steps}",
+                seed=0,
+                source="scripted",
+                seconds=0.0,
+                attempt=1,
+                probabilities=self.probabilities,
+            )
+            for sample in samples
+        ]
+
+
+@pytest.fixture(scope="module")
+def bench(quickstart):
+    return load_bench(quickstart, num_samples=1)
+
+
+@pytest.fixture(scope="module")
+def records(quickstart):
+    found = read_records(quickstart.data / "validation.jsonl", image_root=None, box_format="bins")
+    assert len(found) == NUM_VALIDATION
+    return found
+
+
+@pytest.fixture
+def evaluator(bench, records, world, tmp_path):
+    """Makes an evaluator; the diary gets (sample id, draw) of whatever is encoded."""
+
+    def build(backend, *, num_pictures=0, diary=None):
+        def encode(record, draw):
+            if diary is not None:
+                diary.append((record.id, draw))
+            return bench.encoder.encode(record, draw)
+
+        return Evaluator(
+            records,
+            encode,
+            backend,
+            SAMPLING,
+            codec=get_codec("array"),
+            vocabulary=bench.vocabulary,
+            world=world,
+            pictures=tmp_path / "pictures",
+            num_pictures=num_pictures,
+        )
+
+    return build
+
+
+def truth_of(record, bench):
+    """The answer that teaches a record's objects, as a rollout would give it: without the stop."""
+    return as_tuples(encode_answer(record.objects, bench.vocabulary, get_codec("array"))).ids[:-1]
+
+
+def outcome(index, *, finish="stop", well_formed=True, num_tokens, dropped=(), mass=(0.0, 0), **counts):
+    return Outcome(
+        index=index,
+        score=ImageScore(**counts),
+        predicted=(Truth(desc="cat", box=(0, 0, 1, 1)),) * counts["predicted"],
+        scores=None,
+        dropped=dropped,
+        well_formed=well_formed,
+        finish=finish,
+        num_tokens=num_tokens,
+        coordinate_mass=mass,
+    )
+
+
+def record(*objects):
+    return Record(id="r", image=Path("x.png"), width=100, height=50, objects=objects, where="x:1")
+
+
+NONE_MATCHED = {"pairs": (), "iou_sum": 0.0, "matched_boxes": 0, "iou_sum_boxes": 0.0}
+
+
+def test_figures_by_hand():
+    outcomes = [
+        outcome(0, num_tokens=10, mass=(1.5, 2), dropped=("missing_geom", "wrong_arity"),
+                predicted=3, true=2, pairs=((0, 1),), iou_sum=0.75, matched_boxes=2, iou_sum_boxes=1.5),
+        outcome(1, well_formed=False, finish="length", num_tokens=30, mass=(0.5, 2), dropped=("missing_geom",),
+                predicted=1, true=3, pairs=((0, 1),), iou_sum=0.5, matched_boxes=1, iou_sum_boxes=0.5),
+        outcome(2, well_formed=False, finish="repeat", num_tokens=0, predicted=0, true=1, **NONE_MATCHED),
+        outcome(3, num_tokens=8, predicted=1, true=0, **NONE_MATCHED),
+    ]  # fmt: skip
+    truth = Truth(desc="dog", box=(0, 0, 9, 9))
+    found = evaluated(outcomes, [record(truth, truth)] * 4, seconds=8.0).figures
+    assert found == pytest.approx(
+        {
+            "eval/f1": 4 / 11,  # 2 (1 + 1) / ((3 + 1 + 0 + 1) + (2 + 3 + 1 + 0))
+            "eval/precision": 2 / 5,
+            "eval/recall": 2 / 6,
+            "eval/f1_boxes": 6 / 11,  # 2 (2 + 1) / 11
+            "eval/precision_boxes": 3 / 5,
+            "eval/recall_boxes": 3 / 6,
+            "eval/matched_iou": 0.625,  # (0.75 + 0.5) / 2
+            "eval/parse_ok_rate": 0.5,
+            "eval/predicted_per_true": 5 / 6,
+            "eval/truncation_rate": 0.25,
+            "eval/repeat_rate": 0.25,
+            "eval/values_dropped_rate": 3 / 8,  # of 5 kept and 3 dropped
+            **{f"eval/drop_{reason}": 0 for reason in REASONS},
+            "eval/drop_missing_geom": 2 / 8,
+            "eval/drop_wrong_arity": 1 / 8,
+            "eval/coord_mass": 0.5,  # (1.5 + 0.5) / 4
+            "eval/ap_unranked": 0.0,
+            "eval/ap50_unranked": 0.0,
+            "eval/ap75_unranked": 0.0,
+            "eval/samples": 4,
+            "eval/seconds": 8.0,
+            "eval/generated_tokens_per_second": 6.0,  # (10 + 30 + 0 + 8) / 8
+        }
+    )
+
+
+def test_a_mean_over_nothing_is_left_out():
+    nothing = outcome(0, num_tokens=0, predicted=0, true=0, **NONE_MATCHED)
+    found = evaluated([nothing], [record()], seconds=1.0)
+    assert not {name for name in found.figures if name.startswith(("eval/drop_", "eval/ap", "eval/coord", "eval/val"))}
+    assert found.rows == ()
+
+
+def test_rows_by_description():
+    cat, other = Truth(desc=" Cat", box=(0, 0, 100, 100)), Truth(desc="cat", box=(500, 500, 600, 600))
+    dog, bird = Truth(desc="dog", box=(0, 0, 100, 90)), Truth(desc="bird", box=(0, 0, 100, 90))
+    one = outcome(0, num_tokens=1, predicted=0, true=3, **NONE_MATCHED | {"pairs": ((0, 0),)})
+    seen = replace(one, predicted=(replace(cat, box=(0, 0, 100, 80)), bird), scores=(0.5, 0.25))
+    rows = {row.description: row for row in evaluated([seen], [record(cat, other, dog)], seconds=1.0).rows}
+    assert list(rows) == ["bird", "cat", "dog"]
+    assert (rows["cat"].true, rows["cat"].predicted, rows["cat"].matched) == (2, 1, 1)
+    assert (rows["cat"].precision, rows["cat"].recall, rows["cat"].f1) == (1, 1 / 2, 2 / 3)
+    assert rows["cat"].matched_iou == 0.8
+    # found at IoU 0.50 to 0.80, 7 of 10 thresholds, with recall 1/2: 51 of the 101 recall points
+    assert rows["cat"].ap == pytest.approx(0.7 * 51 / 101)
+    assert (rows["bird"].precision, rows["bird"].recall, rows["bird"].ap) == (0, None, None)
+    assert (rows["dog"].precision, rows["dog"].recall, rows["dog"].ap) == (None, 0, 0)
+
+
+def test_figures_are_the_declared_ones(bench, records, evaluator):
+    declared = {name for name in METRICS if name.startswith("eval/")}
+    answers = {one.id: (truth_of(one, bench), "stop") for one in records}
+    without = evaluator(Scripted(answers)).run(0).figures
+    check_channel(without, "eval")
+    assert declared - set(without) == {"eval/coord_mass", *(name for name in declared if "by_probability" in name)}
+
+
+def test_scores_are_products_of_probabilities(bench, records, evaluator):
+    """The tokens of each object alone, from its first byte on; the mass where coordinates stand."""
+    ids = truth_of(records[0], bench)
+    log_probs = np.linspace(-0.3, -0.1, len(ids), dtype=np.float32)
+    mass = np.linspace(0.5, 1.0, len(ids), dtype=np.float32)
+    known = Probabilities(log_probs=log_probs, coordinate_mass=mass)
+    backend = Scripted({one.id: (ids, "stop") for one in records}, known)
+    found = evaluator(backend).run(0).figures
+    places = [place for place, token in enumerate(ids) if token in bench.vocabulary.coordinate_bins]
+    assert found["eval/coord_mass"] == pytest.approx(mass[places].mean())
+    assert "eval/ap_by_probability" in found and "eval/ap_unranked" not in found
+    judge = evaluator(backend)
+    one = judge._outcome(0, *judge._rollouts(range(1), 0))
+    first = parse_rollout(ids, bench.vocabulary, get_codec("array")).objects[0]
+    assert one.scores[0] == pytest.approx(np.exp(log_probs[first.tokens[0] : first.tokens[1]].sum()))
+
+
+def test_the_tiny_model_is_evaluated_on_every_record_once(bench, records, evaluator):
+    diary = []
+    settings = {"decode_batch_size": 4, "start_id": "start", "seed": 0}
+    backend = HfBackend(lambda: nullcontext(bench.model), bench.vocabulary, position_index(bench.model), **settings)
+    found = evaluator(backend, diary=diary).run(7).figures
+    assert diary == [(record.id, -1 - index) for index, record in enumerate(records)]
+    assert found["eval/samples"] == NUM_VALIDATION
+    # random weights write no bracket: each answer is cut at the limit of 6 tokens
+    assert (found["eval/truncation_rate"], found["eval/parse_ok_rate"], found["eval/f1"]) == (1.0, 0.0, 0.0)
+    tokens = found["eval/generated_tokens_per_second"] * found["eval/seconds"]
+    assert tokens == pytest.approx(NUM_VALIDATION * 6)
+
+
+def test_the_truth_scores_one(bench, records, evaluator):
+    backend = Scripted({record.id: (truth_of(record, bench), "stop") for record in records})
+    found = evaluator(backend).run(0).figures
+    names = "f1 precision recall f1_boxes matched_iou parse_ok_rate predicted_per_true ap_unranked"
+    perfect = tuple(names.split())
+    assert {name: found[f"eval/{name}"] for name in perfect} == pytest.approx(dict.fromkeys(perfect, 1.0))
+    assert found["eval/truncation_rate"] == 0.0
+
+
+def test_half_the_truth_scores_by_counting(bench, records, evaluator):
+    # the first half is right, the second half empty, its last answer cut by the limit before it began
+    half = NUM_VALIDATION // 2
+    answers = {record.id: (truth_of(record, bench), "stop") for record in records[:half]}
+    empty = tuple(bench.vocabulary.encode('{"objects": []}'))
+    answers |= {record.id: (empty, "stop") for record in records[half:]}
+    answers[records[-1].id] = ((), "length")
+    found = evaluator(Scripted(answers)).run(0).figures
+    right = sum(len(record.objects) for record in records[:half])
+    true = sum(len(record.objects) for record in records)
+    assert 0 < right < true
+    assert found["eval/recall"] == right / true
+    assert found["eval/precision"] == 1.0
+    assert found["eval/f1"] == 2 * right / (right + true)
+    assert found["eval/parse_ok_rate"] == 11 / 12  # an empty list is well-formed, nothing at all is not
+    assert found["eval/truncation_rate"] == 1 / 12
+
+
+def test_an_answer_without_the_stop_is_not_well_formed(bench, records, evaluator):
+    # closed and complete, but the model went on to the limit without ending its turn
+    backend = Scripted({record.id: (truth_of(record, bench), "length") for record in records})
+    found = evaluator(backend).run(0).figures
+    assert (found["eval/f1"], found["eval/parse_ok_rate"]) == (1.0, 0.0)
+
+
+def test_samples_are_encoded_a_few_at_a_time(bench, records, evaluator, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 5)
+    backend = Scripted({record.id: (truth_of(record, bench), "stop") for record in records})
+    assert evaluator(backend).run(0).figures["eval/samples"] == NUM_VALIDATION
+    assert backend.sizes == [5, 5, 2]
+
+
+def test_the_first_records_are_drawn(bench, records, evaluator, tmp_path):
+    backend = Scripted({record.id: (truth_of(record, bench), "stop") for record in records})
+    evaluator(backend, num_pictures=3).run(7)
+    folder = tmp_path / "pictures"
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
+    drawn = [f"step_000007/{index:02d}_validation-{index:06d}.png" for index in range(3)]
+    assert names == ["step_000007.png", *drawn]
+    for name in names:
+        with Image.open(folder / name) as picture:
+            red, green, _ = picture.convert("RGB").split()
+            assert red.tobytes() != green.tobytes()  # boxes are drawn in colour on grey digits
+
+
+def test_no_pictures_are_drawn_when_none_are_wanted(bench, records, evaluator, tmp_path):
+    backend = Scripted({record.id: (truth_of(record, bench), "stop") for record in records})
+    evaluator(backend, num_pictures=0).run(7)
+    assert not (tmp_path / "pictures").exists()

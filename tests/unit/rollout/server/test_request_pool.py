@@ -1,0 +1,353 @@
+"""A rank's requests at several servers: order, caps at every moment, and what happens when servers fail."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ds_stage2ab.carriers import Rollout
+from ds_stage2ab.config.servers import server_slots, split_requests
+from ds_stage2ab.errors import EXIT_ENVIRONMENT, DataError, ServerFault
+from ds_stage2ab.rollout.server import http_client
+from ds_stage2ab.rollout.server.api import ServerApi
+from ds_stage2ab.rollout.server.request_pool import Lost, Slots
+from tests.fakes import FakeServer, Fault
+from tests.unit.parts import greedy_sampling, load_bench
+from tests.unit.serving import LONG, drawn_from, fake_of, seeds_of
+
+D = 4  # decode_batch_size
+
+
+def results(slots: Slots) -> list:
+    return list(slots.results(within_s=LONG))
+
+
+def until(condition):
+    limit = time.monotonic() + LONG
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.002)
+
+
+def places_left() -> int:
+    return sum(thread.name == "rollouts" for thread in threading.enumerate())
+
+
+@pytest.fixture(autouse=True)
+def no_place_is_left():
+    """Every place ends with its batch."""
+    yield
+    until(lambda: places_left() == 0)
+
+
+# --- plain callables --------------------------------------------------------------------------------------------
+
+
+def test_results_come_in_order_whoever_is_first():
+    def ask(request, server, attempt):
+        time.sleep(0.002 * (7 - request))  # the later ones are ready first
+        return request, server, attempt
+
+    answers = results(Slots([range(5), range(5, 7)], [3, 1], ask))
+    assert answers == [(n, 0 if n < 5 else 1, 1) for n in range(7)]
+
+
+def test_each_is_given_out_before_the_later_ones_are_there():
+    go = threading.Event()
+
+    def ask(request, server, attempt):
+        return request if request == 0 else go.wait(LONG)
+
+    drawn = Slots([range(3)], [2], ask).results(within_s=LONG)
+    assert next(drawn) == 0 and not go.is_set()
+    go.set()
+    assert list(drawn) == [True, True]
+
+
+def test_nothing_is_asked_for_nothing():
+    assert results(Slots([range(0), range(0)], [2, 2], lambda *asked: pytest.fail("asked"))) == []
+
+
+def test_no_longer_wait_than_said():
+    """One request is answered, the second never, and nobody asks for the third any more."""
+    go, sent = threading.Event(), []
+
+    def ask(request, server, attempt):
+        sent.append(request)
+        return request if request == 0 else go.wait(LONG)
+
+    drawn = Slots([range(3)], [1], ask).results(within_s=2)
+    assert next(drawn) == 0
+    with pytest.raises(ServerFault, match="request 2 of 3 has no answer after 2 s, all tries") as caught:
+        next(drawn)
+    assert caught.value.code == EXIT_ENVIRONMENT and "the servers' own logs" in caught.value.fix
+    go.set()
+    until(lambda: places_left() == 0)
+    assert sent == [0, 1]
+
+
+def test_what_a_lost_server_has_left_goes_to_the_others():
+    """Requests 0 and 1 are at server 0 when both fail: second attempts. 2 and 3 were never sent: first ones."""
+    both = threading.Barrier(2)
+
+    def ask(request, server, attempt):
+        if server == 0:
+            both.wait(LONG)
+            raise Lost
+        return request, server, attempt
+
+    answers = results(Slots([range(4), range(4, 6)], [2, 1], ask))
+    assert answers == [(0, 1, 2), (1, 1, 2), (2, 1, 1), (3, 1, 1), (4, 1, 1), (5, 1, 1)]
+
+
+def test_a_server_without_places_takes_over_nothing():
+    def ask(request, server, attempt):
+        if server == 0:
+            raise Lost
+        return request, server
+
+    assert results(Slots([range(3), range(0), range(3, 4)], [1, 0, 1], ask)) == [(n, 2) for n in range(4)]
+
+
+def test_without_another_place_the_batch_ends():
+    def ask(request, server, attempt):
+        raise Lost from ServerFault(f"request {request}", where="the only one")
+
+    begun = time.monotonic()
+    with pytest.raises(ServerFault, match="request 0"):
+        results(Slots([range(3), range(0)], [1, 0], ask))
+    assert time.monotonic() - begun < 2
+
+
+def test_the_others_keep_their_own_places():
+    at_once, most, lock = 0, 0, threading.Lock()
+
+    def ask(request, server, attempt):
+        nonlocal at_once, most
+        if server == 0:
+            raise Lost
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.005)
+        with lock:
+            at_once -= 1
+
+    results(Slots([range(12), range(12, 18)], [4, 2], ask))
+    assert most == 2
+
+
+def test_another_exception_ends_it_at_once():
+    """Request 1 breaks while 0 is on its way: nobody waits for 0, and 2 to 9 are never sent."""
+    go, sent = threading.Event(), []
+
+    def ask(request, server, attempt):
+        sent.append(request)
+        if request == 1:
+            raise DataError("no picture")
+        go.wait(LONG)
+
+    begun = time.monotonic()
+    with pytest.raises(DataError, match="no picture"):
+        results(Slots([range(10)], [2], ask))
+    assert time.monotonic() - begun < 2
+    go.set()
+    until(lambda: places_left() == 0)
+    assert sorted(sent) == [0, 1]
+
+
+def test_a_server_lost_after_the_end_starts_nothing_again():
+    go, sent = threading.Event(), []
+
+    def ask(request, server, attempt):
+        sent.append((request, server))
+        if request == 1:
+            raise DataError("no picture")
+        go.wait(LONG)
+        raise Lost
+
+    with pytest.raises(DataError):
+        results(Slots([range(1), range(1, 2), range(2, 3)], [1, 1, 1], ask))
+    go.set()
+    until(lambda: places_left() == 0)
+    assert all(server == request for request, server in sent)
+
+
+# --- caps -------------------------------------------------------------------------------------------------------
+
+
+def fakes_for(replicas: list[int]) -> list[FakeServer]:
+    """Each answers nobody until it has been full once; afterwards after 0 to 4 ms."""
+    servers = []
+    for count in replicas:
+        server = FakeServer(world_size=count)
+
+        def seconds(body, server=server, count=count):
+            limit = time.monotonic() + LONG
+            while server.most_in_flight < D * count and time.monotonic() < limit:
+                time.sleep(0.002)
+            return 0.002 * (body["request"] % 3)
+
+        server.seconds = seconds
+        servers.append(server)
+    return servers
+
+
+def draw_as_rank(rank: int, servers: list[FakeServer], replicas: list[int], places: list[int]) -> list:
+    """Three times as many requests as the rank has places."""
+    apis = [ServerApi(server.base_url, timeout_s=LONG, connections=D * sum(replicas)) for server in servers]
+
+    def ask(request, server, attempt):
+        body = {"messages": [], "return_token_ids": True, "rank": rank, "request": request}
+        return apis[server].chat(body, read_s=LONG)["choices"][0]["token_ids"]
+
+    mine = [count if place else 0 for count, place in zip(replicas, places, strict=True)]
+    return results(Slots(split_requests(3 * sum(places), mine), places, ask))
+
+
+def most_of(rank: int, server: FakeServer) -> int:
+    """Requests of this rank in flight there, at most."""
+    return max((count for _, count in server.timeline(lambda request: request.body["rank"] == rank)), default=0)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("replicas", [[6], [4, 2], [1]])
+def test_every_server_is_full_and_never_above_its_cap(replicas: list[int], ranks: int):
+    servers, slots = fakes_for(replicas), server_slots(D, replicas, ranks)
+    with ThreadPoolExecutor(ranks) as pool:
+        for server in servers:
+            server.__enter__()
+        drawn = pool.map(lambda rank: draw_as_rank(rank, servers, replicas, slots[rank]), range(ranks))
+        answers = [len(one) for one in drawn]
+        for server in servers:
+            server.__exit__()
+    # 3 D S in all
+    assert sum(answers) == 3 * D * sum(replicas) == sum(len(server.chats) for server in servers)
+    assert [server.most_in_flight for server in servers] == [D * count for count in replicas]
+    for rank, row in enumerate(slots):
+        assert [most_of(rank, server) for server in servers] == row
+
+
+def test_a_rank_without_a_place_at_a_server_sends_it_nothing():
+    """One place per replica: 4 at the first server and 2 at the second, for 4 ranks: the last two have none there."""
+    servers, replicas = [FakeServer(), FakeServer()], [4, 2]
+    slots = server_slots(1, replicas, 4)
+    assert slots == [[1, 1], [1, 1], [1, 0], [1, 0]]
+    with servers[0], servers[1], ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda rank: draw_as_rank(rank, servers, replicas, slots[rank]), range(4)))
+    senders = [{request.body["rank"] for request in server.chats} for server in servers]
+    assert senders == [{0, 1, 2, 3}, {0, 1}]
+
+
+# --- the backend at servers that fail ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bench(quickstart):
+    return load_bench(quickstart, num_samples=6)
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(http_client, "FIRST_PAUSE_S", 0.005)
+
+
+def test_rollouts_of_two_servers(bench):
+    first, second = fake_of(bench), fake_of(bench)
+    with first, second:
+        rollouts = drawn_from(bench, [first, second], greedy_sampling())
+    assert [one.sample_id for one in rollouts] == [sample.id for sample in bench.samples]
+    assert [one.source for one in rollouts] == [f"vllm {first.base_url}"] * 3 + [f"vllm {second.base_url}"] * 3
+    assert {(one.response_ids, one.finish, one.attempt) for one in rollouts} == {((11, 12), "stop", 1)}
+    assert {one.weight_version for one in rollouts} == {"start/3"}
+    assert [one.seed for one in rollouts] == seeds_of(bench)
+
+
+@pytest.mark.parametrize("kind", ["500", "hang", "half", "count", "vocabulary", "no_ids", "empty"])
+def test_the_requests_of_a_lost_server_go_to_the_other(bench, kind: str):
+    bad, good = fake_of(bench, faults=(Fault(kind),)), fake_of(bench)
+    with bad, good:
+        rollouts = drawn_from(bench, [bad, good], greedy_sampling(), infer_timeout_s=0.3 if kind == "hang" else LONG)
+        asked = {request.body["seed"] for request in bad.chats}
+    assert [one.prompt_ids for one in rollouts] == [sample.prompt_ids for sample in bench.samples]
+    assert {one.source for one in rollouts} == {f"vllm {good.base_url}"}
+    assert 1 <= len(asked) <= 3  # its share is three, two at once
+    assert [one.attempt for one in rollouts] == [2 if one.seed in asked else 1 for one in rollouts]
+    assert len(good.chats) == 6
+
+
+def test_a_server_that_breaks_later_keeps_what_it_gave(bench):
+    """The third request, the last that it takes, fails for good."""
+    third = seeds_of(bench)[2]
+    bad, good = fake_of(bench, faults=(Fault("500", when=lambda number, body: body["seed"] == third),)), fake_of(bench)
+    with bad, good:
+        rollouts = drawn_from(bench, [bad, good], greedy_sampling())
+    assert [one.attempt for one in rollouts] == [1, 1, 2, 1, 1, 1]
+    assert [one.source for one in rollouts[:3]] == [f"vllm {one.base_url}" for one in (bad, bad, good)]
+
+
+def test_a_server_that_breaks_later_must_have_had_the_weights(bench):
+    """It can still be asked: whoever gave it other weights gave them to what it had answered by then."""
+    third = seeds_of(bench)[2]
+    bad, good = fake_of(bench, faults=(Fault("500", when=lambda number, body: body["seed"] == third),)), fake_of(bench)
+    bad.state.weight_version = "start/2"
+    with bad, good, pytest.raises(ServerFault, match="has the weights start/2, not the current ones") as caught:
+        drawn_from(bench, [bad, good], greedy_sampling())
+    assert caught.value.where == bad.base_url
+
+
+def test_all_servers_lost_names_server_and_sample(bench):
+    first, second = fake_of(bench, faults=(Fault("500"),)), fake_of(bench, faults=(Fault("500"),))
+    with first, second, pytest.raises(ServerFault, match="answered 500 to /v1/chat/completions") as caught:
+        drawn_from(bench, [first, second], greedy_sampling())
+    assert caught.value.where in (first.base_url, second.base_url)
+    assert any(f"the rollout of sample {sample.id}: " in caught.value.why for sample in bench.samples)
+    assert "server's own log" in caught.value.fix
+
+
+def test_another_prompt_ends_it(bench):
+    bad, good = fake_of(bench, faults=(Fault("prompt"),)), fake_of(bench)
+    with bad, good, pytest.raises(ServerFault, match="other ids of the prompt of sample") as caught:
+        drawn_from(bench, [bad, good], greedy_sampling())
+    place = len(bench.samples[0].prompt_ids) - 1  # the fault changes the last id
+    assert caught.value.where == bad.base_url and f"the first difference at place {place}" in caught.value.why
+
+
+def test_a_refused_sample_is_an_error_in_its_place(bench):
+    """No other server is asked, and none is given up."""
+    third = seeds_of(bench)[2]
+    fault = Fault("400", when=lambda number, body: body["seed"] == third)
+    first, second = fake_of(bench, faults=(fault,)), fake_of(bench, faults=(fault,))
+    with first, second:
+        drawn = drawn_from(bench, [first, second], greedy_sampling())
+    assert [type(one) for one in drawn] == [Rollout, Rollout, DataError, Rollout, Rollout, Rollout]
+    assert [one.attempt for one in drawn if isinstance(one, Rollout)] == [1] * 5
+    assert len(first.chats) == len(second.chats) == 3
+    error = drawn[2]
+    assert error.where == f"sample {bench.samples[2].id}" and "data.on_bad_sample" in error.fix
+    assert error.why.startswith(f"the rollout server {first.base_url} refused /v1/chat/completions with 400: ")
+
+
+def test_a_refusal_that_is_not_about_the_sample_ends_it(bench):
+    with fake_of(bench) as server:
+        server.state.removed.add("/v1/chat/completions")
+        with pytest.raises(ServerFault, match="the server refused /v1/chat/completions with 404") as caught:
+            drawn_from(bench, [server], greedy_sampling())
+    assert caught.value.where == server.base_url and caught.value.fix
+
+
+def test_other_weights_after_the_last_rollout(bench):
+    with fake_of(bench) as server:
+        server.state.weight_version = "start/2"
+        with pytest.raises(ServerFault, match="has the weights start/2, not the current ones, start/3") as caught:
+            drawn_from(bench, [server], greedy_sampling())
+    assert caught.value.where == server.base_url
+
+
+def test_a_lost_server_may_have_any_weights(bench):
+    """It gave nothing that is used."""
+    bad, good = fake_of(bench, faults=(Fault("500"),)), fake_of(bench)
+    bad.state.weight_version = "start/2"
+    with bad, good:
+        assert {one.source for one in drawn_from(bench, [bad, good], greedy_sampling())} == {f"vllm {good.base_url}"}
