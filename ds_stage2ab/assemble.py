@@ -46,7 +46,7 @@ from ds_stage2ab.rollout.record import RolloutLog
 from ds_stage2ab.rollout.replay import Recording, ReplayBackend, read_recording
 from ds_stage2ab.rollout.server.chat import Conversation
 from ds_stage2ab.rollout.server.connect import open_servers
-from ds_stage2ab.rollout.server.handshake import Needs
+from ds_stage2ab.rollout.server.handshake import Requirements
 from ds_stage2ab.rollout.server.weight_sync import usable_transfers
 from ds_stage2ab.runtime.ranks import World
 
@@ -79,7 +79,7 @@ class Run:
         Raises:
             TrainingFault: the rollouts of Channel B have become what the config says to stop for.
         """
-        with self.world.agree_on_failure("recording the metrics"):
+        with self.world.raise_together("recording the metrics"):
             self.metrics.record(step, channel, result)
         if result.fault:
             self.metrics.warn(result.fault)
@@ -90,7 +90,7 @@ class Run:
 
     def record_evaluation(self, finished_steps: int, values: dict[str, float]) -> None:
         """Report an evaluation, as `record` does."""
-        with self.world.agree_on_failure("recording the metrics"):
+        with self.world.raise_together("recording the metrics"):
             self.metrics.record_evaluation(finished_steps, values)
         for warning in self.health.after_evaluation(values):
             self.metrics.warn(warning)
@@ -133,21 +133,22 @@ def assemble(loaded: LoadedConfig, world: World) -> Run:
     parts = _read(loaded, world)
     facts = _facts(parts)  # counts parameters, of which ZeRO 3 leaves none
     whole_model = WholeModel(parts.source.model, world, is_partitioned=parts.plan.zero_stage == PARTITIONED)
-    teacher = _expectation(parts)
-    stand_in = teacher.segment(parts.encoder.blank())
+    channel_a = _expectation(parts)
+    dummy_segment = channel_a.segment(parts.encoder.blank())
     objective = Objective(parts.source.model, torch.tensor(parts.vocabulary.coordinate_ids), parts.config.stage2_ab)
     optimizer = build_optimizer(objective, parts.config.training)
     engine = build_engine(objective, optimizer, parts.plan.deepspeed_config)
-    start_id = world.from_first(uuid.uuid4().hex)
+    start_id = world.broadcast_object(uuid.uuid4().hex)
     backend = _backend(parts, whole_model, start_id)
-    backend.prove(0)
+    backend.verify_weights(0)
+    rollout_matching = _rollout_matching(parts, _drawn_or_replayed(parts, backend, start_id), start_id)
     metrics = _claim(parts, loaded, backend)
     return Run(
         plan=parts.plan,
         folder=parts.folder,
         world=world,
-        window=Window(engine, parts.plan, world, _feed(parts), stand_in),
-        channels={"A": teacher, "B": _rollout_matching(parts, _drawn_or_replayed(parts, backend, start_id), start_id)},
+        window=Window(engine, parts.plan, world, _feed(parts), dummy_segment),
+        channels={"A": channel_a, "B": rollout_matching},
         metrics=metrics,
         health=HealthWatch(parts.config.stage2_ab.channel_b.health),
         backend=backend,
@@ -169,13 +170,13 @@ def _read(loaded: LoadedConfig, world: World) -> Parts:
     """Everything that comes from files, cheap checks first; nothing is written."""
     config = loaded.config
     folder = RunFolder(config.logging.root / loaded.name)
-    with world.agree_on_failure("reading the config"):
+    with world.raise_together("reading the config"):
         matching = config.rollout_matching
         batch_shape(config.training, world.size)  # the batch rules need no file
         folder.refuse_earlier_run()
         recording = read_recording(matching.replay.run) if matching.rollout_backend == "replay" else None
     datasets = read_datasets(config, world)
-    with world.agree_on_failure("loading the checkpoint"):
+    with world.raise_together("loading the checkpoint"):
         plan = make_plan(config, world.size, len(datasets.train))
         source = load_checkpoint(config.model, min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels)
         freeze_parts(source.model, config.model.freeze)
@@ -261,9 +262,9 @@ def _backend(parts: Parts, whole_model: WholeModel, start_id: str) -> RolloutBac
 def _servers(parts: Parts, whole_model: WholeModel, start_id: str) -> RolloutBackend:
     """The largest image is what servers are tried with, in the handshake and in every probe: limits show there."""
     config, data = parts.config, parts.config.data
-    with parts.world.agree_on_failure("reading the sample that the rollout servers are tried with"):
+    with parts.world.raise_together("reading the sample that the rollout servers are tried with"):
         sample = parts.encoder.largest(parts.datasets.train, evaluation_draw(0), skip_bad=data.on_bad_sample == SKIP)
-    needs = Needs(
+    requirements = Requirements(
         conversation=Conversation(
             system_prompt=data.system_prompt,
             user_prompt=data.user_prompt,
@@ -281,7 +282,7 @@ def _servers(parts: Parts, whole_model: WholeModel, start_id: str) -> RolloutBac
     )
     return open_servers(
         config.rollout_matching.vllm,
-        needs,
+        requirements,
         parts.source.model,
         position_index(parts.source.model),
         whole_model,
@@ -323,7 +324,7 @@ def _claim(parts: Parts, loaded: LoadedConfig, backend: RolloutBackend) -> Metri
     """Make the run folder ours and open the sinks in it; if a sink cannot be opened, give the folder back."""
     sinks: list[Sink] = []
     sampling = sampling_record(backend, parts.config.rollout_matching, parts.config.evaluation.decoding)
-    with parts.world.agree_on_failure("making the run folder"):
+    with parts.world.raise_together("making the run folder"):
         if parts.world.rank == 0:
             parts.folder.claim(loaded.resolved, sampling)
             try:

@@ -16,7 +16,7 @@ from ds_stage2ab.config.overrides import add_set_option, read_overrides
 from ds_stage2ab.errors import EXIT_OK, Stage2Error, exit_code
 from ds_stage2ab.launch.command import launch
 from ds_stage2ab.launch.options import add_launch_options
-from ds_stage2ab.runtime.shutdown import end_with_parent, ended_by, leave, leave_with_traceback, speak_when_terminated
+from ds_stage2ab.runtime.shutdown import end_with_parent, excepthook, exit_now, install_sigterm_handler, report_error
 
 COMMAND = "ds-stage2ab"
 
@@ -35,17 +35,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from ds_stage2ab.preflight.report import as_data, look_ahead
+    from ds_stage2ab.preflight.report import as_data, preflight_report
     from ds_stage2ab.preflight.text import as_text
 
-    outlook = look_ahead(
+    report = preflight_report(
         options.config,
         read_overrides(options.overrides),
         learners=options.learners,
         rollout_devices=options.rollout_gpus,
         records=options.records,
     )
-    print(json.dumps(as_data(outlook), indent=2) if options.format == "json" else as_text(outlook))
+    print(json.dumps(as_data(report), indent=2) if options.format == "json" else as_text(report))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -53,11 +53,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     try:
         _evaluate_on_ranks(options)
     except Stage2Error as error:
-        leave(ended_by(error, rank, speaks=os.environ.get("LOCAL_RANK", "0") == "0"))
+        exit_now(report_error(error, rank, speaks=os.environ.get("LOCAL_RANK", "0") == "0"))
 
 
 def _evaluate_on_ranks(options: argparse.Namespace) -> None:
-    sys.excepthook = leave_with_traceback
+    sys.excepthook = excepthook
     if "RANK" in os.environ:
         end_with_parent()
     loaded = load_config(options.config, read_overrides(options.overrides))
@@ -71,7 +71,7 @@ def _evaluate_on_ranks(options: argparse.Namespace) -> None:
     quieten()
     fill_launcher_variables()
     world = World(start_process_group(loaded.config.deepspeed.collective_timeout_s))
-    speak_when_terminated(world.rank, lambda: world.now)
+    install_sigterm_handler(world.rank, lambda: world.now)
     evaluation = evaluate_checkpoint(loaded, options.checkpoint, world, options.pictures)
     world.close()
     if world.rank == 0 and options.format == "json":

@@ -68,11 +68,11 @@ class ServerFault(EnvironmentFault):
     """A rollout server cannot do its part. The weights of the last finished step are good: the run saves them first."""
 
 
-class OwnFault(EnvironmentFault):
+class LocalFault(EnvironmentFault):
     """A fault that this rank could not tell the others of: each rank that has one says it itself."""
 
 
-class LostRanks(OwnFault):
+class LostRanks(LocalFault):
     """Another rank has died, or hangs."""
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.overrides import add_set_option, read_overrides
 from ds_stage2ab.errors import EXIT_OK, ServerFault, Stage2Error
-from ds_stage2ab.runtime.shutdown import end_with_parent, ended_by, leave, leave_with_traceback, speak_when_terminated
+from ds_stage2ab.runtime.shutdown import end_with_parent, excepthook, exit_now, install_sigterm_handler, report_error
 
 if TYPE_CHECKING:
     from ds_stage2ab.assemble import Run
@@ -38,7 +38,7 @@ def train(run: "Run") -> None:
             run.checkpoints.save(step + 1)
         if run.evaluator and plan.evaluate.due(step):
             run.record_evaluation(step + 1, run.evaluator.run(step + 1).figures)
-    run.backend.prove(plan.total_steps)
+    run.backend.verify_weights(plan.total_steps)
 
 
 def main() -> int:
@@ -57,7 +57,7 @@ def main() -> int:
         speaks = rank == 0
         _run(loaded, world)
     except Stage2Error as error:
-        return ended_by(error, rank, speaks=speaks)
+        return report_error(error, rank, speaks=speaks)
     return EXIT_OK
 
 
@@ -78,7 +78,7 @@ def _run(loaded: "LoadedConfig", world: "World") -> None:
     from ds_stage2ab.assemble import assemble
     from ds_stage2ab.metrics.report import banner, summary_table, write_report
 
-    speak_when_terminated(world.rank, lambda: world.now)
+    install_sigterm_handler(world.rank, lambda: world.now)
     run = assemble(loaded, world)
     try:
         if world.rank == 0:
@@ -89,12 +89,12 @@ def _run(loaded: "LoadedConfig", world: "World") -> None:
         raise
     finally:
         run.close()
-    with world.agree_on_failure("writing the report"):
+    with world.raise_together("writing the report"):
         if world.rank == 0:
             report = write_report(run.folder.path)
             Console().print(summary_table(report.rows, title=report.run))
 
 
 if __name__ == "__main__":
-    sys.excepthook = leave_with_traceback
-    leave(main())
+    sys.excepthook = excepthook
+    exit_now(main())

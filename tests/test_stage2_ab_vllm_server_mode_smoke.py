@@ -132,7 +132,7 @@ def test_a_server_that_only_says_that_it_took_the_weights_is_found_out(shipped, 
     """It goes on with those that it has, of an earlier start."""
     bench = limited_bench(shipped, num_samples=1)
     with one_rank() as world:
-        by_server(bench, server.base_url, world, start_id="earlier").prove(0)
+        by_server(bench, server.base_url, world, start_id="earlier").verify_weights(0)
     with Proxy(server.base_url) as proxy:
         ran = run(shipped, tmp_path, proxy.base_url, {f"{MATCHING}.vllm.sync.timeout_s": 5})
     assert_the_server_ended(ran, proxy.base_url)

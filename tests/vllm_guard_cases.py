@@ -15,7 +15,7 @@ from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProc
 from vllm.v1.worker.gpu.sample.logits_processor.loader import _load_v2_logitsprocs_plugins
 
 from ds_stage2ab.config.sections import RepeatTerminateSection
-from ds_stage2ab.rollout.repeat_guard import Orders
+from ds_stage2ab.rollout.repeat_guard import GuardParams
 from ds_stage2ab.rollout.server.vllm_guard import Guard
 
 NO_LIMITS = {"max_token_run": None, "ngram_size": None, "max_ngram_repeats": None, "max_objects": None}
@@ -24,10 +24,10 @@ SLOTS, LONGEST = 4, 16
 
 
 def asking(**limits) -> SamplingParams:
-    orders = Orders(
+    params = GuardParams(
         limits=RepeatTerminateSection(**{**NO_LIMITS, **limits}), stop_id=STOP, coordinate_ids=(8, 9)
     )  # fmt: skip
-    return SamplingParams(extra_args={"session_id": "another's", **orders.arguments()})
+    return SamplingParams(extra_args={"session_id": "another's", **params.arguments()})
 
 
 PLAIN = SamplingParams()

@@ -1,7 +1,7 @@
 """The request arithmetic: how many rollout requests each learner rank may have in flight, and at which server.
 
 D = `decode_batch_size`, s_i = replicas of server i, S = their sum, W = learner ranks. Together the servers decode at
-most D S sequences at any moment, and these places are dealt out to the ranks once, so that no rank has to ask another.
+most D S sequences at any moment, and these permits are dealt out to the ranks once, so that no rank has to ask another.
 """
 
 from __future__ import annotations
@@ -53,26 +53,26 @@ def request_window(decode_batch_size: int, server_replicas: list[int], learner_r
     Raises:
         ConfigError: D S < W, so that some rank could never send a request.
     """
-    places = decode_batch_size * sum(server_replicas)
-    if places >= learner_ranks:
-        return places // learner_ranks
+    permits = decode_batch_size * sum(server_replicas)
+    if permits >= learner_ranks:
+        return permits // learner_ranks
     replicas = sum(server_replicas)
     least = -(-learner_ranks // replicas) if replicas else None
     raised = f"set {DECODE_BATCH} to {least} or more, " if least else ""
     raise ConfigError(
-        f"{decode_batch_size} x {counted(replicas, 'server replica')} = {counted(places, 'sequence')} at once,"
+        f"{decode_batch_size} x {counted(replicas, 'server replica')} = {counted(permits, 'sequence')} at once,"
         f" fewer than the {counted(learner_ranks, 'learner rank')}: some rank could never send a request",
         where=DECODE_BATCH,
-        fix=f"{raised}start more server replicas, or use at most {counted(places, 'learner rank')}"
-        if places
+        fix=f"{raised}start more server replicas, or use at most {counted(permits, 'learner rank')}"
+        if permits
         else "start at least one server replica",
     )
 
 
 def server_slots(decode_batch_size: int, server_replicas: list[int], learner_ranks: int) -> list[list[int]]:
-    """The places of each server that each rank has: [rank][server].
+    """The permits of each server that each rank has: [rank][server].
 
-    The D s_i places of server i are dealt one by one, from the rank at which those of the server before ended: a
+    The D s_i permits of server i are dealt one by one, from the rank at which those of the server before ended: a
     column sums to D s_i, and a row to floor(D S / W) or one more.
     """
     slots = [[0] * len(server_replicas) for _ in range(learner_ranks)]

@@ -33,12 +33,12 @@ def read_datasets(config: Config, world: World) -> Datasets:
         DataError: a line, a box or an image is not what the data contract says.
     """
     data, skips = config.data, config.data.on_bad_sample == SKIP
-    with world.agree_on_failure("reading the records"):
+    with world.raise_together("reading the records"):
         form = {"image_root": data.image_root, "box_format": data.box_format}
         train = read_records(data.train, **form, keep_unusable=skips)
         validation = [] if data.validation is None else read_records(data.validation, **form)
         validation = validation[: config.evaluation.max_samples]
-    with world.agree_on_failure("looking at the images"):
+    with world.raise_together("looking at the images"):
         unusable = _unusable(train[world.rank :: world.size], raises=not skips)
         _unusable(validation[world.rank :: world.size], raises=True)
     return Datasets(train=train, validation=validation, unusable=list(chain.from_iterable(world.gather(unusable))))

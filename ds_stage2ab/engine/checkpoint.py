@@ -24,7 +24,7 @@ from transformers import Qwen2VLImageProcessorPil
 from ds_stage2ab.engine.shards import ShardWriter
 from ds_stage2ab.engine.tuner import adapters_of, merged_tensors, save_adapter
 from ds_stage2ab.engine.whole_model import WholeModel
-from ds_stage2ab.errors import EnvironmentFault, OwnFault
+from ds_stage2ab.errors import EnvironmentFault, LocalFault
 from ds_stage2ab.runtime.ranks import World
 
 WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".gguf", ".pt", ".pth")
@@ -70,17 +70,17 @@ class Checkpoints:
         """Write the checkpoint after `finished_steps` steps; every rank calls it. Returns its folder."""
         name = f"step-{finished_steps:06d}"
         partial, final = self.folder / f".{name}.partial", self.folder / name
-        with self.world.agree_on_failure("making the checkpoint's folder"), _explained(self.folder):
+        with self.world.raise_together("making the checkpoint's folder"), _explained(self.folder):
             if self.world.rank == 0:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
-        self.world.doing("saving the state of the engine")
+        self.world.set_status("saving the state of the engine")
         # Each rank writes a part of its own, and behind it all wait in DeepSpeed: nobody can tell the others.
-        with _explained(self.folder, fault=OwnFault, who=f"rank {self.world.rank}: "), self.world.collective():
+        with _explained(self.folder, fault=LocalFault, who=f"rank {self.world.rank}: "), self.world.collective():
             self.engine.save_checkpoint(str(partial), tag="deepspeed", save_latest=False)
-        with self.world.agree_on_failure("exporting the weights"), _explained(self.folder):
+        with self.world.raise_together("exporting the weights"), _explained(self.folder):
             export(self.whole_model, self.source, self.image_processor, partial / "hf")
-        with self.world.agree_on_failure("finishing the checkpoint"), _explained(self.folder):
+        with self.world.raise_together("finishing the checkpoint"), _explained(self.folder):
             self._save_adapters(partial / "adapter")
             if self.world.rank == 0:
                 state = {"finished_steps": finished_steps, "world_size": self.world.size}

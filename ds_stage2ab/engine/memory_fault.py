@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ds_stage2ab.errors import EnvironmentFault, OwnFault
+from ds_stage2ab.errors import EnvironmentFault, LocalFault
 from ds_stage2ab.plan import RunPlan
 
 CPU_ALLOCATOR = "DefaultCPUAllocator"
@@ -28,7 +28,9 @@ SMALLER_UPDATE = (
 
 
 @contextmanager
-def memory_explained(what: str, plan: RunPlan, *, fix: str, fault: type[EnvironmentFault] = OwnFault) -> Iterator[None]:
+def memory_explained(
+    what: str, plan: RunPlan, *, fix: str, fault: type[EnvironmentFault] = LocalFault
+) -> Iterator[None]:
     """Around whatever may take more memory than there is.
 
     Nothing is made smaller by itself: the effective batch size is what the user said.
@@ -36,7 +38,7 @@ def memory_explained(what: str, plan: RunPlan, *, fix: str, fault: type[Environm
     Args:
         what: `rank 1 is out of memory in step 7, in a pack of 8100 tokens`.
         fix: the keys that make it smaller.
-        fault: what is raised; where the ranks agree on failures no `OwnFault`, so that it is said once.
+        fault: what is raised; where the ranks agree on failures no `LocalFault`, so that it is said once.
 
     Raises:
         EnvironmentFault: the device or the host has no memory left.

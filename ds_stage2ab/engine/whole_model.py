@@ -13,7 +13,7 @@ import deepspeed
 import torch
 from torch import nn
 
-from ds_stage2ab.errors import OwnFault
+from ds_stage2ab.errors import LocalFault
 from ds_stage2ab.runtime.ranks import World
 
 
@@ -49,7 +49,7 @@ class WholeModel:
 
         Raises:
             RuntimeError, MemoryError: a copy has no room on this rank; the others are inside.
-            OwnFault: a gather itself has failed on this rank; the others are still in it.
+            LocalFault: a gather itself has failed on this rank; the others are still in it.
         """
         if not self.is_partitioned:
             yield
@@ -87,7 +87,7 @@ class WholeModel:
         try:
             yield
         except RuntimeError as error:
-            raise OwnFault(
+            raise LocalFault(
                 f"rank {self.world.rank}: the weights cannot be gathered: {error}",
                 fix="if memory has run out, set deepspeed.offload_optimizer to cpu, or train on more ranks",
             ) from error

@@ -12,12 +12,12 @@ from typing import Protocol
 import torch
 
 from ds_stage2ab.carriers import Pack, Sample, Segment, Skipped, StepResult
-from ds_stage2ab.engine.intake import Intake
 from ds_stage2ab.engine.memory_fault import SMALLER_PACKS, SMALLER_ROLLOUTS, SMALLER_UPDATE, memory_explained
+from ds_stage2ab.engine.step_samples import StepSamples
 from ds_stage2ab.errors import DataError, EnvironmentFault, TrainingFault
 from ds_stage2ab.losses.objective import TERM_NAMES
-from ds_stage2ab.packs.collate import make_packs, zero_weight
-from ds_stage2ab.packs.rounds import NUM_FLAGS, in_lockstep
+from ds_stage2ab.packs.collate import dummy_pack, make_packs
+from ds_stage2ab.packs.rounds import NUM_FLAGS, synchronized_rounds
 from ds_stage2ab.plan import RunPlan
 from ds_stage2ab.runtime.ranks import World
 from ds_stage2ab.runtime.timers import Clock
@@ -27,7 +27,7 @@ SAMPLES, KEPT, TOKENS_AND_PACKS = "samples", "kept and supervised", "tokens and 
 
 MAX_NAMED = 16
 """Sample ids that a message lists before it counts the rest."""
-TAMER = "lower training.learning_rate, and look at these samples"
+NONFINITE_FIX = "lower training.learning_rate, and look at these samples"
 """What to do about a loss or a gradient that is not finite."""
 
 
@@ -52,7 +52,7 @@ class Window:
         plan: every number of the run.
         world: the learner ranks.
         draw: (step, micro-step) -> this rank's raw samples.
-        stand_in: what a rank without a pack of its own runs, times 0, while others have one.
+        dummy_segment: what a rank that has no pack left runs as a dummy pack (times 0) while others have one.
     """
 
     def __init__(
@@ -61,13 +61,13 @@ class Window:
         plan: RunPlan,
         world: World,
         draw: Callable[[int, int], list[Sample | Skipped]],
-        stand_in: Segment,
+        dummy_segment: Segment,
     ) -> None:
         self.engine = engine
         self.plan = plan
         self.world = world
         self.draw = draw
-        self.stand_in = stand_in
+        self.dummy_segment = dummy_segment
         self.bad_steps = 0  # in a row, up to now
         self.updates_left_out = 0  # of the engine's own count of steps
 
@@ -80,14 +80,15 @@ class Window:
         """
         clock, start = Clock(), time.monotonic()
         with clock("data"):
-            intake = Intake(self._buffer(step), channel.term_names)
-        losses, guilty = self._accumulate(step, channel, intake, clock)
-        intake.assert_used_once()
+            step_samples = StepSamples(self._collect_samples(step), channel.term_names)
+        losses, nonfinite_sample_ids = self._accumulate(step, channel, step_samples, clock)
+        step_samples.assert_used_once()
         with clock("optimizer"):
-            sums = self._summed({**losses, **intake.terms, **self._sizes(intake)})
-            skipped = self._skipped(intake, step, kept=sums[KEPT][0])
+            sums = self._summed({**losses, **step_samples.terms, **self._sizes(step_samples)})
+            skipped = self._skipped(step_samples, step, kept=sums[KEPT][0])
             learning_rate, grad_norm = self._update(step)
-            fault = self._tolerated_fault(step, grad_norm, guilty, intake, supervised=sums[KEPT][1] > 0)
+            supervised = sums[KEPT][1] > 0
+            fault = self._tolerated_fault(step, grad_norm, nonfinite_sample_ids, step_samples, supervised=supervised)
         seconds = {**clock.seconds, **self._slowest(clock), "step": time.monotonic() - start}
         return self._result(
             sums, skipped=skipped, fault=fault, learning_rate=learning_rate, grad_norm=grad_norm, seconds=seconds
@@ -102,16 +103,16 @@ class Window:
         """The seconds of rollouts, if the channel draws them, are those of the slowest rank: it sets the pace."""
         if "rollout" not in clock.seconds:
             return {}
-        (microseconds,) = self.world.all_max(round(clock.seconds["rollout"] * 1e6))
+        (microseconds,) = self.world.all_reduce_max(round(clock.seconds["rollout"] * 1e6))
         return {"rollout": microseconds / 1e6}
 
-    def _buffer(self, step: int) -> list[Sample | Skipped]:
+    def _collect_samples(self, step: int) -> list[Sample | Skipped]:
         """Raw samples of every micro-step up to the engine's own boundary.
 
         Short of the boundary `engine.step()` applies nothing: it only advances the engine's count of micro-steps.
         """
         drawn: list[Sample | Skipped] = []
-        with self.world.agree_on_failure(f"reading the samples of step {step + 1}"):
+        with self.world.raise_together(f"reading the samples of step {step + 1}"):
             for micro_step in range(self.plan.accumulation_steps):
                 drawn += self.draw(step, micro_step)
                 if self.engine.is_gradient_accumulation_boundary():
@@ -121,7 +122,7 @@ class Window:
         return drawn
 
     def _accumulate(
-        self, step: int, channel: Channel, intake: Intake, clock: Clock
+        self, step: int, channel: Channel, step_samples: StepSamples, clock: Clock
     ) -> tuple[dict[str, Term], list[str]]:
         """Forward and backward of every pack.
 
@@ -129,78 +130,78 @@ class Window:
             finite).
         """
         packs = make_packs(
-            intake.segments(channel.segments(intake.samples, step, clock)),
+            step_samples.segments(channel.segments(step_samples.samples, step, clock)),
             capacity=self.plan.global_max_length,
             packing=self.plan.packing,
             online=channel.streams,
             num_passes=channel.num_passes,
         )
         totals = torch.zeros(len(TERM_NAMES), 2, dtype=torch.float64, device=self.world.device)
-        bad: list[TrainingFault] = []
-        guilty: list[str] = []
-        no_room = f"out of memory in step {step + 1}, getting the segments of Channel {channel.name}"
+        pending_faults: list[TrainingFault] = []
+        nonfinite_sample_ids: list[str] = []
+        oom_message = f"out of memory in step {step + 1}, getting the segments of Channel {channel.name}"
 
-        def following() -> tuple[Pack | None, bool]:
-            if bad:
-                raise bad[0]
-            explained = memory_explained(no_room, self.plan, fix=SMALLER_ROLLOUTS, fault=EnvironmentFault)
+        def next_pack() -> tuple[Pack | None, bool]:
+            if pending_faults:
+                raise pending_faults[0]
+            explained = memory_explained(oom_message, self.plan, fix=SMALLER_ROLLOUTS, fault=EnvironmentFault)
             with clock("segments"), explained:
                 pack, last = next(packs, (None, True))
             if pack is not None:
-                intake.count(pack)
+                step_samples.count(pack)
             return pack, last
 
-        rounds = in_lockstep(
-            following,
-            lambda: zero_weight(self.stand_in, num_passes=channel.num_passes),
-            lambda: self.world.agree_on_failure(f"getting the segments of step {step + 1}", num_flags=NUM_FLAGS),
+        rounds = synchronized_rounds(
+            next_pack,
+            lambda: dummy_pack(self.dummy_segment, num_passes=channel.num_passes),
+            lambda: self.world.raise_together(f"getting the segments of step {step + 1}", num_flags=NUM_FLAGS),
         )
         while True:
             with clock("wait"):
                 pack, last = next(rounds, (None, True))
             if pack is None:
-                return dict(zip(TERM_NAMES, map(tuple, totals.tolist()), strict=True)), guilty
+                return dict(zip(TERM_NAMES, map(tuple, totals.tolist()), strict=True)), nonfinite_sample_ids
             with clock("forward_backward"):
-                loss, terms = self._learn(step, pack, last)
+                loss, terms = self._forward_backward(step, pack, last)
             totals += torch.stack([torch.stack(terms[name]) for name in TERM_NAMES])
             if math.isfinite(loss):
                 continue
             own = list(pack.sample_ids) if pack.real else []
-            guilty += own
+            nonfinite_sample_ids += own
             if self.bad_steps >= self.plan.max_bad_steps:
-                bad.append(_non_finite(step, own, loss))
+                pending_faults.append(_non_finite(step, own, loss))
 
-    def _learn(self, step: int, pack: Pack, last: bool) -> tuple[float, dict[str, tuple]]:
+    def _forward_backward(self, step: int, pack: Pack, last: bool) -> tuple[float, dict[str, tuple]]:
         """One forward and backward; a loss that is not finite makes every gradient NaN, so that no rank applies it."""
         scale = self.world.size / self.plan.effective_batch_size
         self.engine.set_gradient_accumulation_boundary(last)
-        self.world.doing(f"forward and backward of step {step + 1}")
-        no_room = f"{self._no_room(step)}, in a pack of {len(pack.input_ids)} tokens"
-        with self.world.collective(), memory_explained(no_room, self.plan, fix=SMALLER_PACKS):
+        self.world.set_status(f"forward and backward of step {step + 1}")
+        oom_message = f"{self._oom_message(step)}, in a pack of {len(pack.input_ids)} tokens"
+        with self.world.collective(), memory_explained(oom_message, self.plan, fix=SMALLER_PACKS):
             loss, terms = self.engine(pack.to(self.world.device))
             value = loss.item()
             # A new tensor, not forward's own output: ZeRO 0 would divide that by the accumulation steps.
             self.engine.backward(loss * (scale if math.isfinite(value) else math.nan), scale_wrt_gas=False)
         return value, terms
 
-    def _no_room(self, step: int) -> str:
+    def _oom_message(self, step: int) -> str:
         """Of a rank that cannot tell the others: it may be alone in a collective of the engine's."""
         return f"rank {self.world.rank} is out of memory in step {step + 1}"
 
     def _summed(self, own: dict[str, Term]) -> dict[str, Term]:
         """(sum, count) of the same names on every rank -> over all ranks."""
         flat = torch.tensor([number for name in sorted(own) for number in own[name]], dtype=torch.float64)
-        totals = self.world.all_sum(flat).view(-1, 2).tolist()
+        totals = self.world.all_reduce_sum(flat).view(-1, 2).tolist()
         return dict(zip(sorted(own), map(tuple, totals), strict=True))
 
-    def _sizes(self, intake: Intake) -> dict[str, Term]:
+    def _sizes(self, step_samples: StepSamples) -> dict[str, Term]:
         return {
-            SAMPLES: (intake.num_drawn, 0),
-            KEPT: (intake.num_kept, intake.num_supervised),
-            TOKENS_AND_PACKS: (intake.num_tokens, intake.num_packs),
+            SAMPLES: (step_samples.num_drawn, 0),
+            KEPT: (step_samples.num_kept, step_samples.num_supervised),
+            TOKENS_AND_PACKS: (step_samples.num_tokens, step_samples.num_packs),
         }
 
-    def _skipped(self, intake: Intake, step: int, *, kept: float) -> tuple[Skipped, ...]:
+    def _skipped(self, step_samples: StepSamples, step: int, *, kept: float) -> tuple[Skipped, ...]:
         """The skipped samples of all ranks.
 
         Raises:
@@ -208,7 +209,8 @@ class Window:
         """
         if kept == self.plan.effective_batch_size:
             return ()
-        skipped = sorted((one for part in self.world.gather(intake.skipped) for one in part), key=lambda one: one.draw)
+        gathered = self.world.gather(step_samples.skipped)
+        skipped = sorted((one for part in gathered for one in part), key=lambda one: one.draw)
         if not kept:
             raise DataError(
                 f"every sample of step {step + 1} was skipped; the first because {skipped[0].why}",
@@ -223,7 +225,7 @@ class Window:
         The norm is not finite if no update was applied. Stage 0 in fp32 checks nothing itself and would write a
         non-finite update, so there the norm is known first.
         """
-        self.world.doing(f"the update of step {step + 1}")
+        self.world.set_status(f"the update of step {step + 1}")
         learning_rate = self.plan.learning_rate(step)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -232,8 +234,8 @@ class Window:
             self._leave_update_out()
             return learning_rate, own_norm
         skipped_before = self.engine.skipped_steps
-        no_room = f"{self._no_room(step)}, in the update"
-        with self.world.collective(), memory_explained(no_room, self.plan, fix=SMALLER_UPDATE):
+        oom_message = f"{self._oom_message(step)}, in the update"
+        with self.world.collective(), memory_explained(oom_message, self.plan, fix=SMALLER_UPDATE):
             self.engine.step()
         self.engine.set_gradient_accumulation_boundary(None)
         if not self.engine.was_step_applied() or self.engine.skipped_steps != skipped_before:
@@ -255,7 +257,13 @@ class Window:
         return float(torch.nn.utils.get_total_norm(gradients))
 
     def _tolerated_fault(
-        self, step: int, grad_norm: float, guilty: list[str], intake: Intake, *, supervised: bool
+        self,
+        step: int,
+        grad_norm: float,
+        nonfinite_sample_ids: list[str],
+        step_samples: StepSamples,
+        *,
+        supervised: bool,
     ) -> str:
         """Why the step was not applied, in words; empty if it was. Every rank sees the same norm, and does the same.
 
@@ -268,7 +276,7 @@ class Window:
         if math.isfinite(grad_norm) and (grad_norm > 0 or not supervised):
             self.bad_steps = 0
             return ""
-        seen = self.world.gather((guilty, intake.packed_ids))
+        seen = self.world.gather((nonfinite_sample_ids, step_samples.packed_ids))
         with_bad_loss, everything = ([name for part in seen for name in part[kind]] for kind in (0, 1))
         if grad_norm == 0:
             raise _lost_gradient(step, everything)
@@ -307,7 +315,9 @@ class Window:
 
 def _non_finite(step: int, sample_ids: list[str], loss: float) -> TrainingFault:
     return TrainingFault(
-        f"a loss of step {step + 1} is {loss}; no weight was changed by this step", where=_named(sample_ids), fix=TAMER
+        f"a loss of step {step + 1} is {loss}; no weight was changed by this step",
+        where=_named(sample_ids),
+        fix=NONFINITE_FIX,
     )
 
 
@@ -316,7 +326,7 @@ def _not_applied(step: int, grad_norm: float, with_bad_loss: list[str], everythi
     place = f"of step {step + 1} is"
     what = f"a loss {place} not finite" if with_bad_loss else f"the gradient norm {place} {grad_norm}"
     return TrainingFault(
-        f"{what}, and the update was not applied", where=_named(with_bad_loss or everything), fix=TAMER
+        f"{what}, and the update was not applied", where=_named(with_bad_loss or everything), fix=NONFINITE_FIX
     )
 
 

@@ -48,7 +48,7 @@ def evaluate_checkpoint(loaded: LoadedConfig, checkpoint: Path, world: World, pi
         EnvironmentFault: the folder holds no such checkpoint.
     """
     config = loaded.config
-    with world.agree_on_failure("loading the checkpoint"):
+    with world.raise_together("loading the checkpoint"):
         records = _held_out(config)
         for record in records[world.rank :: world.size]:
             check_image(record)

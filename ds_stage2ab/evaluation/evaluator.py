@@ -114,16 +114,16 @@ class Evaluator:
         start = time.monotonic()
         doing = f"the evaluation after step {finished_steps}"
         indices = range(self.world.rank, len(self.records), self.world.size)
-        with self.world.agree_on_failure(doing), self.backend.current_weights(finished_steps):
+        with self.world.raise_together(doing), self.backend.current_weights(finished_steps):
             rollouts = self._rollouts(indices, finished_steps)
         if self.sampling.with_probabilities and self.backend.score is not None:
             rollouts = self._scored(indices, rollouts)
-        with self.world.agree_on_failure(doing):
+        with self.world.raise_together(doing):
             mine = [self._outcome(index, rollout) for index, rollout in zip(indices, rollouts, strict=True)]
         outcomes = sorted((o for part in self.world.gather(mine) for o in part), key=lambda outcome: outcome.index)
         assert [outcome.index for outcome in outcomes] == list(range(len(self.records))), "each sample exactly once"
         seconds = max(self.world.gather(time.monotonic() - start))
-        with self.world.agree_on_failure("drawing the pictures"):
+        with self.world.raise_together("drawing the pictures"):
             if self.world.rank == 0:
                 self._draw(outcomes, finished_steps)
         return evaluated(outcomes, self.records, seconds)
@@ -146,9 +146,9 @@ class Evaluator:
         has no more scores an empty answer to the first record. Images are read again: all of them would not fit.
         """
         scored = []
-        for place in range(self.world.all_max(len(indices))[0]):
+        for place in range(self.world.all_reduce_max(len(indices))[0]):
             has_one = place < len(indices)
-            with self.world.agree_on_failure("reading the images of the evaluation again"):
+            with self.world.raise_together("reading the images of the evaluation again"):
                 sample = self._sample(indices[place] if has_one else 0)
             found = self.backend.score(sample, rollouts[place].response_ids if has_one else ())
             scored += [replace(rollouts[place], probabilities=found)] if has_one else []

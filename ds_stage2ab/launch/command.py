@@ -26,7 +26,7 @@ from ds_stage2ab.config.servers import BACKEND, GLOO_TRANSFER, MODEL_NAME, SERVE
 from ds_stage2ab.engine.run_folder import CONFIG_FILE, RunFolder
 from ds_stage2ab.errors import EXIT_ENVIRONMENT, ConfigError, EnvironmentFault
 from ds_stage2ab.launch.options import Topology, read_topology
-from ds_stage2ab.launch.processes import LOOPBACK, Household, Interrupted, Kept, Server, wait_until_ready
+from ds_stage2ab.launch.processes import LOOPBACK, Interrupted, ManagedProcess, ProcessGroup, Server, wait_until_ready
 from ds_stage2ab.launch.supervisor import SIGNAL_CODES
 from ds_stage2ab.launch.transfer import choose_transfer
 
@@ -159,16 +159,16 @@ def launch(options: argparse.Namespace) -> int:
     ports = [local_port(server.base_url) for server in loaded.config.rollout_matching.vllm.server.servers]
     _refuse_what_cannot_start(loaded, ports, options.server_python)
     logs = _log_folder(loaded)
-    with Household() as household:
+    with ProcessGroup() as processes:
         why = "a fault of the launcher"
         try:
-            servers = _start_servers(household, loaded.config, topology, options.server_python, logs)
+            servers = _start_servers(processes, loaded.config, topology, options.server_python, logs)
             _say(f"{counted(len(servers), 'server')} starting; logs in {logs}")
-            wait_until_ready(household, servers, options.wait, _Progress(len(servers), options.wait))
+            wait_until_ready(processes, servers, options.wait, _Progress(len(servers), options.wait))
             _say(f"starting the learner: {counted(topology.learners, 'rank')}")
             words, variables = learner_command(options.config, overrides, topology, _free_port())
-            learner = household.start_learner(words, _environment(variables, sys.executable))
-            code = watch(household, learner, servers, _Trial(_run_folder(loaded) / CONFIG_FILE))
+            learner = processes.start_learner(words, _environment(variables, sys.executable))
+            code = watch(processes, learner, servers, _Trial(_run_folder(loaded) / CONFIG_FILE))
             why = f"the learner ended with code {code}"
         except EnvironmentFault:
             why = "a server was not ready"
@@ -176,12 +176,12 @@ def launch(options: argparse.Namespace) -> int:
         except Interrupted as error:
             why = str(error)
             _say(f"{why}: stopping")
-            household.end()
-            ended = [kept.code for kept in household.members if kept.log is None]
+            processes.end()
+            ended = [process.code for process in processes.members if process.log is None]
             code = (ended[0] if ended else None) or SIGNAL_CODES + error.number
         finally:
-            household.end()
-            _say(f"{why}; stopped {', '.join(household.stopped) or 'nothing'}; logs in {logs}")
+            processes.end()
+            _say(f"{why}; stopped {', '.join(processes.stopped) or 'nothing'}; logs in {logs}")
     return code
 
 
@@ -241,31 +241,33 @@ def _log_folder(loaded: LoadedConfig) -> Path:
     return folder
 
 
-def _start_servers(household: Household, config: Config, topology: Topology, python: Path, logs: Path) -> list[Server]:
+def _start_servers(
+    processes: ProcessGroup, config: Config, topology: Topology, python: Path, logs: Path
+) -> list[Server]:
     sections = config.rollout_matching.vllm.server.servers
     servers = []
-    transfer = _transfer(household, topology, python)
+    transfer = _transfer(processes, topology, python)
     for section, devices in zip(sections, share_devices(sections, topology.rollout), strict=True):
-        household.check()
+        processes.check()
         words, variables = server_command(config, section, python=python, devices=devices, transfer=transfer)
         if CACHE_GIB in variables and CACHE_GIB in os.environ:
             variables[CACHE_GIB] = os.environ[CACHE_GIB]
         port = local_port(section.base_url)
         name = f"server {section.base_url}"
-        kept = household.start(name, words, _environment(variables, python), logs / f"server-{port}.log")
-        servers.append(Server(url=section.base_url, port=port, kept=kept))
+        process = processes.start(name, words, _environment(variables, python), logs / f"server-{port}.log")
+        servers.append(Server(url=section.base_url, port=port, process=process))
     return servers
 
 
-def _transfer(household: Household, topology: Topology, python: Path) -> str:
+def _transfer(processes: ProcessGroup, topology: Topology, python: Path) -> str:
     if not topology.rollout:
         return GLOO_TRANSFER
-    engine, why = choose_transfer(Path(sys.executable), python, household.pause)
+    engine, why = choose_transfer(Path(sys.executable), python, processes.pause)
     _say(f"weights travel over {engine}: {why}")
     return engine
 
 
-def watch(household: Household, learner: Kept, servers: list[Server], tell: Callable[[], None]) -> int:
+def watch(processes: ProcessGroup, learner: ManagedProcess, servers: list[Server], tell: Callable[[], None]) -> int:
     """The learner's exit code. A server that ends is told of: the learner notices at its next request, saves, ends.
 
     The learner may be the quicker one: a dead engine answers with an error at once, its server ends seconds later. So
@@ -281,12 +283,12 @@ def watch(household: Household, learner: Kept, servers: list[Server], tell: Call
     while (code := learner.code) is None:
         tell()
         living = _tell_of_ended(living)
-        household.pause(WATCH_S)
+        processes.pause(WATCH_S)
     living = _tell_of_ended(living)
     if code == EXIT_ENVIRONMENT and len(living) == len(servers):
         _say(f"the learner ended with code {code}; a server that ends too is waited for, {LAST_LOOK_S} s at most")
         for _ in range(round(LAST_LOOK_S / WATCH_S)):
-            household.pause(WATCH_S)
+            processes.pause(WATCH_S)
             if len(_tell_of_ended(servers)) < len(servers):
                 break
     return code
@@ -294,7 +296,7 @@ def watch(household: Household, learner: Kept, servers: list[Server], tell: Call
 
 def _tell_of_ended(servers: list[Server]) -> list[Server]:
     """Those that live; each other one is shown with its last words."""
-    codes = [server.kept.code for server in servers]
+    codes = [server.process.code for server in servers]
     for server, code in zip(servers, codes, strict=True):
         if code is not None:
             _say(f"{server.kept.name} ended with code {code}{server.kept.last_words()}")
@@ -303,9 +305,9 @@ def _tell_of_ended(servers: list[Server]) -> list[Server]:
 
 def _environment(variables: dict[str, str], python: Path | str) -> dict[str, str]:
     """This process's own, without what another launcher left, with the tools beside a Python first on PATH."""
-    kept = {name: value for name, value in os.environ.items() if name not in OF_OTHER_LAUNCHERS}
+    inherited = {name: value for name, value in os.environ.items() if name not in OF_OTHER_LAUNCHERS}
     path = f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    return {**kept, "PATH": path, **variables}
+    return {**inherited, "PATH": path, **variables}
 
 
 def _free_port() -> int:

@@ -55,21 +55,21 @@ class Interrupted(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
+class ManagedProcess:
     """One process of the launch, as its keeper."""
 
     name: str
-    keeper: subprocess.Popen
+    supervisor: subprocess.Popen
     log: Path | None
     # None: it writes where the launcher does
 
     @property
     def code(self) -> int | None:
         """The exit code of the process; None while it lives."""
-        return self.keeper.poll()
+        return self.supervisor.poll()
 
     def ask_to_end(self) -> None:
-        self.keeper.stdin.close()
+        self.supervisor.stdin.close()
 
     def last_words(self) -> str:
         """The end of its log, indented, without what says nothing."""
@@ -88,7 +88,7 @@ class Server:
 
     url: str
     port: int
-    kept: Kept
+    process: ManagedProcess
 
     def is_ready(self) -> bool:
         """Whether it answers /health with 200."""
@@ -102,7 +102,7 @@ class Server:
             connection.close()
 
     def refuse_if_ended(self) -> None:
-        if self.kept.code is not None:
+        if self.process.code is not None:
             raise EnvironmentFault(
                 f"the server ended with code {self.kept.code} before it was ready{self.kept.last_words()}",
                 where=self.url,
@@ -110,11 +110,11 @@ class Server:
             )
 
 
-class Household:
+class ProcessGroup:
     """Everything that one launch has started: nothing of it outlives the `with` block."""
 
     def __init__(self) -> None:
-        self.members: list[Kept] = []
+        self.members: list[ManagedProcess] = []
         self.stopped: list[str] = []
         # names of those that did not end by themselves
         self._signal = 0
@@ -122,7 +122,7 @@ class Household:
         self._hurry = False
         self._handlers = ExitStack()
 
-    def __enter__(self) -> "Household":
+    def __enter__(self) -> "ProcessGroup":
         adopt_orphans()
         for number in SIGNALS:
             self._handlers.callback(signal.signal, number, signal.signal(number, self._note))
@@ -153,51 +153,51 @@ class Household:
             time.sleep(min(LOOK_S, left))
         self.check()
 
-    def start(self, name: str, command: list[str], environment: dict[str, str], log: Path) -> Kept:
+    def start(self, name: str, command: list[str], environment: dict[str, str], log: Path) -> ManagedProcess:
         """A server, with a log of its own."""
         with log.open("wb") as file:
             output = {"stdout": file, "stderr": subprocess.STDOUT}
-            keeper = self._keeper([str(SERVER_GRACE_S), CHILD, *command], environment, output)
-        return self._take_in(Kept(name=name, keeper=keeper, log=log))
+            supervisor = self._supervise([str(SERVER_GRACE_S), CHILD, *command], environment, output)
+        return self._take_in(ManagedProcess(name=name, supervisor=supervisor, log=log))
 
-    def start_learner(self, command: list[str], environment: dict[str, str]) -> Kept:
+    def start_learner(self, command: list[str], environment: dict[str, str]) -> ManagedProcess:
         """The DeepSpeed launcher; it writes where this process does."""
-        keeper = self._keeper([str(LEARNER_GRACE_S), RANKS, *command], environment, {})
-        return self._take_in(Kept(name="the learner", keeper=keeper, log=None))
+        supervisor = self._supervise([str(LEARNER_GRACE_S), RANKS, *command], environment, {})
+        return self._take_in(ManagedProcess(name="the learner", supervisor=supervisor, log=None))
 
-    def _keeper(self, words: list[str], environment: dict[str, str], output: dict[str, Any]) -> subprocess.Popen:
+    def _supervise(self, words: list[str], environment: dict[str, str], output: dict[str, Any]) -> subprocess.Popen:
         command = [sys.executable, "-m", "ds_stage2ab.launch.supervisor", *words]
         return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True, **output)
 
-    def _take_in(self, kept: Kept) -> Kept:
-        self.members.append(kept)
-        return kept
+    def _take_in(self, process: ManagedProcess) -> ManagedProcess:
+        self.members.append(process)
+        return process
 
     def end(self) -> None:
         """The learner first, then all servers at once, then whatever a killed keeper has left."""
-        self.stopped += [kept.name for kept in self.members if kept.code is None]
-        for group in ([kept for kept in self.members if kept.log is None], self.members):
-            for kept in group:
-                kept.ask_to_end()
-            self._wait(lambda group=group: all(kept.code is not None for kept in group), LONGEST_END_S)
+        self.stopped += [process.name for process in self.members if process.code is None]
+        for group in ([process for process in self.members if process.log is None], self.members):
+            for process in group:
+                process.ask_to_end()
+            self._wait(lambda group=group: all(process.code is not None for process in group), LONGEST_END_S)
         deadline = time.monotonic() + KILL_S
         while (left := descendants(os.getpid())) and time.monotonic() < deadline:
             signal_all(left, signal.SIGKILL)
             time.sleep(LOOK_S)
-            for kept in self.members:
-                kept.keeper.poll()
+            for process in self.members:
+                process.supervisor.poll()
 
     def _wait(self, is_over: Callable[[], bool], longest_s: float) -> None:
         deadline, hurried = time.monotonic() + longest_s, False
         while not is_over() and time.monotonic() < deadline:
             if self._hurry and not hurried:
-                signal_all([kept.keeper.pid for kept in self.members if kept.code is None], signal.SIGTERM)
+                signal_all([process.supervisor.pid for process in self.members if process.code is None], signal.SIGTERM)
                 hurried = True
             time.sleep(LOOK_S)
 
 
 def wait_until_ready(
-    household: Household, servers: list[Server], longest_s: float, tell: Callable[[int, float], None]
+    processes: ProcessGroup, servers: list[Server], longest_s: float, tell: Callable[[int, float], None]
 ) -> None:
     """Until every server answers.
 
@@ -212,9 +212,9 @@ def wait_until_ready(
     start, waiting = time.monotonic(), servers
     while waiting:
         for server in servers:
-            household.check()
+            processes.check()
             server.refuse_if_ended()
-        waiting = [server for server in waiting if not (household.check() or server.is_ready())]
+        waiting = [server for server in waiting if not (processes.check() or server.is_ready())]
         waited = time.monotonic() - start
         tell(len(servers) - len(waiting), waited)
         if waiting and waited > longest_s:
@@ -225,6 +225,6 @@ def wait_until_ready(
                 fix="mend what its log names, or wait longer with --wait",
             )
         if waiting:
-            household.pause(ROUND_S)
+            processes.pause(ROUND_S)
     for server in servers:  # what answered may not have been ours
         server.refuse_if_ended()

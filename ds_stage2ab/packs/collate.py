@@ -71,6 +71,6 @@ def collate(segments: list[Segment], *, num_passes: int) -> Pack:
     )
 
 
-def zero_weight(segment: Segment, *, num_passes: int) -> Pack:
+def dummy_pack(segment: Segment, *, num_passes: int) -> Pack:
     """A pack that runs through every module and loss term and contributes exactly nothing."""
     return replace(collate([segment], num_passes=num_passes), real=False)

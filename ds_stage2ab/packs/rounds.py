@@ -2,7 +2,7 @@
 
 A forward or backward may hold collectives, so all ranks must run the same number of them. A round begins with one
 all-reduce of (failed, has a pack, has more to come). If any rank has a pack, every rank runs one: a rank without one
-runs a zero-weight pack. The step ends when no rank has more.
+runs a dummy pack. The step ends when no rank has more.
 
 Invariants:
 - every rank yields the same number of packs, and that is the largest number any rank holds
@@ -28,9 +28,9 @@ class Flags(Protocol):
     # set in the block by each rank; after it the largest of each over all ranks
 
 
-def in_lockstep(
-    following: Callable[[], tuple[P | None, bool]],
-    stand_in: Callable[[], P],
+def synchronized_rounds(
+    next_pack: Callable[[], tuple[P | None, bool]],
+    dummy_pack: Callable[[], P],
     agree: Callable[[], AbstractContextManager[Flags]],
 ) -> Iterator[tuple[P, bool]]:
     """Yield (pack, is the last round) until no rank holds another pack.
@@ -38,14 +38,14 @@ def in_lockstep(
     Args:
         following: this rank's (next pack, whether it is its last), or (None, True) behind the last and ever after. It
             may wait, and it may fail.
-        stand_in: makes the zero-weight pack; called only if another rank still has a pack.
+        dummy_pack: makes one; called only if another rank still has a pack.
         agree: a block at whose end a failure of any rank is raised on all, and `NUM_FLAGS` flags are exchanged.
     """
     while True:
         with agree() as agreed:
-            pack, finished = following()
+            pack, finished = next_pack()
             agreed.flags = [int(pack is not None), int(not finished)]
         some_pack, some_more = agreed.flags
         if not some_pack:
             return
-        yield stand_in() if pack is None else pack, not some_more
+        yield dummy_pack() if pack is None else pack, not some_more

@@ -27,7 +27,7 @@ NUM_FIRST = 3  # steps of a kind that are named one by one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outlook:
+class PreflightReport:
     """Everything that is said of one config."""
 
     file: Path
@@ -57,9 +57,9 @@ class Outlook:
         return self.waiting_steps * self.rollout_devices / (self.plan.learners + self.rollout_devices)
 
 
-def look_ahead(
+def preflight_report(
     file: Path, overrides: Node | None, *, learners: int | None, rollout_devices: int | None, records: int | None
-) -> Outlook:
+) -> PreflightReport:
     """Work out a run from its config and a topology.
 
     Args:
@@ -88,7 +88,7 @@ def look_ahead(
         replicas_of(spans, rollout_devices) if uses_servers else None,
     )
     shape, no_memory = _shape(config.model.path)
-    return Outlook(
+    return PreflightReport(
         file=file,
         config=config,
         plan=plan,
@@ -178,17 +178,17 @@ def due_steps(cadence: Cadence) -> list[int]:
 # -- as data ---------------------------------------------------------------------------------------------------------
 
 
-def as_data(outlook: Outlook) -> dict:
+def as_data(report: PreflightReport) -> dict:
     """The outlook for a program, in JSON's types; null is what is not known, or is not there."""
-    plan, section = outlook.plan, outlook.config.rollout_matching
+    plan, section = report.plan, report.config.rollout_matching
     steps_known = plan.total_steps is not None
     return {
-        "file": str(outlook.file),
+        "file": str(report.file),
         "learners": plan.learners,
-        "rollout_devices": outlook.rollout_devices,
+        "rollout_devices": report.rollout_devices,
         "batch": plan.batch_sentence,
         "samples_per_rank": plan.samples_per_rank,
-        "num_records": outlook.num_records,
+        "num_records": report.num_records,
         "num_records_used": plan.num_records_used,
         "steps_per_epoch": plan.steps_per_epoch,
         "total_steps": plan.total_steps,
@@ -198,14 +198,14 @@ def as_data(outlook: Outlook) -> dict:
         "first_a_steps": first_steps("A", plan.b_ratio, plan.total_steps),
         "first_b_steps": first_steps("B", plan.b_ratio, plan.total_steps),
         "packing": plan.packing,
-        "lengths": {**asdict(outlook.lengths), "left_for_words": outlook.lengths.left_for_words},
+        "lengths": {**asdict(report.lengths), "left_for_words": report.lengths.left_for_words},
         "rollouts": {
             "backend": section.rollout_backend,
             "decode_batch_size": section.decode_batch_size,
             "decode_calls_per_rank": math.ceil(plan.samples_per_rank / section.decode_batch_size)
             if section.rollout_backend == "hf"
             else None,
-            "servers": _servers_as_data(plan, section.decode_batch_size) if outlook.uses_servers else None,
+            "servers": _servers_as_data(plan, section.decode_batch_size) if report.uses_servers else None,
         },
         "evaluation": {
             "at_start": plan.evaluate.at_start,
@@ -213,13 +213,13 @@ def as_data(outlook: Outlook) -> dict:
         },
         "checkpoint_after_steps": due_steps(plan.save) if steps_known else None,
         "deepspeed_config": plan.deepspeed_config,
-        "memory_per_learner": outlook.memory and {**asdict(outlook.memory), "total": outlook.memory.total},
+        "memory_per_learner": report.memory and {**asdict(report.memory), "total": report.memory.total},
         "idle": {
-            "devices": outlook.rollout_devices,
-            "share_of_steps": outlook.waiting_steps if outlook.rollout_devices else 0.0,
-            "share_of_device_time": outlook.waiting_time,
+            "devices": report.rollout_devices,
+            "share_of_steps": report.waiting_steps if report.rollout_devices else 0.0,
+            "share_of_device_time": report.waiting_time,
         },
-        "warnings": list(outlook.warnings),
+        "warnings": list(report.warnings),
     }
 
 

@@ -8,23 +8,23 @@ import math
 from ds_stage2ab.config.batch import counted
 from ds_stage2ab.plan import Cadence, RunPlan, split_requests
 from ds_stage2ab.preflight.lengths import Lengths
-from ds_stage2ab.preflight.report import NUM_FIRST, RECORDS, Outlook, due_steps, first_steps
+from ds_stage2ab.preflight.report import NUM_FIRST, RECORDS, PreflightReport, due_steps, first_steps
 
 MAX_SHARES = 8  # servers whose shares are named one by one
 MIB, GIB = 2**20, 2**30
 
 
-def as_text(outlook: Outlook) -> str:
+def as_text(report: PreflightReport) -> str:
     """The outlook for a person: what runs, what it takes, what is odd, and DeepSpeed's own dictionary."""
-    devices = counted(outlook.plan.learners, "learner")
-    if outlook.rollout_devices:
-        devices += f" and {counted(outlook.rollout_devices, 'rollout device')}"
+    devices = counted(report.plan.learners, "learner")
+    if report.rollout_devices:
+        devices += f" and {counted(report.rollout_devices, 'rollout device')}"
     sections = [
-        f"{outlook.file} on {devices}",
-        _table(_rows(outlook)),
-        _memory_text(outlook),
-        f"DeepSpeed's configuration\n{json.dumps(outlook.plan.deepspeed_config, indent=2)}",
-        "\n".join(f"warning: {warning}" for warning in outlook.warnings),
+        f"{report.file} on {devices}",
+        _table(_rows(report)),
+        _memory_text(report),
+        f"DeepSpeed's configuration\n{json.dumps(report.plan.deepspeed_config, indent=2)}",
+        "\n".join(f"warning: {warning}" for warning in report.warnings),
     ]
     return "\n\n".join(section for section in sections if section)
 
@@ -34,35 +34,35 @@ def _table(rows: list[tuple[str, str]]) -> str:
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
 
 
-def _rows(outlook: Outlook) -> list[tuple[str, str]]:
-    plan, config = outlook.plan, outlook.config
+def _rows(report: PreflightReport) -> list[tuple[str, str]]:
+    plan, config = report.plan, report.config
     packs = f"{'several samples' if plan.packing else 'one sample'}, at most {plan.global_max_length:,} tokens"
     return [
         ("batch", plan.batch_sentence),
-        ("records", _records_words(outlook)),
+        ("records", _records_words(report)),
         ("steps", _steps_words(plan, config.training.num_epochs)),
         ("channels", _channel_words(plan)),
         ("rate", f"{plan.rate.peak:g}, {plan.rate.schedule}, {counted(plan.rate.warmup_steps, 'step')} of warm-up"),
         ("pack", packs),
-        ("room", _room_words(outlook.lengths, plan.global_max_length)),
-        *_rollout_rows(outlook),
+        ("room", _room_words(report.lengths, plan.global_max_length)),
+        *_rollout_rows(report),
         ("evaluation", _cadence_words(plan.evaluate) if plan.evaluate.enabled else "none: data.validation is not set"),
         ("checkpoint", f"{_cadence_words(plan.save)}; {_kept_words(config.checkpoint.keep_last)}"),
         ("engine", f"DeepSpeed, ZeRO stage {plan.zero_stage}, {config.model.precision}"),
-        ("idle", _waiting_words(outlook)),
+        ("idle", _waiting_words(report)),
     ]
 
 
-def _records_words(outlook: Outlook) -> str:
-    plan, file = outlook.plan, outlook.config.data.train
-    if outlook.num_records is None:
+def _records_words(report: PreflightReport) -> str:
+    plan, file = report.plan, report.config.data.train
+    if report.num_records is None:
         return f"not known: {file} is not on this machine; say how many with {RECORDS} N"
-    left = outlook.num_records - plan.num_records_used
-    if outlook.num_records % plan.effective_batch_size and not left:
-        size = outlook.num_records / plan.effective_batch_size
-        return f"{outlook.num_records:,}: an epoch is {size:.2f} steps, the last one goes on with the next epoch"
+    left = report.num_records - plan.num_records_used
+    if report.num_records % plan.effective_batch_size and not left:
+        size = report.num_records / plan.effective_batch_size
+        return f"{report.num_records:,}: an epoch is {size:.2f} steps, the last one goes on with the next epoch"
     rest = f", {counted(left, 'record')} left over" if left else ""
-    return f"{outlook.num_records:,}: an epoch is {counted(plan.steps_per_epoch, 'step')}{rest}"
+    return f"{report.num_records:,}: an epoch is {counted(plan.steps_per_epoch, 'step')}{rest}"
 
 
 def _steps_words(plan: RunPlan, num_epochs: float) -> str:
@@ -110,11 +110,11 @@ def _room_words(lengths: Lengths, cap: int) -> str:
     return f"{room}, {image}, {left:,} for the words" if left > 0 else f"{room}, {image}: some may be too long"
 
 
-def _rollout_rows(outlook: Outlook) -> list[tuple[str, str]]:
-    plan, section = outlook.plan, outlook.config.rollout_matching
+def _rollout_rows(report: PreflightReport) -> list[tuple[str, str]]:
+    plan, section = report.plan, report.config.rollout_matching
     at_once = section.decode_batch_size
     per_step = f"{counted(plan.samples_per_rank, 'rollout')} of a rank in a B step"
-    if outlook.uses_servers:
+    if report.uses_servers:
         servers, replicas = len(plan.server_replicas), counted(sum(plan.server_replicas), "replica")
         rows = [
             ("rollouts", f"vllm: {counted(servers, 'server')}, {replicas}, at most {at_once} at once on each replica")
@@ -146,25 +146,25 @@ def _kept_words(keep_last: int) -> str:
     return "the newest is kept" if keep_last == 1 else f"the newest {keep_last} are kept"
 
 
-def _waiting_words(outlook: Outlook) -> str:
-    rollout, devices = outlook.rollout_devices, outlook.plan.learners + outlook.rollout_devices
+def _waiting_words(report: PreflightReport) -> str:
+    rollout, devices = report.rollout_devices, report.plan.learners + report.rollout_devices
     if rollout == 0:
         return "none: no device is for rollouts alone"
-    if outlook.waiting_steps == 0:
+    if report.waiting_steps == 0:
         return "none: every step draws rollouts"
     verb = "waits" if rollout == 1 else "wait"
-    share = f"{rollout} of {counted(devices, 'device')} {verb} in {100 * outlook.waiting_steps:g} % of the steps"
-    return f"{share}: {100 * outlook.waiting_time:.0f} % of all device time, if steps last alike"
+    share = f"{rollout} of {counted(devices, 'device')} {verb} in {100 * report.waiting_steps:g} % of the steps"
+    return f"{share}: {100 * report.waiting_time:.0f} % of all device time, if steps last alike"
 
 
-def _memory_text(outlook: Outlook) -> str:
-    memory = outlook.memory
+def _memory_text(report: PreflightReport) -> str:
+    memory = report.memory
     if memory is None:
-        return f"memory per learner: no estimate, {outlook.no_memory}"
+        return f"memory per learner: no estimate, {report.no_memory}"
     rows = [
         ("weights", memory.weights, f"{memory.parameters:,} parameters"),
         ("gradients", memory.gradients, f"of {memory.trained:,} that train"),
-        ("optimizer", memory.optimizer, outlook.config.training.optimizer),
+        ("optimizer", memory.optimizer, report.config.training.optimizer),
         ("reduce bucket", memory.reduce_bucket, "DeepSpeed's"),
         ("activations", memory.activations, "of one full pack, at most"),
         ("together", memory.total, "and what the GPU's libraries take, some 1 to 3 GiB"),

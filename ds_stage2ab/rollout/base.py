@@ -106,7 +106,7 @@ class RolloutBackend(Protocol):
         """What is handed on so that answers are drawn this way, in the same words whoever draws."""
         ...
 
-    def prove(self, finished_steps: int) -> None:
+    def verify_weights(self, finished_steps: int) -> None:
         """Show that rollouts would be of the weights after so many steps; all ranks enter together."""
         ...
 

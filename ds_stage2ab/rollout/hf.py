@@ -72,7 +72,7 @@ class HfBackend:
             finally:
                 self.model = None
 
-    def prove(self, finished_steps: int) -> None:
+    def verify_weights(self, finished_steps: int) -> None:
         """Nothing: the weights are the learner's own."""
 
     def generate(self, samples: list[Sample], sampling: Sampling, *, finished_steps: int) -> list[Rollout]:

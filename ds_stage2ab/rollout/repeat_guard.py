@@ -44,7 +44,7 @@ def repeats(generated_BL: Tensor, coordinate_ids: Tensor, limits: RepeatTerminat
     return broken_B
 
 
-class Watch:
+class IncrementalDetector:
     """The same rules on one answer as it grows; each token costs the same, however long the answer is.
 
     Args:
@@ -97,8 +97,8 @@ def first_repeat(
     """How many tokens of a whole answer stand when it first breaks a rule; None if it never does."""
     if not has_rules(limits):
         return None
-    watch = Watch(limits, coordinate_ids)
-    return len(watch.ids) if watch.read(response_ids) else None
+    detector = IncrementalDetector(limits, coordinate_ids)
+    return len(detector.ids) if detector.read(response_ids) else None
 
 
 PREFIX = "ds_stage2ab_"
@@ -106,7 +106,7 @@ PREFIX = "ds_stage2ab_"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Orders:
+class GuardParams:
     """What a server's guard must know of one request."""
 
     limits: RepeatTerminateSection
@@ -119,7 +119,7 @@ class Orders:
         return {PREFIX + name: value for name, value in given.items() if value is not None}
 
     @classmethod
-    def read(cls, arguments: Mapping[str, Any] | None) -> Orders | None:
+    def read(cls, arguments: Mapping[str, Any] | None) -> GuardParams | None:
         """Those of a request; None if it has none."""
         if not arguments or PREFIX + "stop_id" not in arguments:
             return None

@@ -163,7 +163,7 @@ class ReplayBackend:
         """Nothing: answers were drawn when they were recorded."""
         return {}
 
-    def prove(self, finished_steps: int) -> None:
+    def verify_weights(self, finished_steps: int) -> None:
         """Nothing: the recorded versions are looked at one by one."""
 
     def generate(self, samples: list[Sample], sampling: Sampling, *, finished_steps: int) -> list[Rollout]:

@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from ds_stage2ab.errors import LAST_QUESTIONS_S, LostRanks, OwnFault, Stage2Error
+from ds_stage2ab.errors import LAST_QUESTIONS_S, LocalFault, LostRanks, Stage2Error
 
 T = TypeVar("T")
 
@@ -60,34 +60,34 @@ class World:
         self._notes: dist.TCPStore | None = None
         if self.size > 1:
             self._notes = self._open_notes()
-            self.doing(self.now)
+            self.set_status(self.now)
 
     def _open_notes(self) -> dist.TCPStore:
         """What each rank is doing, held by rank 0 beside the process group: readable when that has broken."""
         first, host, server = self.rank == 0, os.environ["MASTER_ADDR"], None
         if first:
             server = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
-        port = self.from_first(server.port if first else 0)
+        port = self.broadcast_object(server.port if first else 0)
         with self.collective():
             notes = server if first else dist.TCPStore(host, port, is_master=False, timeout=MEET_TIMEOUT)
         notes.set_timeout(ASK_TIMEOUT)
         return notes
 
-    def doing(self, what: str) -> None:
+    def set_status(self, what: str) -> None:
         """Note what this rank is at now, for the others to read if it never comes back from it."""
         self.now = what
         if self._notes is not None:
             with suppress(RuntimeError):  # rank 0 is gone, and its store with it: the next collective says so
                 self._notes.set(str(self.rank), what)
 
-    def all_max(self, *values: int) -> list[int]:
+    def all_reduce_max(self, *values: int) -> list[int]:
         """Largest of each value over all ranks."""
         box = torch.tensor(values, dtype=torch.long, device=self.device)
         with self._waiting():
             dist.all_reduce(box, op=dist.ReduceOp.MAX)
             return box.tolist()
 
-    def all_sum(self, values: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
         """Element-wise sum over all ranks, float64 in and out, on the CPU."""
         total = values.to(self.device, dtype=torch.float64, copy=True)
         with self._waiting():
@@ -103,7 +103,7 @@ class World:
             dist.all_gather_object(everybody, value)
         return everybody
 
-    def from_first(self, value: T) -> T:
+    def broadcast_object(self, value: T) -> T:
         """Rank 0's picklable value, on every rank."""
         box = [value]
         with self._waiting():
@@ -118,10 +118,10 @@ class World:
     def _waiting(self) -> Iterator[None]:
         """Around a collective of our own: nobody who has come to it is who the others wait for."""
         before = self.now
-        self.doing(WAITING)
+        self.set_status(WAITING)
         with self.collective():
             yield
-        self.doing(before)
+        self.set_status(before)
 
     @contextmanager
     def collective(self) -> Iterator[None]:
@@ -168,8 +168,8 @@ class World:
             return [(0, "not known, it is gone")]
         return [pair for pair in zip(noted, doing, strict=True) if pair[1] != WAITING][:MAX_NAMED]
 
-    def agree_on_failure(self, doing: str, *, num_flags: int = 0) -> "Agreement":
-        """`with world.agree_on_failure("reading the data"):` around a block that may fail on some ranks.
+    def raise_together(self, doing: str, *, num_flags: int = 0) -> "Agreement":
+        """`with world.raise_together("reading the data"):` around a block that may fail on some ranks.
 
         Args:
             doing: what the block does, in words.
@@ -193,23 +193,23 @@ class Agreement:
         self.flags = [0] * num_flags
 
     def __enter__(self) -> "Agreement":
-        self.world.doing(self.doing)
+        self.world.set_status(self.doing)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        if isinstance(error, OwnFault):
+        if isinstance(error, LocalFault):
             return False  # whoever raised it cannot tell the others, or has none left
         try:
-            failed, *self.flags = self.world.all_max(int(error is not None), *self.flags)
+            failed, *self.flags = self.world.all_reduce_max(int(error is not None), *self.flags)
             seen = self.world.gather(_portable(error)) if failed else []
         except LostRanks as lost:
             if isinstance(error, Stage2Error):  # nobody else will ever hear of it
-                raise OwnFault(f"rank {self.world.rank}: {error.why}", where=error.where, fix=error.fix) from lost
+                raise LocalFault(f"rank {self.world.rank}: {error.why}", where=error.where, fix=error.fix) from lost
             if error is None:
                 raise
             error.add_note(f"rank {self.world.rank} could not tell the others: {lost}")
             return False  # our own error goes on as it is
-        self.world.doing(f"what follows {self.doing}")
+        self.world.set_status(f"what follows {self.doing}")
         if not failed:
             return False
         first = next(rank for rank, failure in enumerate(seen) if failure is not None)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import NoReturn
 
-from ds_stage2ab.errors import EXIT_ENVIRONMENT, LAST_QUESTIONS_S, OwnFault, Stage2Error, exit_code
+from ds_stage2ab.errors import EXIT_ENVIRONMENT, LAST_QUESTIONS_S, LocalFault, Stage2Error, exit_code
 
 PR_SET_PDEATHSIG = 1
 """prctl(2): the signal that the kernel sends a process when its parent ends."""
@@ -24,7 +24,7 @@ def end_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def speak_when_terminated(rank: int, doing: Callable[[], str]) -> None:
+def install_sigterm_handler(rank: int, doing: Callable[[], str]) -> None:
     """On SIGTERM say what this rank was at, and leave with exit code 4; to be called in the main thread.
 
     On SIGUSR1 it says where every thread is, and goes on.
@@ -48,7 +48,7 @@ def speak_when_terminated(rank: int, doing: Callable[[], str]) -> None:
             "  fix: the launcher sends this to every rank when the run is stopped, or when one of them has died: then"
             " look for the words of that one"
         )
-        leave(EXIT_ENVIRONMENT)
+        exit_now(EXIT_ENVIRONMENT)
 
     faulthandler.register(signal.SIGUSR1)  # says where every thread is, also while the main thread waits
     threading.Thread(target=wait, name="SIGTERM", daemon=True).start()
@@ -59,27 +59,27 @@ def say(fault: object) -> None:
     os.write(sys.__stderr__.fileno(), f"error: {fault}\n".encode())
 
 
-def ended_by(error: Stage2Error, rank: int, *, speaks: bool) -> int:
+def report_error(error: Stage2Error, rank: int, *, speaks: bool) -> int:
     """Say what ends this rank, once for all ranks unless it is this rank's own fault; returns the exit code.
 
     Args:
         speaks: this rank says what all ranks have agreed on.
     """
-    if speaks or isinstance(error, OwnFault):
+    if speaks or isinstance(error, LocalFault):
         say(error)
-    if rank == 0 and isinstance(error, OwnFault):
+    if rank == 0 and isinstance(error, LocalFault):
         time.sleep(LAST_QUESTIONS_S)  # it holds the notes that others who wait in vain are about to read
     return exit_code(error)
 
 
-def leave(code: int) -> NoReturn:
+def exit_now(code: int) -> NoReturn:
     """End the process now: on the interpreter's own way down a thread of the process group may abort or wait."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def leave_with_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """For `sys.excepthook`: a rank that failed in a way nobody foresaw must not wait for the others.
 
     To the real stderr: torch.distributed puts a buffer in its place around this hook.

@@ -27,6 +27,7 @@ def tree_paths(readme: str) -> Iterator[str]:
         top, *lines = block.splitlines()
         if not re.fullmatch(r"[\w./-]+/", top):
             continue
+        folder = top
         for line in lines:
             if line.startswith(MODULES):
                 yield from (f"{folder}{stem}.py" for stem in line.split())

@@ -103,7 +103,7 @@ def test_a_sync_beside_a_raw_broadcast(shipped, checkpoint, tmp_path, capsys):
         sync = syncing(model, server.base_url, world, load_config(tmp_path / "server.yaml").config)
 
         def turn(step: int) -> tuple[float, float, float]:
-            return broadcast(), reload_seconds(server.base_url, checkpoint), seconds(sync.bring, step)
+            return broadcast(), reload_seconds(server.base_url, checkpoint), seconds(sync.sync_weights, step)
 
         with disturbed(model.model.layers[0]):
             turns = [turn(step) for step in range(1 + TURNS)]

@@ -70,10 +70,10 @@ def disturbed(module: nn.Module) -> Iterator[None]:
 
 def by_model(bench: Bench, world: World, *, start_id: str, decode_batch_size: int = 4) -> HfBackend:
     """Draws by the model of the bench itself."""
-    lent = WholeModel(bench.model, world, is_partitioned=False)
+    provider = WholeModel(bench.model, world, is_partitioned=False)
     positions = position_index(bench.model)
     settings = {"decode_batch_size": decode_batch_size, "start_id": start_id, "seed": SEED}
-    return HfBackend(lent, bench.vocabulary, positions, **settings)
+    return HfBackend(provider, bench.vocabulary, positions, **settings)
 
 
 def by_server(bench: Bench, base_url: str, world: World, *, start_id: str, sync_s: float = 60.0) -> VllmBackend:

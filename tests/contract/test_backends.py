@@ -186,8 +186,8 @@ def test_no_samples_are_no_rollouts(backends, kind):
 def test_proving_costs_nobody_anything(backends, kind):
     """Nor does proving twice: the answers are what they were."""
     backend, (steps, samples, rollouts) = backends(kind, "greedy"), backends.rollouts(kind, "greedy")[0]
-    backend.prove(steps)
-    backend.prove(steps)
+    backend.verify_weights(steps)
+    backend.verify_weights(steps)
     assert answers(drawn(backend, samples, GREEDY, steps)) == answers(rollouts)
     assert backend.probe_gap is None if kind != "vllm" else 0 < backend.probe_gap < TOLERANCE / 10
 
@@ -197,7 +197,7 @@ def test_the_model_that_trains_is_left_as_it_was(backends, kind, name):
     model = backends.bench.model
     own_config = model.generation_config
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    backends(kind, name).prove(FIRST)
+    backends(kind, name).verify_weights(FIRST)
     for steps, samples in backends.asked:
         drawn(backends(kind, name), samples, SAMPLINGS[name], steps)
     after = model.state_dict()

@@ -33,7 +33,7 @@ def test_weights_that_another_learner_sends_in_between_are_noticed_at_the_end(be
     with mine.current_weights(STEPS):
         rollouts = mine.generate(bench.samples, GREEDY, finished_steps=STEPS)
         assert len(list(islice(rollouts, len(bench.samples)))) == len(bench.samples)
-        other.prove(STEPS)
+        other.verify_weights(STEPS)
         with pytest.raises(ServerFault) as caught:
             next(rollouts, None)
     assert caught.value.where == server.base_url
@@ -43,7 +43,7 @@ def test_weights_that_another_learner_sends_in_between_are_noticed_at_the_end(be
 def test_weights_that_are_sent_again_are_probed_again(bench, server, world):
     """The version is right then, and would be with a head that has kept other weights too."""
     mine, api = by_server(bench, server.base_url, world, start_id="mine"), ServerApi(server.base_url, **PATIENT)
-    mine.prove(STEPS)
+    mine.verify_weights(STEPS)
     api.start_update(timeout_s=SHORT_S)
     api.finish_update("other", timeout_s=SHORT_S)
     with mine.current_weights(STEPS):
@@ -73,7 +73,7 @@ SWALLOWED = {
 def test_weights_of_an_earlier_start_do_not_pass(bench, server, world, swallowed, words):
     """They are of as many steps. Whoever comes next finds a server that takes weights."""
     with disturbed(bench.model):
-        by_server(bench, server.base_url, world, start_id="earlier").prove(STEPS)
+        by_server(bench, server.base_url, world, start_id="earlier").verify_weights(STEPS)
     with Proxy(server.base_url, swallowed=swallowed) as proxy:
         later = by_server(bench, proxy.base_url, world, start_id="later", sync_s=SHORT_S)
         with pytest.raises(ServerFault) as caught:

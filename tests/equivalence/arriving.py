@@ -12,7 +12,7 @@ from concurrent.futures import Future
 
 from ds_stage2ab import assemble as composition
 from ds_stage2ab import train
-from ds_stage2ab.runtime.shutdown import leave, leave_with_traceback
+from ds_stage2ab.runtime.shutdown import excepthook, exit_now
 
 built = composition._backend
 SCRIPT = os.environ["ARRIVALS"]
@@ -51,5 +51,5 @@ def arriving(parts, whole_model, start_id):
 
 if __name__ == "__main__":
     composition._backend = arriving
-    sys.excepthook = leave_with_traceback
-    leave(train.main())
+    sys.excepthook = excepthook
+    exit_now(train.main())

@@ -24,7 +24,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from ds_stage2ab import assemble as composition
 from ds_stage2ab import train
-from ds_stage2ab.runtime.shutdown import leave, leave_with_traceback
+from ds_stage2ab.runtime.shutdown import excepthook, exit_now
 
 assembled, planned = composition.assemble, composition.make_plan
 OTHERS = ("all_gather", "all_gather_object", "all_to_all", "barrier", "broadcast", "broadcast_object_list", "reduce")
@@ -74,5 +74,5 @@ if __name__ == "__main__":
     deepspeed.zero.GatheredParameters = noted("w", deepspeed.zero.GatheredParameters, ours_alone=True)
     Qwen3VLForConditionalGeneration.generate = noted("d", Qwen3VLForConditionalGeneration.generate)
     composition.assemble, composition.make_plan = watched, parted
-    sys.excepthook = leave_with_traceback
-    leave(train.main())
+    sys.excepthook = excepthook
+    exit_now(train.main())

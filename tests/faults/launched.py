@@ -1,4 +1,4 @@
-"""`ds-stage2ab launch` whose ranks run `stand_in.py`, under the real DeepSpeed launcher; it tells of itself often."""
+"""`ds-stage2ab launch` whose ranks run `fake_learner.py` under the real DeepSpeed launcher and a line every second."""
 
 import sys
 from pathlib import Path
@@ -9,13 +9,13 @@ from ds_stage2ab.launch import command
 real = command.learner_command
 
 
-def with_stand_in(*arguments):
+def with_fake_learner(*arguments):
     words, variables = real(*arguments)
-    stand_in = str(Path(__file__).with_name("stand_in.py"))
-    return [stand_in if word.endswith("ds_stage2ab/train.py") else word for word in words], variables
+    fake_learner = str(Path(__file__).with_name("fake_learner.py"))
+    return [fake_learner if word.endswith("ds_stage2ab/train.py") else word for word in words], variables
 
 
 if __name__ == "__main__":
-    command.learner_command = with_stand_in
+    command.learner_command = with_fake_learner
     command.TELL_EVERY_S = 1
     sys.exit(cli.main())

@@ -13,10 +13,10 @@ from ds_stage2ab.engine.tuner import merged_tensors
 from ds_stage2ab.errors import Stage2Error
 from ds_stage2ab.rollout.server.weight_sync import WeightSync
 from ds_stage2ab.runtime.ranks import World
-from ds_stage2ab.runtime.shutdown import ended_by, leave
+from ds_stage2ab.runtime.shutdown import leave, report_error
 
 
-class Lent:
+class Provider:
     """As `engine.whole_model` lends under ZeRO 3: the others have their copies when one has none."""
 
     def __init__(self, world):
@@ -32,15 +32,15 @@ class Lent:
 
 def main():
     world = World(start_process_group(30))
-    lent = Lent(world)
+    provider = Provider(world)
     sync = WeightSync(
-        lent, lambda: merged_tensors(lent.model), world, (), start_id="start", bucket_bytes=1, timeout_s=5.0
+        provider, lambda: merged_tensors(provider.model), world, (), start_id="start", bucket_bytes=1, timeout_s=5.0
     )
     try:
-        with world.agree_on_failure("bringing the weights", num_flags=2):
-            sync.bring(3)
+        with world.raise_together("bringing the weights", num_flags=2):
+            sync.sync_weights(3)
     except Stage2Error as error:
-        return ended_by(error, world.rank, speaks=True)
+        return report_error(error, world.rank, speaks=True)
     except MemoryError as error:
         print(f"ours: {error}", file=sys.stderr)
     return 0

@@ -20,7 +20,7 @@ import torch
 
 from ds_stage2ab import assemble as composition
 from ds_stage2ab import train
-from ds_stage2ab.runtime.shutdown import leave, leave_with_traceback
+from ds_stage2ab.runtime.shutdown import excepthook, exit_now
 
 assembled = composition.assemble
 kind, _, places = os.environ["FAULT"].partition(":")
@@ -107,5 +107,5 @@ ROLLOUTS = {"kill": killed, "hang": hung, "orphan": orphaned}
 
 if __name__ == "__main__":
     composition.assemble = planted
-    sys.excepthook = leave_with_traceback
-    leave(train.main())
+    sys.excepthook = excepthook
+    exit_now(train.main())

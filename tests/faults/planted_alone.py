@@ -11,7 +11,7 @@ import sys
 
 from ds_stage2ab import assemble as composition
 from ds_stage2ab import train
-from ds_stage2ab.runtime.shutdown import leave, leave_with_traceback
+from ds_stage2ab.runtime.shutdown import excepthook, exit_now
 
 FULL_BYTES = 1 << 16  # less than this rank's part of the optimizer's state
 
@@ -40,5 +40,5 @@ FAULTS = {
 
 if __name__ == "__main__":
     composition.assemble = planted
-    sys.excepthook = leave_with_traceback
-    leave(train.main())
+    sys.excepthook = excepthook
+    exit_now(train.main())

@@ -15,7 +15,7 @@ import pytest
 
 from ds_stage2ab.errors import EXIT_CONFIG, EXIT_ENVIRONMENT
 from ds_stage2ab.launch.command import LAST_LOOK_S
-from tests.faults.stand_in import LINES, RANK_DONE, RANK_FAULT, RANK_STOPPED, SERVER_END, line
+from tests.faults.fake_learner import LINES, RANK_DONE, RANK_FAULT, RANK_STOPPED, SERVER_END, line
 from tests.launching import Launched, read
 from tests.parts import ROOT, config_values, free_port, merged, write_config
 
@@ -37,7 +37,7 @@ class Launch(Launched):
         keys = {f"{MATCHING}.rollout_backend": "vllm", f"{MATCHING}.vllm.server.servers": servers, **(changes or {})}
         config = write_config(folder / "c.yaml", merged(config_values(quickstart, folder / "runs", "small"), keys))
         python = folder / "python"
-        python.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/faults/stand_in.py "$@"\n')
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/faults/fake_learner.py "$@"\n')
         python.chmod(0o755)
         command = [sys.executable, "tests/faults/launched.py", "launch", "--config", str(config), *where]
         command += ["--server-python", str(python), *arguments]
@@ -57,8 +57,8 @@ class Launch(Launched):
 
     def kill_server(self, port):
         """With SIGKILL, which its keeper survives."""
-        stand_ins = self.with_words("stand_in.py", f"{port}")
-        ranks = (pid for pid in stand_ins if b"ds_stage2ab.launch.supervisor" not in read(pid, "cmdline"))
+        fake_learners = self.with_words("fake_learner.py", f"{port}")
+        ranks = (pid for pid in fake_learners if b"ds_stage2ab.launch.supervisor" not in read(pid, "cmdline"))
         os.kill(next(ranks), signal.SIGKILL)
 
 
@@ -188,7 +188,7 @@ def test_ctrl_c_while_a_server_is_given_time_to_end(launched):
 )
 def test_a_launcher_that_ends_while_a_python_is_asked_for_its_nccl(launched, number, code, told):
     one = launched("serves", where=ON_GPUS)
-    one.wait_for(lambda: one.with_words("stand_in.py", "nccl"), START_S)
+    one.wait_for(lambda: one.with_words("fake_learner.py", "nccl"), START_S)
     one.process.send_signal(number)
     assert one.ends(STOP_S) == code
     assert [line.split("; logs in ")[0] for line in one.stop_lines] == told
@@ -218,8 +218,8 @@ def test_the_line_of_progress_goes_on_until_the_servers_are_found_right(learning
 
 
 def test_a_killed_keeper_leaves_no_server(waiting):
-    keeper = next(pid for pid in waiting.with_words("ds_stage2ab.launch.supervisor", f"{waiting.ports[0]}"))
-    os.kill(keeper, signal.SIGKILL)
+    supervisor = next(pid for pid in waiting.with_words("ds_stage2ab.launch.supervisor", f"{waiting.ports[0]}"))
+    os.kill(supervisor, signal.SIGKILL)
     assert waiting.ends(STOP_S) == EXIT_ENVIRONMENT
     assert f"error: http://127.0.0.1:{waiting.ports[0]}: the server ended with code -9" in waiting.said
 
@@ -274,6 +274,6 @@ def test_success_is_not_believed_when_ranks_are_orphaned():
     """DeepSpeed's launcher ends with 0 when the parent of the ranks has been killed."""
     tree = "LOCAL_RANK=0 sleep 600 & sleep 2; exit 0"
     command = [sys.executable, "-m", "ds_stage2ab.launch.supervisor", "5", "ranks", "sh", "-c", tree]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as keeper:
-        assert keeper.wait(START_S) == EXIT_ENVIRONMENT
-        assert "error: the process between DeepSpeed's launcher and the ranks was killed" in keeper.stderr.read()
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as supervisor:
+        assert supervisor.wait(START_S) == EXIT_ENVIRONMENT
+        assert "error: the process between DeepSpeed's launcher and the ranks was killed" in supervisor.stderr.read()

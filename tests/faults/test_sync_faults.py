@@ -43,7 +43,7 @@ def short_pauses(monkeypatch):
     monkeypatch.setattr(weight_sync, "SPARE_S", SPARE_S)
 
 
-class Lent:
+class ParameterProvider:
     """Two layers of a learner, and how often somebody asked for their weights."""
 
     def __init__(self):
@@ -58,7 +58,7 @@ class Lent:
 
 def syncing(world, *servers, group_port=None, start_id="start"):
     """(what brings weights to the servers in buckets of a tensor each, the layers)."""
-    lent = Lent()
+    provider = ParameterProvider()
     targets = [
         Target(
             api=ServerApi(server.base_url, timeout_s=SYNC_S, connections=2),
@@ -69,17 +69,17 @@ def syncing(world, *servers, group_port=None, start_id="start"):
         for server in servers
     ]
     sync = WeightSync(
-        lent, lambda: merged_tensors(lent.model), world, targets,
+        provider, lambda: merged_tensors(provider.model), world, targets,
         start_id=start_id, bucket_bytes=1, timeout_s=SYNC_S,
     )  # fmt: skip
-    return sync, lent
+    return sync, provider
 
 
 def fault_of_bringing(sync):
     """The fault, which comes in time."""
     begun = time.monotonic()
     with pytest.raises(ServerFault) as caught:
-        sync.bring(3)
+        sync.sync_weights(3)
     assert time.monotonic() - begun < LONGEST_S
     assert caught.value.code == EXIT_ENVIRONMENT and caught.value.fix
     return caught.value
@@ -87,10 +87,10 @@ def fault_of_bringing(sync):
 
 def test_weights_arrive(world):
     with FakeServer(workers=Worker()) as server:
-        sync, lent = syncing(world, server)
-        assert sync.bring(3) and not sync.bring(3) and sync.bring(4)
+        sync, provider = syncing(world, server)
+        assert sync.sync_weights(3) and not sync.sync_weights(3) and sync.sync_weights(4)
         assert (server.state.weight_version, server.state.paused) == ("start/4", "")
-    assert server.workers.taken == lent.asked == 2 * 4  # two weights and two biases, twice
+    assert server.workers.taken == provider.asked == 2 * 4  # two weights and two biases, twice
     asked = [request.path for request in server.requests]
     assert asked.count("/init_weight_transfer_engine") == 1
     caches = ["/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache"]
@@ -117,11 +117,11 @@ def test_a_stage_fails(world, path, kind):
     """No weights are gathered, and none sent, before the server has said yes to everything in front of it."""
     doing, gathered = STAGES[path]
     with FakeServer(workers=Worker(), faults=(Fault(kind, path=path),)) as server:
-        sync, lent = syncing(world, server)
+        sync, provider = syncing(world, server)
         fault = fault_of_bringing(sync)
         assert fault.where == server.base_url and fault.why.startswith(f"{doing}: ")
         assert path in fault.why or path in ("/init_weight_transfer_engine", "/update_weights")
-        assert bool(lent.asked) == gathered and sync.version == ""
+        assert bool(provider.asked) == gathered and sync.version == ""
         finished = path == "/resume" or (path, kind) == ("/finish_weight_update", "half")
         assert server.state.weight_version == ("start/3" if finished else "default")
         assert server.requests[-1].path == "/resume"
@@ -134,12 +134,12 @@ def test_the_next_transfer_to_the_same_server_succeeds(world, path):
     with FakeServer(workers=Worker(), faults=(Fault("500", path=path, when={0}),)) as server:
         sync, _ = syncing(world, server)
         fault_of_bringing(sync)
-        assert sync.bring(3)
+        assert sync.sync_weights(3)
         assert (server.state.weight_version, server.state.updating) == ("start/3", False)
         server.state.updating = True
         server.state.paused = "abort"
         other, _ = syncing(world, server, start_id="other")
-        assert other.bring(0)
+        assert other.sync_weights(0)
         assert (server.state.weight_version, server.state.updating, server.state.paused) == ("other/0", False, "")
 
 

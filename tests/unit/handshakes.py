@@ -5,32 +5,32 @@ import pytest
 from ds_stage2ab.config.servers import GLOO_TRANSFER
 from ds_stage2ab.errors import EXIT_ENVIRONMENT, ServerFault
 from ds_stage2ab.rollout.server.api import ServerApi
-from ds_stage2ab.rollout.server.handshake import Facts, Needs, shake_hands
+from ds_stage2ab.rollout.server.handshake import Requirements, ServerInfo, check_servers
 from tests.fakes import FakeServer
 from tests.unit.serving import LONG
 
 ADDRESS = "http://ADDRESS"  # of the server, in the expected pages
 
 
-def good_server(needs: Needs, **changes) -> FakeServer:
+def good_server(needs: Requirements, **changes) -> FakeServer:
     alike = {"prompt_ids": lambda body: list(needs.sample.prompt_ids), "tokenize": needs.vocabulary.encode}
     server = FakeServer(**{**alike, **changes})
     server.state.image = b"header" + needs.sample.vision.pixel_values.numpy().tobytes() + b"trailer"
     return server
 
 
-def seen(*, world_size: int, replicas: int, transfer: str = GLOO_TRANSFER) -> Facts:
-    return Facts(world_size=world_size, replicas=replicas, transfer=transfer)
+def seen(*, world_size: int, replicas: int, transfer: str = GLOO_TRANSFER) -> ServerInfo:
+    return ServerInfo(world_size=world_size, replicas=replicas, transfer=transfer)
 
 
 def api(server: FakeServer, timeout_s: float = LONG) -> ServerApi:
     return ServerApi(server.base_url, timeout_s=timeout_s, connections=2)
 
 
-def page(needs: Needs, *servers: FakeServer, sizes: tuple[int, ...] = (1,), timeout_s: float = LONG) -> str:
+def page(needs: Requirements, *servers: FakeServer, sizes: tuple[int, ...] = (1,), timeout_s: float = LONG) -> str:
     """What is said of servers that cannot be used; addresses are left out."""
     with pytest.raises(ServerFault) as caught:
-        shake_hands([api(server, timeout_s) for server in servers], sizes, needs)
+        check_servers([api(server, timeout_s) for server in servers], sizes, needs)
     assert caught.value.code == EXIT_ENVIRONMENT
     assert "docs/rollout.md" in caught.value.fix and "ds-stage2ab launch" in caught.value.fix
     text = caught.value.why
@@ -48,6 +48,6 @@ def lines(text: str) -> list[tuple[str, str]]:
     return [(one.strip(), fix.strip().removeprefix("fix: ")) for one, fix in zip(seen, fixes, strict=True)]
 
 
-def only_line(needs: Needs, server: FakeServer, **settings) -> tuple[str, str]:
+def only_line(needs: Requirements, server: FakeServer, **settings) -> tuple[str, str]:
     (line,) = lines(page(needs, server, **settings))
     return line

@@ -158,7 +158,7 @@ class Bench:
         channel = Expectation(get_codec("array"), self.vocabulary, position_index(self.model), **settings)
         return list(channel.segments(self.samples, step=0, clock=Clock()))
 
-    def stand_in(self) -> Segment:
+    def dummy_segment(self) -> Segment:
         """What a rank without packs runs: a blank image with one box."""
         return replace(self, samples=[self.encoder.blank()]).segments()[0]
 

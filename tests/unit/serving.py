@@ -9,7 +9,7 @@ from ds_stage2ab.rollout.base import request_seed, weight_version
 from ds_stage2ab.rollout.server.api import ServerApi
 from ds_stage2ab.rollout.server.backend import VllmBackend
 from ds_stage2ab.rollout.server.chat import Conversation
-from ds_stage2ab.rollout.server.handshake import Needs
+from ds_stage2ab.rollout.server.handshake import Requirements
 from ds_stage2ab.runtime.ranks import World
 from tests.fakes import FakeServer
 from tests.unit.parts import START_ID, Bench
@@ -20,10 +20,10 @@ PLACES = 2  # of every backend at each server
 NO_SYNC = SimpleNamespace(start_id=START_ID)
 
 
-def needs_of(bench: Bench, *, infer_timeout_s: float = LONG) -> Needs:
+def needs_of(bench: Bench, *, infer_timeout_s: float = LONG) -> Requirements:
     """A bench as the servers of a run must fit it: 512 tokens in fp32, four sequences at once."""
     vocabulary = bench.vocabulary
-    return Needs(
+    return Requirements(
         conversation=Conversation(
             system_prompt=None,
             user_prompt="Detect every digit.",

@@ -12,7 +12,14 @@ from typing import Any
 
 from ds_stage2ab.config.servers import MODEL_NAME
 from ds_stage2ab.errors import ServerFault
-from ds_stage2ab.rollout.server.http_client import LONGEST_PAUSE_S, TRIES, Refused, Silent, Unanswered, Wire
+from ds_stage2ab.rollout.server.http_client import (
+    LONGEST_PAUSE_S,
+    TRIES,
+    ClientError,
+    HttpClient,
+    ReadTimeout,
+    ServerUnavailable,
+)
 
 NEEDED_ROUTES = (
     "/v1/chat/completions",
@@ -60,8 +67,8 @@ class ServerApi:
     """
 
     def __init__(self, base_url: str, *, timeout_s: float, connections: int) -> None:
-        self.wire = Wire(base_url, connect_s=timeout_s, connections=connections)
-        self.url = self.wire.base_url
+        self.client = HttpClient(base_url, connect_s=timeout_s, connections=connections)
+        self.url = self.client.base_url
         self.timeout_s = timeout_s
 
     def longest_s(self, read_s: float) -> float:
@@ -69,7 +76,7 @@ class ServerApi:
         return TRIES * (self.timeout_s + read_s + LONGEST_PAUSE_S)
 
     def get(self, path: str) -> Any:
-        return self.wire.call("GET", path, read_s=self.timeout_s, repeat=True)
+        return self.client.call("GET", path, read_s=self.timeout_s, repeat=True)
 
     def chat(self, body: dict[str, Any], *, read_s: float, replica: int | None = None) -> Any:
         """One completion; it is seeded and changes nothing, so it may be asked for again.
@@ -79,11 +86,11 @@ class ServerApi:
             replica: which of the server's draws it; None: the server chooses.
         """
         headers = None if replica is None else {REPLICA: str(replica)}
-        return self.wire.call("POST", "/v1/chat/completions", body, read_s=read_s, repeat=True, headers=headers)
+        return self.client.call("POST", "/v1/chat/completions", body, read_s=read_s, repeat=True, headers=headers)
 
     def render(self, body: dict[str, Any], *, read_s: float) -> Rendered:
         """What becomes of a chat request before anything is drawn for it."""
-        reply = self.wire.call("POST", "/v1/chat/completions/render", body, read_s=read_s, repeat=True)
+        reply = self.client.call("POST", "/v1/chat/completions/render", body, read_s=read_s, repeat=True)
         (image,) = reply["features"]["kwargs_data"]["image"]
         sampling = reply["sampling_params"]  # without what is as vLLM has it by default
         return Rendered(
@@ -120,14 +127,14 @@ class ServerApi:
         """Forget everything that was computed with the weights of now.
 
         Raises:
-            Unanswered: the prefix cache stays in use.
+            ServerUnavailable: the prefix cache stays in use.
         """
         for _ in range(CACHE_TRIES):
             if self._post("/reset_prefix_cache", repeat=True)["success"]:
                 break
             time.sleep(CACHE_PAUSE_S)
         else:
-            raise Unanswered("its prefix cache cannot be emptied: somebody else's requests are running")
+            raise ServerUnavailable("its prefix cache cannot be emptied: somebody else's requests are running")
         self._post("/reset_mm_cache", repeat=True)
         self._post("/reset_encoder_cache", repeat=True)
 
@@ -139,12 +146,12 @@ class ServerApi:
         """Begin an update; one that an earlier learner left open is closed first, all its weights come anew."""
         try:
             self._post("/start_weight_update", read_s=timeout_s)
-        except Silent:
+        except ReadTimeout:
             raise
-        except Unanswered as error:
+        except ServerUnavailable as error:
             try:
                 self._post("/finish_weight_update", {}, read_s=timeout_s)
-            except (Unanswered, Refused):  # none was open: what failed first is what a person must know
+            except (ServerUnavailable, ClientError):  # none was open: what failed first is what a person must know
                 raise error from None
             self._post("/start_weight_update", read_s=timeout_s)
 
@@ -158,18 +165,18 @@ class ServerApi:
 
         A bucket that nobody can take closes it; where none is open the server refuses the bucket, and that is all.
         """
-        with suppress(Unanswered, Refused):
+        with suppress(ServerUnavailable, ClientError):
             self._post("/update_weights", {"update_info": {}})
 
     def finish_update(self, version: str, *, timeout_s: float) -> None:
         self._post("/finish_weight_update", {"weight_version": version}, read_s=timeout_s)
 
     def _post(self, path: str, body: Any = None, *, read_s: float | None = None, repeat: bool = False) -> Any:
-        return self.wire.call("POST", path, body, read_s=read_s or self.timeout_s, repeat=repeat)
+        return self.client.call("POST", path, body, read_s=read_s or self.timeout_s, repeat=repeat)
 
 
 @contextmanager
-def blamed(url: str, doing: str, *, fix: str = "") -> Iterator[None]:
+def as_server_fault(url: str, doing: str, *, fix: str = "") -> Iterator[None]:
     """What a server did not do, as the fault that ends the run.
 
     Raises:
@@ -177,9 +184,9 @@ def blamed(url: str, doing: str, *, fix: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (Unanswered, Refused) as error:
+    except (ServerUnavailable, ClientError) as error:
         raise ServerFault(
-            f"{doing}: the server {error}" if isinstance(error, Refused) else f"{doing}: {error}",
+            f"{doing}: the server {error}" if isinstance(error, ClientError) else f"{doing}: {error}",
             where=url,
             fix=fix or "look at the server's own log; when it is up again, start the run again",
         ) from error

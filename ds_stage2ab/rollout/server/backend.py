@@ -1,7 +1,7 @@
 """Rollouts by vLLM servers on devices of their own, with weights that are proven to be the learner's.
 
 Before rollouts are drawn all ranks bring the servers to the weights of now, see the new version at every server, and
-probe what the servers compute. While they are drawn each rank keeps its own places at every server filled; afterwards
+probe what the servers compute. While they are drawn each rank keeps its own permits at every server filled; afterwards
 it sees the same version again.
 """
 
@@ -18,12 +18,12 @@ from ds_stage2ab.rollout.base import Sampling, request_seed, weight_version
 from ds_stage2ab.rollout.record import SERVED
 from ds_stage2ab.rollout.repeat_guard import first_repeat
 from ds_stage2ab.rollout.scoring import Scorer
-from ds_stage2ab.rollout.server.api import ServerApi, blamed
+from ds_stage2ab.rollout.server.api import ServerApi, as_server_fault
 from ds_stage2ab.rollout.server.chat import Answer, other_prompt, read_answer
-from ds_stage2ab.rollout.server.handshake import Needs
-from ds_stage2ab.rollout.server.http_client import TRIES, Refused, Unanswered
+from ds_stage2ab.rollout.server.handshake import Requirements
+from ds_stage2ab.rollout.server.http_client import TRIES, ClientError, ServerUnavailable
 from ds_stage2ab.rollout.server.logprob_probe import Probe
-from ds_stage2ab.rollout.server.request_pool import Lost, Slots
+from ds_stage2ab.rollout.server.request_pool import RequestPool, ServerLost
 from ds_stage2ab.rollout.server.weight_sync import WeightSync
 from ds_stage2ab.runtime.ranks import World
 
@@ -38,7 +38,7 @@ class VllmBackend:
     Args:
         servers: all of them.
         replicas: of each server.
-        places: requests that this rank may have in flight at each.
+        permits: requests that this rank may have in flight at each.
         needs: how a prompt is put to them, and the longest wait for one answer.
         sync: brings the weights there.
         probe: compares what they compute; its gap is reported.
@@ -54,8 +54,8 @@ class VllmBackend:
         self,
         servers: Sequence[ServerApi],
         replicas: Sequence[int],
-        places: Sequence[int],
-        needs: Needs,
+        permits: Sequence[int],
+        requirements: Requirements,
         *,
         sync: WeightSync,
         probe: Probe,
@@ -66,17 +66,17 @@ class VllmBackend:
     ) -> None:
         self.servers = servers
         self.replicas = replicas
-        # A server at which this rank has no place gets no request of its.
-        self.shares = [count if place else 0 for count, place in zip(replicas, places, strict=True)]
-        self.places = places
+        # A server at which this rank has no permit gets no request of its.
+        self.shares = [count if permit else 0 for count, permit in zip(replicas, permits, strict=True)]
+        self.permits = permits
         self.sync = sync
         self.probe = probe
         self.score = score
         self.world = world
-        self.conversation = needs.conversation
-        self.vocabulary = needs.vocabulary
+        self.conversation = requirements.conversation
+        self.vocabulary = requirements.vocabulary
         self.seed = seed
-        self.infer_timeout_s = needs.infer_timeout_s
+        self.infer_timeout_s = requirements.infer_timeout_s
         self.probe_every = probe_every
         self.sent = 0  # times that weights were sent
         self.probed = ""  # version of the last probe; none of what was sent since
@@ -96,11 +96,11 @@ class VllmBackend:
             ServerFault: on every rank, a server does not take the weights, has another version after a second
                 transfer, or computes with others.
         """
-        sent = self.sync.bring(finished_steps)
+        sent = self.sync.sync_weights(finished_steps)
         if self._someone_sees_another(self.sync.version):
-            sent = self.sync.bring(finished_steps, again=True)
+            sent = self.sync.sync_weights(finished_steps, again=True)
             if self._someone_sees_another(self.sync.version):
-                with self.world.agree_on_failure("looking at the weights' versions"):
+                with self.world.raise_together("looking at the weights' versions"):
                     self._refuse_other_versions(finished_steps, self.servers)
         if sent:
             self.probed = ""  # what was sent last has not been
@@ -109,7 +109,7 @@ class VllmBackend:
             self._probe()
         yield
 
-    def prove(self, finished_steps: int) -> None:
+    def verify_weights(self, finished_steps: int) -> None:
         """Bring the servers to the weights of now and probe them, whatever the interval; all ranks enter together.
 
         Raises:
@@ -138,7 +138,7 @@ class VllmBackend:
         def ask(request: int, server: int, attempt: int) -> Rollout | DataError:
             return self._ask(self.servers[server], samples[request], sampling, version, attempt)
 
-        drawn = Slots(split_requests(len(samples), self.shares), self.places, ask)
+        drawn = RequestPool(split_requests(len(samples), self.shares), self.permits, ask)
         return self._in_order(drawn, finished_steps, len(samples))
 
     def resolved(self, sampling: Sampling) -> dict[str, Any]:
@@ -156,9 +156,9 @@ class VllmBackend:
         }
 
     def _in_order(
-        self, drawn: Slots[Rollout | DataError], finished_steps: int, count: int
+        self, drawn: RequestPool[Rollout | DataError], finished_steps: int, count: int
     ) -> Iterator[Rollout | DataError]:
-        # A request waits for those before it at its place, and each of them for every server in turn.
+        # A request waits for those before it for its permit, and each of them for every server in turn.
         longest = self.infer_timeout_s * TRIES * len(self.servers) * (1 + count)
         yield from drawn.results(within_s=longest)
         kept = [server for n, server in enumerate(self.servers) if n not in drawn.lost]
@@ -174,10 +174,10 @@ class VllmBackend:
         try:
             reply = server.chat(self.conversation.request(sample, sampling, seed), read_s=self.infer_timeout_s)
             answer = read_answer(reply, self.vocabulary)
-        except Unanswered as error:
+        except ServerUnavailable as error:
             fault = ServerFault(f"the rollout of sample {sample.id}: {error}", where=server.url, fix=ASK_AGAIN)
-            raise Lost from _caused(fault, error)
-        except Refused as error:
+            raise ServerLost from _caused(fault, error)
+        except ClientError as error:
             return _refused(server.url, sample, error)
         if answer.prompt_ids != sample.prompt_ids:
             raise other_prompt(server.url, sample, answer.prompt_ids)
@@ -209,9 +209,9 @@ class VllmBackend:
 
     def _someone_sees_another(self, version: str) -> bool:
         """Whether any rank sees a server with another version; all ranks enter together."""
-        with self.world.agree_on_failure("looking at the weights' versions"):
+        with self.world.raise_together("looking at the weights' versions"):
             other = any(self._version_at(server) != version for server in self.servers)
-        return bool(self.world.all_max(int(other))[0])
+        return bool(self.world.all_reduce_max(int(other))[0])
 
     def _refuse_other_versions(
         self, finished_steps: int, servers: Sequence[ServerApi], *, may_be_gone: bool = False
@@ -222,7 +222,7 @@ class VllmBackend:
             try:
                 seen = self._version_at(server)
             except ServerFault as error:
-                if may_be_gone and isinstance(error.__cause__, Unanswered):
+                if may_be_gone and isinstance(error.__cause__, ServerUnavailable):
                     continue
                 raise
             if seen != wanted:
@@ -233,11 +233,11 @@ class VllmBackend:
                 )
 
     def _version_at(self, server: ServerApi) -> str:
-        with blamed(server.url, "telling the version of its weights"):
+        with as_server_fault(server.url, "telling the version of its weights"):
             return server.weight_version()
 
 
-def _refused(url: str, sample: Sample, error: Refused) -> DataError:
+def _refused(url: str, sample: Sample, error: ClientError) -> DataError:
     """The fault of a sample that a server does not take.
 
     Raises:

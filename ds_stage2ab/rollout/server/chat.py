@@ -16,8 +16,8 @@ from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.servers import MODEL_NAME
 from ds_stage2ab.errors import ServerFault
 from ds_stage2ab.rollout.base import Sampling
-from ds_stage2ab.rollout.repeat_guard import Orders, has_rules
-from ds_stage2ab.rollout.server.http_client import Unanswered
+from ds_stage2ab.rollout.repeat_guard import GuardParams, has_rules
+from ds_stage2ab.rollout.server.http_client import ServerUnavailable
 
 IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}}
 LOG_PROBS = {
@@ -113,8 +113,8 @@ class Conversation:
         if not has_rules(sampling.repeat_terminate):
             return {}
         counted = self.coordinate_ids if sampling.repeat_terminate.max_objects is not None else ()
-        orders = Orders(limits=sampling.repeat_terminate, stop_id=self.stop_id, coordinate_ids=counted)
-        return {"vllm_xargs": orders.arguments()}
+        params = GuardParams(limits=sampling.repeat_terminate, stop_id=self.stop_id, coordinate_ids=counted)
+        return {"vllm_xargs": params.arguments()}
 
     def fixed(self) -> dict[str, Any]:
         """What no config changes."""
@@ -164,23 +164,24 @@ def read_answer(reply: Any, vocabulary: Vocabulary) -> Answer:
     """Take a chat reply apart.
 
     Raises:
-        Unanswered: it is not what such a reply looks like, or names ids that the vocabulary does not have or that no
-            answer may hold.
+        ServerUnavailable: it is not what such a reply looks like, or names ids that the vocabulary does not have or
+            that no answer may hold.
     """
     fault = next(iter(ANSWER.iter_errors(reply)), None)
     if fault is not None:
-        raise Unanswered(f"the answer is malformed at {fault.json_path}: {fault.message[:120]}")
+        raise ServerUnavailable(f"the answer is malformed at {fault.json_path}: {fault.message[:120]}")
     (choice,) = reply["choices"]
     ids, finish = [int(token) for token in choice["token_ids"]], choice["finish_reason"]
     size = len(vocabulary.token_bytes)
     strange = next((token for token in ids if token >= size), None)
     if strange is not None:
-        raise Unanswered(f"the answer holds token id {strange}, and the vocabulary ends at {size - 1}")
+        raise ServerUnavailable(f"the answer holds token id {strange}, and the vocabulary ends at {size - 1}")
     banned = next((token for token in ids if token in vocabulary.vision_ids), None)
     if banned is not None:
-        raise Unanswered(f"the answer holds token id {banned}, which stands for an image: the request forbids it")
+        why = f"the answer holds token id {banned}, which stands for an image: the request forbids it"
+        raise ServerUnavailable(why)
     if not ids and finish != "stop":
-        raise Unanswered(f"the answer holds no token and ended by {finish}")
+        raise ServerUnavailable(f"the answer holds no token and ended by {finish}")
     logged = choice.get("logprobs")
     ended = bool(ids) and ids[-1] == vocabulary.stop_id
     return Answer(

@@ -1,4 +1,4 @@
-"""The rollout servers of a config -> a backend that uses them: looked at, their places dealt out to the ranks."""
+"""The rollout servers of a config -> a backend that uses them: looked at, their permits dealt out to the ranks."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,9 +9,9 @@ from ds_stage2ab.config.servers import request_window, server_slots
 from ds_stage2ab.rollout.scoring import Scorer
 from ds_stage2ab.rollout.server.api import ServerApi
 from ds_stage2ab.rollout.server.backend import VllmBackend
-from ds_stage2ab.rollout.server.handshake import Facts, Needs, shake_hands
+from ds_stage2ab.rollout.server.handshake import Requirements, ServerInfo, check_servers
 from ds_stage2ab.rollout.server.logprob_probe import Probe
-from ds_stage2ab.rollout.server.weight_sync import Lent, Made, Target, WeightSync
+from ds_stage2ab.rollout.server.weight_sync import ExportTensor, ParameterProvider, Target, WeightSync
 from ds_stage2ab.runtime.ranks import World
 
 MIB = 2**20
@@ -20,18 +20,18 @@ CONTROL_CALLS = 2  # connections of a rank to a server besides those of its roll
 
 def open_servers(
     section: VllmSection,
-    needs: Needs,
+    requirements: Requirements,
     model: nn.Module,
     positions: Callable[[Tensor, Tensor], Tensor],
-    lent: Lent,
-    tensors: Callable[[], Sequence[Made]],
+    provider: ParameterProvider,
+    tensors: Callable[[], Sequence[ExportTensor]],
     world: World,
     *,
     start_id: str,
     seed: int,
     probe_tolerance: float,
 ) -> VllmBackend:
-    """Look at the servers once, by rank 0, and give every rank its places.
+    """Look at the servers once, by rank 0, and give every rank its permits.
 
     Args:
         section: `custom.extra.rollout_matching.vllm`.
@@ -46,37 +46,37 @@ def open_servers(
 
     Raises:
         ServerFault: a server is not as it must be; with everything that is wrong at any.
-        ConfigError: fewer places than ranks.
+        ConfigError: fewer permits than ranks.
     """
     wanted = section.server.servers
-    facts = _looked_at(section, needs, world)
+    facts = _looked_at(section, requirements, world)
     replicas = [one.replicas for one in facts]
-    request_window(needs.decode_batch_size, replicas, world.size)
-    places = server_slots(needs.decode_batch_size, replicas, world.size)[world.rank]
-    apis = [_api(one.base_url, section, CONTROL_CALLS + n) for one, n in zip(wanted, places, strict=True)]
+    request_window(requirements.decode_batch_size, replicas, world.size)
+    permits = server_slots(requirements.decode_batch_size, replicas, world.size)[world.rank]
+    apis = [_api(one.base_url, section, CONTROL_CALLS + n) for one, n in zip(wanted, permits, strict=True)]
     targets = [
         Target(api=api, group_port=one.group_port, world_size=fact.world_size, transfer=fact.transfer)
         for api, one, fact in zip(apis, wanted, facts, strict=True)
     ]
     size, limit = section.sync.bucket_mb * MIB, section.sync.timeout_s
-    sync = WeightSync(lent, tensors, world, targets, start_id=start_id, bucket_bytes=size, timeout_s=limit)
-    probe = Probe(model, world, needs, positions, tolerance=probe_tolerance)
-    score = Scorer(model, needs.vocabulary, positions)
+    sync = WeightSync(provider, tensors, world, targets, start_id=start_id, bucket_bytes=size, timeout_s=limit)
+    probe = Probe(model, world, requirements, positions, tolerance=probe_tolerance)
+    score = Scorer(model, requirements.vocabulary, positions)
     every = section.probe.every_syncs
     return VllmBackend(
-        apis, replicas, places, needs,
+        apis, replicas, permits, requirements,
         sync=sync, probe=probe, score=score, world=world, seed=seed, probe_every=every,
     )  # fmt: skip
 
 
-def _looked_at(section: VllmSection, needs: Needs, world: World) -> list[Facts]:
+def _looked_at(section: VllmSection, requirements: Requirements, world: World) -> list[ServerInfo]:
     """What each server is: rank 0 looks, once."""
     facts = []
-    with world.agree_on_failure("looking at the rollout servers"):
+    with world.raise_together("looking at the rollout servers"):
         if world.rank == 0:
             apis = [_api(one.base_url, section, CONTROL_CALLS) for one in section.server.servers]
-            facts = shake_hands(apis, [one.tensor_parallel_size for one in section.server.servers], needs)
-    return world.from_first(facts)
+            facts = check_servers(apis, [one.tensor_parallel_size for one in section.server.servers], requirements)
+    return world.broadcast_object(facts)
 
 
 def _api(base_url: str, section: VllmSection, connections: int) -> ServerApi:

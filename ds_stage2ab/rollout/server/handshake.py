@@ -19,7 +19,7 @@ from ds_stage2ab.errors import ServerFault
 from ds_stage2ab.rollout.server.api import NEEDED_ROUTES, ServerApi
 from ds_stage2ab.rollout.server.chat import Conversation, other_prompt, read_answer
 from ds_stage2ab.rollout.server.fan_out import at_once
-from ds_stage2ab.rollout.server.http_client import Foreign, Refused, Silent, Unanswered
+from ds_stage2ab.rollout.server.http_client import ClientError, ProtocolError, ReadTimeout, ServerUnavailable
 
 SUPPORTED = (0, 32)
 """Version of vLLM whose routes and answers are known; a patch release changes neither."""
@@ -39,7 +39,7 @@ CONTROL_TIMEOUT = "custom.extra.rollout_matching.vllm.server.timeout_s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Needs:
+class Requirements:
     """What the run asks of every server."""
 
     conversation: Conversation
@@ -56,7 +56,7 @@ class Needs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class ServerInfo:
     """What a server is."""
 
     world_size: int
@@ -73,7 +73,7 @@ class _Line:
     fix: str
 
 
-def shake_hands(servers: Sequence[ServerApi], sizes: Sequence[int], needs: Needs) -> list[Facts]:
+def check_servers(servers: Sequence[ServerApi], sizes: Sequence[int], requirements: Requirements) -> list[ServerInfo]:
     """Look at all servers at once.
 
     Args:
@@ -82,8 +82,8 @@ def shake_hands(servers: Sequence[ServerApi], sizes: Sequence[int], needs: Needs
     Raises:
         ServerFault: names everything that is wrong at any server, with a remedy for each.
     """
-    looks = [partial(_look, server, size, needs) for server, size in zip(servers, sizes, strict=True)]
-    longest = MOST_CALLS * max(server.longest_s(needs.infer_timeout_s) for server in servers)
+    looks = [partial(_look, server, size, requirements) for server, size in zip(servers, sizes, strict=True)]
+    longest = MOST_CALLS * max(server.longest_s(requirements.infer_timeout_s) for server in servers)
     found, wrong = zip(*at_once(looks, within_s=longest), strict=True)
     pages = []
     for server, lines in zip(servers, wrong, strict=True):
@@ -98,12 +98,12 @@ def shake_hands(servers: Sequence[ServerApi], sizes: Sequence[int], needs: Needs
     return list(found)
 
 
-def _look(server: ServerApi, size: int, needs: Needs) -> tuple[Facts | None, list[_Line]]:
-    lines = list(_wrong(server, needs))
+def _look(server: ServerApi, size: int, requirements: Requirements) -> tuple[ServerInfo | None, list[_Line]]:
+    lines = list(_wrong(server, requirements))
     return None if lines else _facts(server, size, lines), lines
 
 
-def _wrong(server: ServerApi, needs: Needs) -> Iterator[_Line]:
+def _wrong(server: ServerApi, requirements: Requirements) -> Iterator[_Line]:
     """Everything wrong, in the order in which one thing hides the next."""
     reach = "start it, or correct base_url; when it has just been started, wait for its /health"
     opened = _asked(lambda: server.get("/openapi.json")["paths"], "reached", fix=reach)
@@ -116,13 +116,13 @@ def _wrong(server: ServerApi, needs: Needs) -> Iterator[_Line]:
         yield _Line(what="routes", saw=saw, fix=f"start it with {OPENED}")
         return
     yield from _wrong_version(server)
-    yield from _wrong_settings(server, needs)
-    yield from _wrong_coordinates(server, needs)
+    yield from _wrong_settings(server, requirements)
+    yield from _wrong_coordinates(server, requirements)
     let_go = _asked(lambda: _let_go(server), "paused", fix="start it again")
     if isinstance(let_go, _Line):
         yield let_go
         return
-    yield from _wrong_prompt(server, needs)
+    yield from _wrong_prompt(server, requirements)
 
 
 def _wrong_version(server: ServerApi) -> Iterator[_Line]:
@@ -134,18 +134,18 @@ def _wrong_version(server: ServerApi) -> Iterator[_Line]:
         yield _Line(what="version", saw=version, fix=fix)
 
 
-def _wrong_settings(server: ServerApi, needs: Needs) -> Iterator[_Line]:
-    lines = _asked(lambda: list(_compared(server.get(SETTINGS)["vllm_config"], needs)), "settings")
+def _wrong_settings(server: ServerApi, requirements: Requirements) -> Iterator[_Line]:
+    lines = _asked(lambda: list(_compared(server.get(SETTINGS)["vllm_config"], requirements)), "settings")
     yield from [lines] if isinstance(lines, _Line) else lines
 
 
-def _compared(info: dict[str, Any], needs: Needs) -> Iterator[_Line]:
+def _compared(info: dict[str, Any], requirements: Requirements) -> Iterator[_Line]:
     """What a server runs with beside what it must run with."""
     model = info["model_config"]
-    dtype = {"fp32": "float32", "bf16": "bfloat16"}[needs.precision]
+    dtype = {"fp32": "float32", "bf16": "bfloat16"}[requirements.precision]
     transfer = _transfer(info)
-    if transfer not in needs.transfers:
-        saw = f"{transfer}; this learner can send over {' and '.join(needs.transfers)}"
+    if transfer not in requirements.transfers:
+        saw = f"{transfer}; this learner can send over {' and '.join(requirements.transfers)}"
         fix = f"start it with {STARTED_SO}, with this package installed in its environment"
         yield _Line(what="weight transfer", saw=saw, fix=fix)
     wanted: list[tuple[str, object, object, str]] = [
@@ -160,18 +160,18 @@ def _compared(info: dict[str, Any], needs: Needs) -> Iterator[_Line]:
     if model["override_generation_config"]:
         saw = f"{model['override_generation_config']} for every request"
         yield _Line(what="generation override", saw=saw, fix="start it without --override-generation-config")
-    if int(model["max_model_len"]) < needs.room:
-        saw = f"it takes {model['max_model_len']} tokens, prompt and answer need {needs.room}"
-        yield _Line(what="length", saw=saw, fix=f"start it with --max-model-len {needs.room} or more")
+    if int(model["max_model_len"]) < requirements.room:
+        saw = f"it takes {model['max_model_len']} tokens, prompt and answer need {requirements.room}"
+        yield _Line(what="length", saw=saw, fix=f"start it with --max-model-len {requirements.room} or more")
     most = int(info["scheduler_config"]["max_num_seqs"])
-    if most != needs.decode_batch_size:
-        saw = f"it decodes {most} sequences at once, {DECODE_BATCH} is {needs.decode_batch_size}"
-        yield _Line(what="decode batch", saw=saw, fix=f"start it with --max-num-seqs {needs.decode_batch_size}")
+    if most != requirements.decode_batch_size:
+        saw = f"it decodes {most} sequences at once, {DECODE_BATCH} is {requirements.decode_batch_size}"
+        yield _Line(what="decode batch", saw=saw, fix=f"start it with --max-num-seqs {requirements.decode_batch_size}")
 
 
-def _wrong_coordinates(server: ServerApi, needs: Needs) -> Iterator[_Line]:
+def _wrong_coordinates(server: ServerApi, requirements: Requirements) -> Iterator[_Line]:
     """Answers hold coordinate tokens, prompts need not: another tokenizer may read a prompt alike."""
-    texts, wanted = [coordinate_token(k) for k in range(NUM_BINS)], needs.vocabulary.coordinate_ids
+    texts, wanted = [coordinate_token(k) for k in range(NUM_BINS)], requirements.vocabulary.coordinate_ids
     ids = _asked(lambda: server.tokenize("".join(texts)), "coordinate ids", refused=LIKE_LEARNER)
     if isinstance(ids, _Line):
         yield ids
@@ -182,30 +182,30 @@ def _wrong_coordinates(server: ServerApi, needs: Needs) -> Iterator[_Line]:
         yield _Line(what="coordinate ids", saw=saw, fix=LIKE_LEARNER)
 
 
-def _wrong_prompt(server: ServerApi, needs: Needs) -> Iterator[_Line]:
+def _wrong_prompt(server: ServerApi, requirements: Requirements) -> Iterator[_Line]:
     """One real prompt, answered by one token: the engine lives, and reads the prompt as the learner does."""
-    body = needs.conversation.probe(needs.sample, num_tokens=1, seed=0)
-    limit = needs.infer_timeout_s
+    body = requirements.conversation.probe(requirements.sample, num_tokens=1, seed=0)
+    limit = requirements.infer_timeout_s
     reply = _asked(lambda: server.chat(body, read_s=limit), "an answer", key=INFER_TIMEOUT, refused=LIKE_LEARNER)
     if isinstance(reply, _Line):
         yield reply
         return
     other_ids = f"{LIKE_LEARNER}; {IS_VLLM}"
-    answer = _asked(lambda: read_answer(reply, needs.vocabulary), "an answer", fix=other_ids)
+    answer = _asked(lambda: read_answer(reply, requirements.vocabulary), "an answer", fix=other_ids)
     if isinstance(answer, _Line):
         yield answer
-    elif answer.prompt_ids != needs.sample.prompt_ids:
-        saw = other_prompt(server.url, needs.sample, answer.prompt_ids).why
+    elif answer.prompt_ids != requirements.sample.prompt_ids:
+        saw = other_prompt(server.url, requirements.sample, answer.prompt_ids).why
         yield _Line(what="prompt", saw=saw, fix=LIKE_LEARNER)
     else:
-        yield from _wrong_rendering(server, needs, body)
+        yield from _wrong_rendering(server, requirements, body)
 
 
-def _wrong_rendering(server: ServerApi, needs: Needs, body: dict[str, Any]) -> Iterator[_Line]:
+def _wrong_rendering(server: ServerApi, requirements: Requirements, body: dict[str, Any]) -> Iterator[_Line]:
     """What the engine is given: pixels, as two ways to reduce an image give as many patches, and ends of an answer."""
-    stop = needs.conversation.stop_id
+    stop = requirements.conversation.stop_id
     asked = {**body, "stop_token_ids": [stop], "min_tokens": 0}
-    seen = _asked(lambda: server.render(asked, read_s=needs.infer_timeout_s), "pixel values", key=INFER_TIMEOUT)
+    seen = _asked(lambda: server.render(asked, read_s=requirements.infer_timeout_s), "pixel values", key=INFER_TIMEOUT)
     if isinstance(seen, _Line):
         yield seen
         return
@@ -214,18 +214,19 @@ def _wrong_rendering(server: ServerApi, needs: Needs, body: dict[str, Any]) -> I
         saw = f"an answer ends at {ends or 'none'}, the learner's at {stop} alone"
         fix = f"serve the model of model.path by itself: it needs no stop ids of its server; {IS_VLLM}"
         yield _Line(what="stop ids", saw=saw, fix=fix)
-    if not any(pixels in seen.image for pixels in _pixels(needs)):
+    if not any(pixels in seen.image for pixels in _pixels(requirements)):
         fix = (
             "start it with --no-mm-device-do-normalize, and with this package installed in its environment: Pillow cuts"
             " the learner's images, and the plugin lets it cut the server's"
         )
-        yield _Line(what="pixel values", saw=f"other ones than the learner's for sample {needs.sample.id}", fix=fix)
+        saw = f"other ones than the learner's for sample {requirements.sample.id}"
+        yield _Line(what="pixel values", saw=saw, fix=fix)
 
 
-def _pixels(needs: Needs) -> Iterator[bytes]:
+def _pixels(requirements: Requirements) -> Iterator[bytes]:
     """The learner's pixel values as they may lie in a server's memory: as made, or in the model's precision."""
-    made = needs.sample.vision.pixel_values.contiguous()
-    for values in (made, made.bfloat16()) if needs.precision == "bf16" else (made,):
+    made = requirements.sample.vision.pixel_values.contiguous()
+    for values in (made, made.bfloat16()) if requirements.precision == "bf16" else (made,):
         yield values.view(torch.uint8).numpy().tobytes()
 
 
@@ -236,7 +237,7 @@ def _let_go(server: ServerApi) -> None:
         server.resume()
 
 
-def _facts(server: ServerApi, size: int, lines: list[_Line]) -> Facts | None:
+def _facts(server: ServerApi, size: int, lines: list[_Line]) -> ServerInfo | None:
     told = _asked(server.world_size, "devices")
     replica = _asked(lambda: server.replica_size() if _tells_replicas(server) else size, "devices of a replica")
     transfer = _asked(lambda: _transfer(server.get(SETTINGS)["vllm_config"]), "weight transfer")
@@ -248,7 +249,7 @@ def _facts(server: ServerApi, size: int, lines: list[_Line]) -> Facts | None:
         saw = f"{told} devices do not make whole replicas of {replica}"
         lines.append(_Line(what="replicas", saw=saw, fix="set tensor_parallel_size to what the server runs with"))
         return None
-    return Facts(world_size=told, replicas=told // replica, transfer=transfer)
+    return ServerInfo(world_size=told, replicas=told // replica, transfer=transfer)
 
 
 def _transfer(info: dict[str, Any]) -> str | None:
@@ -273,14 +274,14 @@ def _asked(
     """
     try:
         return ask()
-    except Silent as error:
+    except ReadTimeout as error:
         slow = f"look at the server's own log; where it is only slow, set {key} higher"
         return _Line(what=what, saw=str(error), fix=fix or slow)
-    except Foreign as error:
+    except ProtocolError as error:
         return _Line(what=what, saw=str(error), fix=fix or IS_VLLM)
-    except Unanswered as error:
+    except ServerUnavailable as error:
         return _Line(what=what, saw=str(error), fix=fix or ITS_LOG)
-    except Refused as error:
+    except ClientError as error:
         return _Line(what=what, saw=str(error), fix=fix or refused)
     except (KeyError, TypeError, ValueError) as error:
         saw = f"an answer of another form ({type(error).__name__}: {error})"

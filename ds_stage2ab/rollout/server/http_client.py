@@ -37,19 +37,19 @@ TOLD = 300  # characters of a refusal that a message quotes
 Headers = dict[str, str] | None
 
 
-class Unanswered(Exception):
+class ServerUnavailable(Exception):
     """The server did not do its part: no connection, no answer in time, a broken one, or an error of its own."""
 
 
-class Silent(Unanswered):
+class ReadTimeout(ServerUnavailable):
     """It did not answer in time. Asking again would wait as long again."""
 
 
-class Foreign(Unanswered):
-    """What answers is no vLLM: too much of an answer, one that is no JSON, or a way to somewhere else."""
+class ProtocolError(ServerUnavailable):
+    """The answer is none of vLLM's: too large, no JSON, of another form, or a redirect to another origin."""
 
 
-class Refused(Exception):
+class ClientError(Exception):
     """The server understood, and says that the request is wrong.
 
     Args:
@@ -62,7 +62,7 @@ class Refused(Exception):
         self.status = status
 
 
-class Wire:
+class HttpClient:
     """One server.
 
     Args:
@@ -89,18 +89,18 @@ class Wire:
             repeat: whether the request may be sent again when it was not answered.
 
         Raises:
-            Unanswered: also the last try failed.
-            Refused: the request is wrong.
+            ServerUnavailable: also the last try failed.
+            ClientError: the request is wrong.
         """
         pauses = [FIRST_PAUSE_S * 2**n for n in range(TRIES - 1)] if repeat else []
         for pause in pauses:
             try:
                 return self._once(method, path, body, read_s, headers)
-            except Silent:
+            except ReadTimeout:
                 raise
             except _ComeBack as error:
                 time.sleep(min(error.seconds, LONGEST_PAUSE_S) or _jittered(pause))
-            except Unanswered:
+            except ServerUnavailable:
                 time.sleep(_jittered(pause))
         return self._once(method, path, body, read_s, headers)
 
@@ -112,16 +112,16 @@ class Wire:
         if status in BUSY:
             raise _ComeBack(f"answered {status} to {path}", _seconds(headers.get("Retry-After")))
         if 400 <= status < 500:
-            raise Refused(f"refused {path} with {status}: {_told(content)}", status)
+            raise ClientError(f"refused {path} with {status}: {_told(content)}", status)
         if status != 200:
-            kind = Foreign if 300 <= status < 400 else Unanswered
+            kind = ProtocolError if 300 <= status < 400 else ServerUnavailable
             raise kind(f"answered {status} to {path}: {_told(content)}")
         return _json(content, path)
 
     def _same_origin(self, url: str, headers: Any) -> str:
         target = urljoin(url, headers.get("Location") or "")
         if urlsplit(target)[:2] != urlsplit(url)[:2]:
-            raise Foreign(f"sends us from {urlsplit(url).path} to another origin, {target[:TOLD]}")
+            raise ProtocolError(f"sends us from {urlsplit(url).path} to another origin, {target[:TOLD]}")
         return target
 
     def _fetch(
@@ -137,17 +137,17 @@ class Wire:
             ) as reply:
                 content = _content(reply, path, deadline)
         except requests.ConnectTimeout as error:
-            raise Silent(f"no connection within {self.connect_s:g} s") from error
+            raise ReadTimeout(f"no connection within {self.connect_s:g} s") from error
         except (requests.RequestException, HTTPError) as error:
             if isinstance(_cause(error), TimeoutError) or time.monotonic() > deadline:
-                raise Silent(late) from error
-            raise Unanswered(f"the connection failed in {path}: {_told_by(_cause(error))}") from error
+                raise ReadTimeout(late) from error
+            raise ServerUnavailable(f"the connection failed in {path}: {_told_by(_cause(error))}") from error
         if time.monotonic() > deadline:  # where an answer was cut off may look like its end
-            raise Silent(late)
+            raise ReadTimeout(late)
         return reply.status_code, reply.headers, content
 
 
-class _ComeBack(Unanswered):
+class _ComeBack(ServerUnavailable):
     def __init__(self, why: str, seconds: float) -> None:
         super().__init__(why)
         self.seconds = seconds
@@ -207,7 +207,7 @@ def _content(reply: requests.Response, path: str, deadline: float) -> bytes:
         while chunk := reply.raw.read1(CHUNK_BYTES, decode_content=True):
             content += chunk
             if len(content) > MOST_BYTES:
-                raise Foreign(f"the answer to {path} is larger than {MOST_BYTES // 2**20} MiB")
+                raise ProtocolError(f"the answer to {path} is larger than {MOST_BYTES // 2**20} MiB")
     return bytes(content)
 
 
@@ -217,7 +217,7 @@ def _json(content: bytes, path: str) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise Foreign(f"the answer to {path} is no JSON: {_told(content)}") from error
+        raise ProtocolError(f"the answer to {path} is no JSON: {_told(content)}") from error
 
 
 def _told(content: bytes) -> str:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from ds_stage2ab.errors import ServerFault
 from ds_stage2ab.rollout.scoring import Positions, answer_logits
-from ds_stage2ab.rollout.server.api import ServerApi, blamed
+from ds_stage2ab.rollout.server.api import ServerApi, as_server_fault
 from ds_stage2ab.rollout.server.chat import Answer, other_prompt, read_answer
 from ds_stage2ab.rollout.server.fan_out import at_once
-from ds_stage2ab.rollout.server.handshake import IS_VLLM, Needs
+from ds_stage2ab.rollout.server.handshake import IS_VLLM, Requirements
 from ds_stage2ab.runtime.ranks import World
 
 PROBE_TOKENS = 32
@@ -38,19 +38,19 @@ class Probe:
         self,
         model: nn.Module,
         world: World,
-        needs: Needs,
+        requirements: Requirements,
         positions: Positions,
         *,
         tolerance: float,
     ) -> None:
         self.model = model
         self.world = world
-        self.sample = needs.sample
+        self.sample = requirements.sample
         self.positions = positions
-        self.conversation = needs.conversation
-        self.vocabulary = needs.vocabulary
+        self.conversation = requirements.conversation
+        self.vocabulary = requirements.vocabulary
         self.tolerance = tolerance
-        self.num_tokens = min(PROBE_TOKENS, needs.room - len(needs.sample.prompt_ids))
+        self.num_tokens = min(PROBE_TOKENS, requirements.room - len(requirements.sample.prompt_ids))
 
     def __call__(self, servers: Sequence[ServerApi], replicas: Sequence[int], *, read_s: float) -> float:
         """The largest gap of any replica of any server, nats per token; all ranks enter together.
@@ -65,13 +65,13 @@ class Probe:
         """
         asked = [(server, one) for server, count in zip(servers, replicas, strict=True) for one in _numbers(count)]
         answers: list[Answer] = []
-        with self.world.agree_on_failure("probing the servers' weights"):
+        with self.world.raise_together("probing the servers' weights"):
             if self.world.rank == 0:
                 calls = [partial(self._ask, server, one, read_s) for server, one in asked]
                 answers = at_once(calls, within_s=max(server.longest_s(read_s) for server in servers))
-        answers = self.world.from_first(answers)
+        answers = self.world.broadcast_object(answers)
         gaps = [self._gap(answer) for answer in answers]
-        with self.world.agree_on_failure("comparing the servers' weights"):
+        with self.world.raise_together("comparing the servers' weights"):
             for (server, one), gap in zip(asked, gaps, strict=True):
                 if not gap <= self.tolerance:
                     raise _differs(server.url, one, gap, self.tolerance)
@@ -79,7 +79,7 @@ class Probe:
 
     def _ask(self, server: ServerApi, replica: int | None, read_s: float) -> Answer:
         body = self.conversation.probe(self.sample, num_tokens=self.num_tokens, seed=PROBE_SEED)
-        with blamed(server.url, "answering the probe"):
+        with as_server_fault(server.url, "answering the probe"):
             answer = read_answer(server.chat(body, read_s=read_s, replica=replica), self.vocabulary)
         if answer.prompt_ids != self.sample.prompt_ids:
             raise other_prompt(server.url, self.sample, answer.prompt_ids)

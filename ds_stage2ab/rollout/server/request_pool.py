@@ -1,7 +1,7 @@
-"""A rank's requests to several servers: every server kept full up to this rank's places there, and never above them.
+"""A rank's requests to several servers: every server kept full up to this rank's permits there, and never above them.
 
-Each place is a thread that takes the next request of its server as soon as it has an answer. When a server fails a
-request for good, what is left of its share goes to the others, whole requests each; they keep their own places.
+Each permit has a thread that takes the next request of its server as soon as it has an answer. When a server fails a
+request for good, what is left of its share goes to the others, whole requests each; they keep their own permits.
 """
 
 import threading
@@ -15,28 +15,28 @@ from ds_stage2ab.errors import ServerFault
 R = TypeVar("R")
 
 LOOK_S = 1.0
-"""How long a place sleeps before it looks for a request again, should nobody wake it."""
+"""How long a thread sleeps before it looks for a request again, should nobody wake it."""
 
 Ask = Callable[[int, int, int], R]
 """(request, server, attempt) -> its result; may raise `Lost`, or anything else, which ends the whole."""
 
 
-class Lost(Exception):
+class ServerLost(Exception):
     """This server cannot answer; another may."""
 
 
-class Slots(Generic[R]):
+class RequestPool(Generic[R]):
     """One batch of requests; `results` yields them in order.
 
     Args:
         shares: the requests of each server, ascending.
-        places: how many requests of this rank each server may have in flight.
+        permits: how many requests of this rank each server may have in flight.
         ask: draws one.
     """
 
-    def __init__(self, shares: Sequence[range], places: Sequence[int], ask: Ask) -> None:
+    def __init__(self, shares: Sequence[range], permits: Sequence[int], ask: Ask) -> None:
         self.ask = ask
-        self.places = places
+        self.permits = permits
         self.waiting = [deque((request, 1) for request in share) for share in shares]
         self.futures: list[Future] = [Future() for share in shares for _ in share]
         self.open = len(self.futures)
@@ -45,17 +45,17 @@ class Slots(Generic[R]):
         self.gave: set[int] = set()
         # servers of which a result was taken
         self.changed = threading.Condition()
-        pool = ThreadPoolExecutor(max_workers=sum(places), thread_name_prefix="rollouts")
-        for server, count in enumerate(places):
+        pool = ThreadPoolExecutor(max_workers=sum(permits), thread_name_prefix="rollouts")
+        for server, count in enumerate(permits):
             for _ in range(count):
-                pool.submit(self._place, server).add_done_callback(self._left)
+                pool.submit(self._place, server).add_done_callback(self._on_exit)
         pool.shutdown(wait=False)
 
     def results(self, *, within_s: float) -> Iterator[R]:
         """Each as soon as it and those before it are there.
 
         Args:
-            within_s: longest wait for one; no place waits longer for an answer.
+            within_s: longest wait for one; no thread waits longer for an answer.
 
         Raises:
             ServerFault: no server has answered a request by then.
@@ -70,7 +70,7 @@ class Slots(Generic[R]):
             request, attempt = taken
             try:
                 result = self.ask(request, server, attempt)
-            except Lost as error:
+            except ServerLost as error:
                 self._give_up(server, request, attempt, error)
             else:
                 with self.changed:
@@ -80,9 +80,9 @@ class Slots(Generic[R]):
                         self.open -= 1
                     self.changed.notify_all()
 
-    def _left(self, place: Future) -> None:
-        """A place that anything but a lost server ended ends the batch: whoever waits for a result raises it."""
-        error = place.exception(timeout=0)
+    def _on_exit(self, thread: Future) -> None:
+        """Any error other than a lost server cancels the batch; it is raised where the result is awaited."""
+        error = thread.exception(timeout=0)
         if error is not None:
             self._end(error)
 
@@ -95,13 +95,13 @@ class Slots(Generic[R]):
                 self.changed.wait(timeout=LOOK_S)
             return None
 
-    def _give_up(self, server: int, request: int, attempt: int, error: Lost) -> None:
-        """Deal what this server has left out to the others with places; with none left the batch ends."""
+    def _give_up(self, server: int, request: int, attempt: int, error: ServerLost) -> None:
+        """Deal what this server has left out to the others with permits; with none left the batch ends."""
         with self.changed:
             self.lost.add(server)
             rest = [(request, attempt + 1), *self.waiting[server]]
             self.waiting[server].clear()
-            others = [index for index, count in enumerate(self.places) if count and index not in self.lost]
+            others = [index for index, count in enumerate(self.permits) if count and index not in self.lost]
             for index, one in enumerate(rest if others else []):
                 self.waiting[others[index % len(others)]].append(one)
             self.changed.notify_all()

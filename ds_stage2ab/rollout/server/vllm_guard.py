@@ -14,7 +14,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProcessor, LogitsProcRequestState
 
-from ds_stage2ab.rollout.repeat_guard import Orders, Watch, repeats
+from ds_stage2ab.rollout.repeat_guard import GuardParams, IncrementalDetector, repeats
 
 
 class Guard(LogitsProcessor):
@@ -33,17 +33,17 @@ class Guard(LogitsProcessor):
 
     def __init__(self, config: Any, states: LogitsProcRequestState) -> None:
         self.states = states
-        self.watched: dict[int, tuple[Orders, Tensor]] = {}
+        self.watched: dict[int, tuple[GuardParams, Tensor]] = {}
         # slot -> what holds for its request, coordinate ids on the device
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         """Whether this request has rules; a slot is used again, by requests that may have none."""
         self.watched.pop(req_idx, None)
-        orders = Orders.read(sampling_params.extra_args)
-        if orders is None:
+        params = GuardParams.read(sampling_params.extra_args)
+        if params is None:
             return False
-        ids = torch.tensor(orders.coordinate_ids, dtype=torch.int32, device=self.states.device)
-        self.watched[req_idx] = orders, ids
+        ids = torch.tensor(params.coordinate_ids, dtype=torch.int32, device=self.states.device)
+        self.watched[req_idx] = params, ids
         return True
 
     def apply(self, logits: Tensor, ctx: LogitsContext) -> Tensor:
@@ -54,12 +54,12 @@ class Guard(LogitsProcessor):
         for row, slot in enumerate(slots):
             if slot not in self.watched:
                 continue
-            orders, coordinate_ids = self.watched[slot]
+            params, coordinate_ids = self.watched[slot]
             first, last = int(self.states.prompt_len.np[slot]), int(ctx.seq_lens_upper_bound_np[row])
             generated_1L = self.states.all_token_ids.gpu[slot : slot + 1, first:last]
-            broken_1 = repeats(generated_1L, coordinate_ids, orders.limits)
+            broken_1 = repeats(generated_1L, coordinate_ids, params.limits)
             logits[row].masked_fill_(broken_1, -torch.inf)
-            logits[row, orders.stop_id].masked_fill_(broken_1[0], 0.0)
+            logits[row, params.stop_id].masked_fill_(broken_1[0], 0.0)
         return logits
 
 
@@ -72,21 +72,21 @@ class OldGuard(AdapterLogitsProcessor):
 
     def new_req_logits_processor(self, params: SamplingParams) -> "Ending | None":
         """What ends one request; None where no rule holds."""
-        orders = Orders.read(params.extra_args)
-        return None if orders is None else Ending(orders)
+        params = GuardParams.read(params.extra_args)
+        return None if params is None else Ending(params)
 
 
 class Ending:
     """Forces the stop on one answer as soon as it breaks a rule."""
 
-    def __init__(self, orders: Orders) -> None:
-        self.stop_id = orders.stop_id
-        self.watch = Watch(orders.limits, frozenset(orders.coordinate_ids))
+    def __init__(self, params: GuardParams) -> None:
+        self.stop_id = params.stop_id
+        self.detector = IncrementalDetector(params.limits, frozenset(params.coordinate_ids))
 
     def __call__(self, output_ids: list[int], logits_V: Tensor) -> Tensor:
         """Change the logits in place. An id of -1 is on its way from the device and will stand there next time."""
-        new_ids = output_ids[len(self.watch.ids) :]
-        if self.watch.read(takewhile(lambda token: token >= 0, new_ids)):
+        new_ids = output_ids[len(self.detector.ids) :]
+        if self.detector.read(takewhile(lambda token: token >= 0, new_ids)):
             logits_V.fill_(-torch.inf)
             logits_V[self.stop_id] = 0.0
         return logits_V

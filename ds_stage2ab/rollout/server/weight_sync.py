@@ -21,16 +21,16 @@ from ds_stage2ab.carriers import Transfer
 from ds_stage2ab.config.servers import GLOO_TRANSFER, NCCL_TRANSFER
 from ds_stage2ab.errors import ServerFault
 from ds_stage2ab.rollout.base import weight_version
-from ds_stage2ab.rollout.server.api import ServerApi, blamed
+from ds_stage2ab.rollout.server.api import ServerApi, as_server_fault
 from ds_stage2ab.rollout.server.gloo import SENDER, GlooLink
-from ds_stage2ab.rollout.server.http_client import Refused, Silent, Unanswered
+from ds_stage2ab.rollout.server.http_client import ClientError, ReadTimeout, ServerUnavailable
 from ds_stage2ab.rollout.server.nccl import NcclLink, is_usable
 from ds_stage2ab.runtime.ranks import World
 
 SPARE_S = 5.0  # that a watched call may take above its own time-out
 
 
-class Lent(Protocol):
+class ParameterProvider(Protocol):
     """Lends single tensors of the model that trains, also under ZeRO 3; `engine.whole_model` does."""
 
     model: nn.Module
@@ -38,11 +38,11 @@ class Lent(Protocol):
     def part(self, names: Collection[str], device: str, *, only_first: bool) -> AbstractContextManager[None]: ...
 
 
-class Made(Protocol):
+class ExportTensor(Protocol):
     """A tensor of a plain checkpoint, and the parameters that it is made from; `engine.tuner.Merged` is one."""
 
     name: str
-    needs: tuple[str, ...]
+    requirements: tuple[str, ...]
     make: Callable[[], Tensor]
 
 
@@ -87,8 +87,8 @@ class WeightSync:
 
     def __init__(
         self,
-        lent: Lent,
-        tensors: Callable[[], Sequence[Made]],
+        provider: ParameterProvider,
+        tensors: Callable[[], Sequence[ExportTensor]],
         world: World,
         targets: Sequence[Target],
         *,
@@ -96,7 +96,7 @@ class WeightSync:
         bucket_bytes: int,
         timeout_s: float,
     ) -> None:
-        self.lent = lent
+        self.provider = provider
         self.tensors = tensors
         self.world = world
         self.targets = targets
@@ -106,7 +106,7 @@ class WeightSync:
         self.version = ""  # that the servers have been brought to
         self.last: Transfer | None = None  # of this start
 
-    def bring(self, finished_steps: int, *, again: bool = False) -> bool:
+    def sync_weights(self, finished_steps: int, *, again: bool = False) -> bool:
         """Send the weights of now, unless the servers have them; all ranks enter together. Returns whether it did.
 
         Raises:
@@ -117,17 +117,17 @@ class WeightSync:
             return False
         self.version, begun = "", time.monotonic()
         with ExitStack() as paused:
-            with self.world.agree_on_failure("preparing the servers for new weights"):
+            with self.world.raise_together("preparing the servers for new weights"):
                 for target in self._mine():
                     paused.enter_context(self._paused(target))
                     self._start(target)
             num_bytes = 0
-            for bucket in buckets(self.tensors(), self.lent.model, self.bucket_bytes):
+            for bucket in buckets(self.tensors(), self.provider.model, self.bucket_bytes):
                 num_bytes += self._send(bucket)
-            with self.world.agree_on_failure("finishing the transfer of the weights", num_flags=1) as agreed:
+            with self.world.raise_together("finishing the transfer of the weights", num_flags=1) as agreed:
                 agreed.flags[0] = num_bytes  # rank 0 alone knows
                 for target in self._mine():
-                    with blamed(target.api.url, "finishing a weight update"):
+                    with as_server_fault(target.api.url, "finishing a weight update"):
                         target.api.finish_update(version, timeout_s=self.timeout_s)
                 paused.close()
         self.version = version
@@ -140,24 +140,24 @@ class WeightSync:
     @contextmanager
     def _paused(self, target: Target) -> Iterator[None]:
         try:
-            with blamed(target.api.url, "pausing the server"):
+            with as_server_fault(target.api.url, "pausing the server"):
                 target.api.pause()
             yield
         except BaseException:
             target.link = None  # its workers see the connection close
             target.api.abandon_update()
-            with suppress(Unanswered, Refused):  # what failed first is what a person must know
+            with suppress(ServerUnavailable, ClientError):  # what failed first is what a person must know
                 target.api.resume()
             raise
-        with blamed(target.api.url, "resuming the server"):
+        with as_server_fault(target.api.url, "resuming the server"):
             target.api.resume()
 
     def _start(self, target: Target) -> None:
-        with blamed(target.api.url, "emptying its caches"):
+        with as_server_fault(target.api.url, "emptying its caches"):
             target.api.clear_caches()
         if target.link is None:
             self._connect(target)
-        with blamed(target.api.url, "starting a weight update"):
+        with as_server_fault(target.api.url, "starting a weight update"):
             target.api.start_update(timeout_s=self.timeout_s)
 
     def _connect(self, target: Target) -> None:
@@ -181,15 +181,15 @@ class WeightSync:
                 fix="another process has this port: set another group_port of this server, or null",
             ) from error
 
-    def _send(self, bucket: Sequence[Made]) -> int:
+    def _send(self, bucket: Sequence[ExportTensor]) -> int:
         """Returns the bytes that this rank has sent to each server."""
-        needs = sorted({name for tensor in bucket for name in tensor.needs})
-        agreed = self.world.agree_on_failure("sending weights to the servers")
+        requirements = sorted({name for tensor in bucket for name in tensor.requirements})
+        agreed = self.world.raise_together("sending weights to the servers")
         device = self.world.device if any(target.transfer == NCCL_TRANSFER for target in self.targets) else "cpu"
-        with agreed, self.lent.part(needs, device, only_first=True):
+        with agreed, self.provider.part(requirements, device, only_first=True):
             return self._broadcast(bucket, device) if self.world.rank == SENDER else 0
 
-    def _broadcast(self, bucket: Sequence[Made], device: str) -> int:
+    def _broadcast(self, bucket: Sequence[ExportTensor], device: str) -> int:
         tensors = [tensor.make().to(device).contiguous() for tensor in bucket]
         names, shapes = [tensor.name for tensor in bucket], [list(made.shape) for made in tensors]
         dtypes = [str(made.dtype).removeprefix("torch.") for made in tensors]
@@ -227,7 +227,7 @@ class WeightSync:
         )
         if isinstance(fault, RuntimeError | TimeoutError):
             raise ServerFault(f"{doing}: {_first_line(fault)}", where=target.api.url, fix=fix) from fault
-        with blamed(target.api.url, doing, fix=fix if meeting or isinstance(fault, Silent) else ""):
+        with as_server_fault(target.api.url, doing, fix=fix if meeting or isinstance(fault, ReadTimeout) else ""):
             raise fault
 
 
@@ -236,7 +236,7 @@ def usable_transfers(device: str) -> tuple[str, ...]:
     return (NCCL_TRANSFER, GLOO_TRANSFER) if is_usable(device) else (GLOO_TRANSFER,)
 
 
-def buckets(tensors: Sequence[Made], model: nn.Module, most_bytes: int) -> list[list[Made]]:
+def buckets(tensors: Sequence[ExportTensor], model: nn.Module, most_bytes: int) -> list[list[ExportTensor]]:
     """Tensors that are gathered and sent together, in order: at most so many bytes, or one larger tensor.
 
     Args:
@@ -244,10 +244,10 @@ def buckets(tensors: Sequence[Made], model: nn.Module, most_bytes: int) -> list[
         most_bytes: of the parameters together.
     """
     sizes = {name: _whole_size(parameter) for name, parameter in model.named_parameters()}
-    found: list[list[Made]] = [[]]
+    found: list[list[ExportTensor]] = [[]]
     room = most_bytes
     for tensor in tensors:
-        size = sum(sizes[name] for name in tensor.needs)
+        size = sum(sizes[name] for name in tensor.requirements)
         if found[-1] and size > room:
             found.append([])
             room = most_bytes

@@ -59,7 +59,7 @@ def test_every_number_of_learners_and_replicas(ranks):
 
 
 @given(st.sampled_from(DECODE), st.lists(st.integers(0, 8), min_size=1, max_size=8), st.sampled_from(WORLDS))
-def test_places_are_dealt_completely_and_evenly(decode, replicas, ranks):
+def test_permits_are_dealt_completely_and_evenly(decode, replicas, ranks):
     check_world(decode, replicas, ranks)
 
 

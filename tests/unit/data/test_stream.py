@@ -27,8 +27,8 @@ def test_permutation_is_one(seed, epoch, num_records):
 
 
 def test_epochs_and_seeds_differ():
-    orders = {tuple(permutation(seed, epoch, 20)) for seed in range(3) for epoch in range(3)}
-    assert len(orders) == 9
+    params = {tuple(permutation(seed, epoch, 20)) for seed in range(3) for epoch in range(3)}
+    assert len(params) == 9
 
 
 def test_draws_by_hand():
@@ -101,7 +101,7 @@ def test_shuffled_objects_differ_by_draw_and_keep_everything():
         id="a", image=Path("a.png"), width=9, height=9, where="a.jsonl:1",
         objects=tuple(Truth(desc=str(k), box=(k, 0, k + 1, 1)) for k in range(6)),
     )  # fmt: skip
-    orders = [shuffled_objects(record, 0, draw).objects for draw in range(4)]
-    assert len(set(orders)) == 4
-    assert all(sorted(order, key=lambda truth: truth.box) == list(record.objects) for order in orders)
-    assert shuffled_objects(record, 0, 2).objects == orders[2]
+    params = [shuffled_objects(record, 0, draw).objects for draw in range(4)]
+    assert len(set(params)) == 4
+    assert all(sorted(order, key=lambda truth: truth.box) == list(record.objects) for order in params)
+    assert shuffled_objects(record, 0, 2).objects == params[2]

@@ -41,7 +41,7 @@ def build(quickstart, world, tmp_path):
             plan=plan,
             objective=objective,
             engine=engine,
-            window=Window(engine, plan, world, draw, bench.stand_in()),
+            window=Window(engine, plan, world, draw, bench.dummy_segment()),
             channel=Watched(bench),
             drawn=drawn,
         )

@@ -65,6 +65,6 @@ def test_the_next_checkpoint_is_whole(run):
 def test_a_rank_that_cannot_gather_says_so_and_leaves(made):
     """The other is left inside the gather: no agreement could meet it there."""
     (first, second), _ = made(1.5, [EXIT_ENVIRONMENT] * 2)
-    assert first["saved"][0] == "OwnFault"
+    assert first["saved"][0] == "LocalFault"
     assert first["saved"][1].startswith("rank 0: the weights cannot be gathered: ")
     assert second["saved"][0] == "LostRanks"

@@ -36,13 +36,13 @@ def spoil_some(stage):
 @pytest.mark.parametrize("zero_stage", [0, 1])
 def test_a_loss_that_is_not_finite_stops_before_any_weight_moves(build, zero_stage):
     stage = build({"deepspeed.zero_stage": zero_stage, "training.packing": False})
-    guilty, *_ = spoil_some(stage)
+    nonfinite_sample_ids, *_ = spoil_some(stage)
     before = stage.weights()
     with pytest.raises(TrainingFault) as caught:
         stage.window.run(0, stage.channel)
     assert caught.value.code == EXIT_TRAINING
     assert caught.value.why == "a loss of step 1 is nan; no weight was changed by this step"
-    assert caught.value.where == f"samples {guilty}"
+    assert caught.value.where == f"samples {nonfinite_sample_ids}"
     assert_bit_equal(stage.weights(), before)
     assert stage.engine.global_steps == 0
 
@@ -50,12 +50,12 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_moves(build, zero_sta
 @pytest.mark.parametrize("zero_stage", [0, 1, 2])
 def test_a_bad_loss_that_is_tolerated_names_its_own_samples(build, zero_stage):
     stage = build({"deepspeed.zero_stage": zero_stage, "training.packing": False, "training.max_bad_steps": 1})
-    guilty = spoil_some(stage)
+    nonfinite_sample_ids = spoil_some(stage)
     before = stage.weights()
     result = stage.window.run(0, stage.channel)
-    assert 0 < len(guilty) < R
+    assert 0 < len(nonfinite_sample_ids) < R
     why = "a loss of step 1 is not finite, and the update was not applied"
-    assert (result.applied, result.fault) == (False, f"{why} (samples {', '.join(guilty)})")
+    assert (result.applied, result.fault) == (False, f"{why} (samples {', '.join(nonfinite_sample_ids)})")
     assert_bit_equal(stage.weights(), before)
 
 
@@ -85,11 +85,11 @@ def test_a_bad_step_is_gone_past_and_leaves_nothing_behind(build, zero_stage, pl
     hook = norm.register_hook(lambda gradient: gradient * torch.nan)
     if place == "loss":
         norm.data[0] = torch.nan
-    bad = stage.window.run(0, stage.channel)
+    pending_faults = stage.window.run(0, stage.channel)
     hook.remove()
     norm.data.copy_(good)
-    assert (bad.applied, bad.samples) == (False, R)
-    assert "of step 1 is " in bad.fault and stage.bench.samples[0].id in bad.fault
+    assert (pending_faults.applied, pending_faults.samples) == (False, R)
+    assert "of step 1 is " in pending_faults.fault and stage.bench.samples[0].id in pending_faults.fault
     assert_bit_equal(stage.weights(), before)
     _, gradient = mean_loss_alone(stage, 1)
     after = stage.window.run(1, stage.channel)
@@ -162,12 +162,12 @@ def test_a_step_that_supervises_nothing_is_legal_and_moves_nothing(build):
     stage = build()
     before, none = stage.weights(), torch.zeros(0, dtype=torch.long)
 
-    class Silent(Watched):
+    class ReadTimeout(Watched):
         def segments(self, samples, step, clock):
             loud = super().segments(samples, step, clock)
             return [replace(one, weights=torch.zeros_like(one.weights), slots=none, bins=none) for one in loud]
 
-    result = stage.window.run(0, Silent(stage.bench))
+    result = stage.window.run(0, ReadTimeout(stage.bench))
     assert (result.loss, result.grad_norm, result.samples) == (0.0, 0.0, R)
     assert_bit_equal(stage.weights(), before)
 

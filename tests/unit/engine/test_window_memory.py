@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ds_stage2ab.engine.build import position_index
-from ds_stage2ab.errors import EXIT_ENVIRONMENT, EnvironmentFault, OwnFault
+from ds_stage2ab.errors import EXIT_ENVIRONMENT, EnvironmentFault, LocalFault
 from ds_stage2ab.rollout.hf import HfBackend
 from tests.unit.engine.stage import Watched, assert_bit_equal
 from tests.unit.parts import START_ID
@@ -46,7 +46,7 @@ def test_while_rollouts_are_drawn(build):
 
 def test_in_the_update(build):
     stage = build()
-    with mock.patch.object(stage.engine.optimizer, "step", ask_for_too_much), pytest.raises(OwnFault) as caught:
+    with mock.patch.object(stage.engine.optimizer, "step", ask_for_too_much), pytest.raises(LocalFault) as caught:
         stage.window.run(0, stage.channel)
     assert caught.value.why == f"rank 0 is out of memory in step 1, in the update {PLAN}"
     for key in ("deepspeed.zero_stage", "deepspeed.offload_optimizer"):
@@ -56,7 +56,7 @@ def test_in_the_update(build):
 def test_in_a_pack(build):
     stage = build()
     stage.bench.model.lm_head.register_forward_pre_hook(ask_for_too_much)
-    with pytest.raises(OwnFault, match=r"rank 0 is out of memory in step 1, in a pack of \d+ tokens \(p") as caught:
+    with pytest.raises(LocalFault, match=r"rank 0 is out of memory in step 1, in a pack of \d+ tokens \(p") as caught:
         stage.window.run(0, stage.channel)
     for key in ("training.global_max_length", "model.gradient_checkpointing", "deepspeed.zero_stage"):
         assert key in caught.value.fix

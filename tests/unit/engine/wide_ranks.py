@@ -19,7 +19,7 @@ from ds_stage2ab.engine import checkpoint
 from ds_stage2ab.engine.build import build_engine, build_optimizer, start_process_group
 from ds_stage2ab.engine.tuner import add_adapters
 from ds_stage2ab.engine.whole_model import WholeModel
-from ds_stage2ab.errors import OwnFault, Stage2Error
+from ds_stage2ab.errors import LocalFault, Stage2Error
 from ds_stage2ab.plan import make_plan
 from ds_stage2ab.runtime.ranks import World
 from ds_stage2ab.runtime.shutdown import leave
@@ -53,7 +53,7 @@ def main(config_path: str, source: str, folder: str, room: str) -> None:
         checkpoints.save(1)
     except Stage2Error as error:
         seen["saved"] = [type(error).__name__, error.why]
-        if isinstance(error, OwnFault):
+        if isinstance(error, LocalFault):
             print(json.dumps(seen))
             leave(error.code)
     checkpoint.export = export
@@ -69,7 +69,7 @@ def sums_of(model):
 def lent(whole_model, names, world):
     """What comes out of a loan that rank 1 has no place for."""
     try:
-        with world.agree_on_failure("lending"), whole_model.part(names, NOWHERE if world.rank == 1 else "cpu"):
+        with world.raise_together("lending"), whole_model.part(names, NOWHERE if world.rank == 1 else "cpu"):
             return "all"
     except (Stage2Error, RuntimeError) as error:
         return f"{type(error).__name__}: {error}"

@@ -236,7 +236,7 @@ class Rounds:
         self.pauses = 0
         self.learner = Member(self, "the learner", *learner)
         self.servers = [
-            Server(url="", port=i, kept=Member(self, f"server {i}", *ends)) for i, ends in enumerate(servers)
+            Server(url="", port=i, process=Member(self, f"server {i}", *ends)) for i, ends in enumerate(servers)
         ]
 
     def pause(self, seconds):

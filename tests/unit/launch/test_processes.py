@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from ds_stage2ab.launch.processes import Kept
+from ds_stage2ab.launch.processes import ManagedProcess
 
 # What a server of vLLM 0.32 on the CPU writes when its engine has been killed, shortened.
 DIED = """\
@@ -23,8 +23,8 @@ See https://nanobind.readthedocs.io/en/latest/refleaks.html
 def last_words(tmp_path, text):
     log = tmp_path / "server.log"
     log.write_text(text)
-    with subprocess.Popen([sys.executable, "-c", ""]) as keeper:
-        shown = Kept(name="server", keeper=keeper, log=log).last_words().splitlines()
+    with subprocess.Popen([sys.executable, "-c", ""]) as supervisor:
+        shown = ManagedProcess(name="server", supervisor=supervisor, log=log).last_words().splitlines()
     assert shown[:2] == ["", f"  the last lines of {log}:"]
     return shown[2:]
 

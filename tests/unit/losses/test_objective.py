@@ -7,7 +7,7 @@ import torch
 
 from ds_stage2ab.losses.attention import BY_SEGMENT
 from ds_stage2ab.losses.objective import BOX_TERMS, COORDINATE_TERMS, TERM_NAMES
-from ds_stage2ab.packs.collate import collate, zero_weight
+from ds_stage2ab.packs.collate import collate, dummy_pack
 from tests.unit.parts import PLAIN_LOSS, load_bench
 
 
@@ -99,7 +99,7 @@ def test_text_ce_is_plain_cross_entropy_where_weights_say(bench):
 def test_a_pack_that_is_not_real_weighs_nothing_and_reaches_everything(bench):
     segment = max(bench.segments(), key=lambda segment: len(segment.slots))
     objective = bench.objective()
-    loss, terms = objective(zero_weight(segment, num_passes=2))
+    loss, terms = objective(dummy_pack(segment, num_passes=2))
     grads = gradient(bench, loss)
     assert loss.item() == 0.0
     assert all(total.item() == 0 and count.item() == 0 for total, count in terms.values())

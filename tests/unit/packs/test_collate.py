@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ds_stage2ab.carriers import Segment, Vision
-from ds_stage2ab.packs.collate import collate, make_packs, zero_weight
+from ds_stage2ab.packs.collate import collate, dummy_pack, make_packs
 
 
 def segment(name: str, length: int, *, slots: tuple[int, ...] = (), bins: tuple[int, ...] = ()) -> Segment:
@@ -123,7 +123,7 @@ def test_a_pack_is_handed_out_while_segments_still_come():
 
 
 def test_a_zero_weight_pack_holds_everything_and_is_not_real():
-    pack = zero_weight(C, num_passes=4)
+    pack = dummy_pack(C, num_passes=4)
     assert not pack.real and pack.num_passes == 4
     whole = collate([C], num_passes=4)
     assert torch.equal(pack.input_ids, whole.input_ids) and torch.equal(pack.slots, whole.slots)

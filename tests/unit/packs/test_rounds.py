@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ds_stage2ab.packs.rounds import NUM_FLAGS, in_lockstep
+from ds_stage2ab.packs.rounds import NUM_FLAGS, synchronized_rounds
 
 TIMEOUT_S = 5
 
@@ -50,13 +50,13 @@ class Ranks:
         packs = iter([((number, index), index == self.counts[number] - 1) for index in range(self.counts[number])])
         done = []
 
-        def following():
+        def next_pack():
             if (number, len(done)) == self.fails:
                 raise ValueError("no pack")
             return next(packs, (None, True))
 
         try:
-            for turn in in_lockstep(following, lambda: "stand-in", lambda: Agreement(self, number)):
+            for turn in synchronized_rounds(next_pack, lambda: "stand-in", lambda: Agreement(self, number)):
                 done.append(turn)
         except (ValueError, RuntimeError) as error:
             done.append(str(error))

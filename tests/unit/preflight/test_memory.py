@@ -182,7 +182,7 @@ def test_adapters_train_beside_a_still_model():
     assert (memory.gradients, memory.optimizer) == (4 * 77_824, 8 * 77_824)
 
 
-class Kept:
+class ManagedProcess:
     """Bytes of all storages that a live graph keeps, the model's own left out."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -195,7 +195,7 @@ class Kept:
         self.saved.append(weakref.ref(held))
         return held
 
-    def __enter__(self) -> "Kept":
+    def __enter__(self) -> "ManagedProcess":
         self.hooks.__enter__()
         return self
 
@@ -227,7 +227,7 @@ def kept_by_language(model: nn.Module) -> int:
     """Bytes that a forward pass over 512 tokens in four segments keeps."""
     ids = torch.arange(512)[None] % 90 + 10
     positions = (torch.arange(512) % 128).expand(4, 1, 512).contiguous()
-    with Kept(model) as kept:
+    with ManagedProcess(model) as kept:
         embedded = model.get_input_embeddings()(ids)
         output = model.model.language_model(
             inputs_embeds=embedded, position_ids=positions, attention_mask=None, use_cache=False
@@ -267,7 +267,7 @@ def test_trained_rows_keep_a_copy_of_the_table_for_a_tied_head_in_each_pass(prec
     model = real_model("sdpa", dtype, tied=tied)
     add_adapters(model, with_rows.tuner, asked.model.freeze, range(300, 1300), seed=0, source=STAGE1)
     passes, positions = [], torch.arange(16).expand(4, 1, 16).contiguous()
-    with Kept(model) as kept:
+    with ManagedProcess(model) as kept:
         for _ in range(2):
             embedded = model.get_input_embeddings()(torch.arange(16)[None] + 290)
             output = model(inputs_embeds=embedded, position_ids=positions, use_cache=False, logits_to_keep=4)
@@ -286,7 +286,7 @@ def test_the_vision_tower_keeps_what_is_estimated(precision, dtype):
     # 32 images of 8 x 8 patches, 16 tokens each: a pack of 512 image tokens
     grid = torch.tensor([[1, 8, 8]] * 32)
     pixels = torch.linspace(-1, 1, 32 * 64 * 3 * 2 * 8 * 8, dtype=dtype).view(32 * 64, -1)
-    with Kept(model) as kept:
+    with ManagedProcess(model) as kept:
         output = model.get_image_features(pixels, grid, return_dict=True)
     assert output.pooler_output[0].shape == (16, 128)
     asked, shape = changed(model={"precision": precision}), without_logits()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ds_stage2ab.config.overrides import read_overrides
 from ds_stage2ab.errors import ConfigError, DataError
 from ds_stage2ab.plan import Cadence
-from ds_stage2ab.preflight.report import Outlook, as_data, due_steps, first_steps, look_ahead
+from ds_stage2ab.preflight.report import PreflightReport, as_data, due_steps, first_steps, preflight_report
 from ds_stage2ab.preflight.text import as_text, in_words
 from ds_stage2ab.schedule import channel_for_step
 from tests.parts import ROOT
@@ -28,14 +28,14 @@ def _at_the_root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def look(file: Path, *settings: str, learners=2, rollout_devices=None, records=None) -> Outlook:
+def look(file: Path, *settings: str, learners=2, rollout_devices=None, records=None) -> PreflightReport:
     overrides = read_overrides(settings)
-    return look_ahead(file, overrides, learners=learners, rollout_devices=rollout_devices, records=records)
+    return preflight_report(file, overrides, learners=learners, rollout_devices=rollout_devices, records=records)
 
 
-def rows(outlook: Outlook) -> dict[str, str]:
+def rows(report: PreflightReport) -> dict[str, str]:
     """The first table of the text: name -> what stands beside it."""
-    return dict(re.findall(r"^  (\w+) +(.+)$", as_text(outlook).split("\n\n")[1], flags=re.MULTILINE))
+    return dict(re.findall(r"^  (\w+) +(.+)$", as_text(report).split("\n\n")[1], flags=re.MULTILINE))
 
 
 def written(folder: Path, *sizes: tuple[int, int]) -> Path:
@@ -117,14 +117,14 @@ def test_the_words_of_a_run_by_itself(tmp_path):
 
 
 def test_a_laptop_without_model_and_data_says_what_it_cannot_know():
-    outlook = look(PROD)
-    table = rows(outlook)
+    report = look(PROD)
+    table = rows(report)
     assert table["records"] == "not known: data/train.jsonl is not on this machine; say how many with --records N"
     assert table["steps"] == "not known without the records: 1 epoch"
     assert table["channels"] == "A steps (1, 3, 5, ...) and B steps (2, 4, 6, ...); A comes first"
     assert table["checkpoint"] == "after every 100 steps and at the end; the newest 3 are kept"
     memory = "memory per learner: no estimate, checkpoints/stage1/config.json is not on this machine"
-    assert memory in as_text(outlook).split("\n")
+    assert memory in as_text(report).split("\n")
 
 
 def test_the_steps_of_max_steps_need_no_records():
@@ -150,18 +150,18 @@ def test_devices_that_wait_are_named(b_ratio, learners, rollout_devices, idle):
 
 
 def test_rollout_devices_of_a_run_without_servers_are_warned_of():
-    outlook = look(PROD.with_name("a_only_base.yaml"), rollout_devices=1, learners=1)
-    assert rows(outlook)["idle"].startswith("1 of 2 devices waits in 100 % of the steps: 50 %")
-    assert "no step uses a rollout device" in as_text(outlook).split("\n")[-1]
+    report = look(PROD.with_name("a_only_base.yaml"), rollout_devices=1, learners=1)
+    assert rows(report)["idle"].startswith("1 of 2 devices waits in 100 % of the steps: 50 %")
+    assert "no step uses a rollout device" in as_text(report).split("\n")[-1]
 
 
 def test_a_replay_draws_nothing_in_its_b_steps():
     section = "custom.extra.rollout_matching"
     replay = (f"{section}.rollout_backend=replay", f"{section}.replay.run=runs/recorded")
-    outlook = look(QUICKSTART, *replay, rollout_devices=1)
-    assert rows(outlook)["rollouts"] == "replay: 16 rollouts of a rank in a B step, from runs/recorded"
-    assert as_data(outlook)["rollouts"]["decode_calls_per_rank"] is None
-    assert "the rollouts are read from files, and no step uses a rollout device" in as_text(outlook)
+    report = look(QUICKSTART, *replay, rollout_devices=1)
+    assert rows(report)["rollouts"] == "replay: 16 rollouts of a rank in a B step, from runs/recorded"
+    assert as_data(report)["rollouts"]["decode_calls_per_rank"] is None
+    assert "the rollouts are read from files, and no step uses a rollout device" in as_text(report)
     alone = look(QUICKSTART, *replay, "stage2_ab.schedule.b_ratio=0")
     assert rows(alone)["rollouts"].startswith("hf: for evaluations alone")
 
@@ -184,18 +184,18 @@ def test_many_servers_are_summed_up():
 
 def test_memory_comes_as_a_sum():
     settings = (f"model.path={STAGE1}", "training.max_steps=5", "training.warmup_steps=0")
-    outlook = look(PROD, *settings)
-    text = as_text(outlook)
+    report = look(PROD, *settings)
+    text = as_text(report)
     # bf16: 2 x (1,797,024 + adapters); adapters of rank 32: 2,432 x 32 x 4 layers = 311,296; 4,216,640 / 2^20 = 4.0
     assert "  weights          4.0 MiB  2,108,320 parameters" in text
     # 4,096 positions; the config's 1,048,576 pixels are 4,096 squares of 16 x 16
-    assert rows(outlook)["room"] == (
+    assert rows(report)["room"] == (
         "4,096 tokens (the model's limit) for prompt and answer: 3,072 for the answer, 4,096 for any image:"
         " some may be too long"
     )
     assert "  gradients        0.3 MiB  of 311,296 that train" in text  # 2 x 311,296 / 2 learners = 311,296
     assert "  optimizer        1.8 MiB  adamw" in text  # 12 x 311,296 / 2 = 1,867,776
-    assert outlook.memory.total == sum((4_216_640, 311_296, 1_867_776, 1_000_000_000, outlook.memory.activations))
+    assert report.memory.total == sum((4_216_640, 311_296, 1_867_776, 1_000_000_000, report.memory.activations))
 
 
 def test_sizes_are_readable():
@@ -272,7 +272,7 @@ def test_an_image_too_large_for_the_answer_is_refused(tmp_path):
 
 
 def test_learners_default_to_what_the_config_speaks_of():
-    outlook = look(PROD, "training.gradient_accumulation_steps=16", learners=None)
-    assert outlook.plan.learners == 8
+    report = look(PROD, "training.gradient_accumulation_steps=16", learners=None)
+    assert report.plan.learners == 8
     assert look(PROD, learners=None).plan.learners == 1
-    assert replace(outlook, rollout_devices=24).waiting_time == 0.5 * 24 / 32
+    assert replace(report, rollout_devices=24).waiting_time == 0.5 * 24 / 32

@@ -12,7 +12,7 @@ from torch import nn
 
 from ds_stage2ab.engine.build import position_index
 from ds_stage2ab.rollout.hf import HfBackend
-from ds_stage2ab.rollout.repeat_guard import Orders, RepeatGuard, Watch, first_repeat, repeats
+from ds_stage2ab.rollout.repeat_guard import GuardParams, IncrementalDetector, RepeatGuard, first_repeat, repeats
 from tests.unit.parts import NO_GUARD, greedy_sampling, load_bench
 
 STOP, COORDINATES = 9, torch.tensor([100, 101, 102])
@@ -71,7 +71,7 @@ def test_token_by_token_the_rules_are_those_of_whole_rows(ids, limits, ends):
     """However many tokens are read at a time: the first prefix that breaks a rule is where the watch stops."""
     section = replace(NO_GUARD, **limits)
     broken_at = [end for end in range(1, len(ids) + 1) if broken([ids[:end]], **limits) == [True]]
-    watch, places = Watch(section, set(COORDINATES.tolist())), sorted({*ends, len(ids)})
+    watch, places = IncrementalDetector(section, set(COORDINATES.tolist())), sorted({*ends, len(ids)})
     for first, last in zip([0, *places], places, strict=False):
         watch.read(ids[first:last])
     assert watch.is_broken == bool(broken_at)
@@ -82,15 +82,15 @@ def test_token_by_token_the_rules_are_those_of_whole_rows(ids, limits, ends):
 @given(limits=LIMITS)
 def test_orders_arrive_as_they_were_sent(limits):
     """By way of JSON, between the arguments of others; numbers and lists of numbers are all that vLLM lets through."""
-    orders = Orders(limits=replace(NO_GUARD, **limits), stop_id=0, coordinate_ids=(5, 3))
-    sent = json.loads(json.dumps({"session_id": "a", **orders.arguments()}))
-    assert {type(value) for value in orders.arguments().values()} <= {int, list}
-    assert Orders.read(sent) == orders
+    params = GuardParams(limits=replace(NO_GUARD, **limits), stop_id=0, coordinate_ids=(5, 3))
+    sent = json.loads(json.dumps({"session_id": "a", **params.arguments()}))
+    assert {type(value) for value in params.arguments().values()} <= {int, list}
+    assert GuardParams.read(sent) == params
 
 
 @pytest.mark.parametrize("arguments", [None, {}, {"session_id": "a"}])
 def test_a_request_without_orders(arguments):
-    assert Orders.read(arguments) is None
+    assert GuardParams.read(arguments) is None
 
 
 def guarded(rows, width, **limits):

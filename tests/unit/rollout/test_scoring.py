@@ -98,10 +98,10 @@ class ShortRank:
     def __init__(self, diary):
         self.diary = diary
 
-    def agree_on_failure(self, doing):
+    def raise_together(self, doing):
         return nullcontext()
 
-    def all_max(self, count):
+    def all_reduce_max(self, count):
         return [count + 1]
 
     def gather(self, value):

@@ -15,7 +15,7 @@ PREAMBLE = """
 import datetime, json, os, signal, time
 import torch
 import torch.distributed as dist
-from ds_stage2ab.errors import ConfigError, DataError, OwnFault, exit_code
+from ds_stage2ab.errors import ConfigError, DataError, LocalFault, exit_code
 from ds_stage2ab.runtime.ranks import World
 
 dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=TIMEOUT_S))
@@ -30,7 +30,7 @@ def outcome(error):
 def agreed(*failures):
     "Each rank raises its own failure (or none) inside one agreement; what came out of it."
     try:
-        with world.agree_on_failure("trying"):
+        with world.raise_together("trying"):
             if failures[world.rank] is not None:
                 raise failures[world.rank]
     except Exception as error:
@@ -58,14 +58,14 @@ def collectives():
         2,
         """
         seen["who"] = [world.rank, world.size]
-        seen["max"] = world.all_max(3 + 4 * world.rank, -world.rank)
+        seen["max"] = world.all_reduce_max(3 + 4 * world.rank, -world.rank)
         mine = torch.tensor([1.0 + world.rank, 10.0], dtype=torch.float32)
-        total = world.all_sum(mine)
+        total = world.all_reduce_sum(mine)
         seen["sum"] = [total.tolist(), str(total.dtype), mine.tolist()]
         # 2**24 + 1 is no float32
-        seen["exact"] = world.all_sum(torch.tensor([2**24 + world.rank])).tolist()
+        seen["exact"] = world.all_reduce_sum(torch.tensor([2**24 + world.rank])).tolist()
         seen["gather"] = world.gather({"rank": world.rank, "names": ["a"] * world.rank})
-        seen["first"] = world.from_first(f"id of {world.rank}")
+        seen["first"] = world.broadcast_object(f"id of {world.rank}")
         """,
     )
 
@@ -107,7 +107,7 @@ def agreements():
         seen["uncaught"] = agreed(ValueError("boom"), None, None)
         seen["two"] = agreed(None, config, data)
         seen["uncaught last"] = agreed(None, None, ValueError("boom"))
-        seen["afterwards"] = world.all_max(world.rank)[0]
+        seen["afterwards"] = world.all_reduce_max(world.rank)[0]
         """,
     )
 
@@ -144,7 +144,7 @@ def test_the_ranks_stay_in_step_after_failures(agreements):
 
 def test_flags_travel_with_the_news_of_a_failure():
     flags = """
-    with world.agree_on_failure("counting", num_flags=2) as agreed:
+    with world.raise_together("counting", num_flags=2) as agreed:
         agreed.flags = [world.rank, 7 - world.rank]
     seen["flags"] = agreed.flags
     """
@@ -154,12 +154,12 @@ def test_flags_travel_with_the_news_of_a_failure():
 def test_a_rank_that_waits_in_vain_names_what_the_others_were_at():
     """Rank 1 never comes to the sum; three seconds are the process group's time-out here."""
     program = """
-    world.doing("sorting the socks")
+    world.set_status("sorting the socks")
     if world.rank == 1:
         time.sleep(6)
     else:
         try:
-            world.all_sum(torch.ones(1))
+            world.all_reduce_sum(torch.ones(1))
         except Exception as error:
             seen["lost"] = outcome(error)
     """
@@ -175,13 +175,13 @@ def test_of_three_the_one_that_hangs_behind_an_agreement_is_named_alone():
     """Rank 1 has come to the sum; rank 0, which holds what each of them was at, stays until it has been asked."""
     program = """
     from ds_stage2ab.runtime.ranks import ASK_TIMEOUT
-    with world.agree_on_failure("sorting the socks"):
+    with world.raise_together("sorting the socks"):
         pass
     if world.rank == 2:
         time.sleep(8)
     else:
         try:
-            world.all_sum(torch.ones(1))
+            world.all_reduce_sum(torch.ones(1))
         except Exception as error:
             seen["lost"] = outcome(error)
         time.sleep(ASK_TIMEOUT.total_seconds())
@@ -196,19 +196,19 @@ def test_of_three_the_one_that_hangs_behind_an_agreement_is_named_alone():
 def test_an_error_of_ones_own_is_not_hidden_by_ranks_that_are_gone():
     """One of ours is said by this rank; anything else goes on as it is, with its traceback."""
     program = """
-    world.all_max(0)
+    world.all_reduce_max(0)
     try:
-        with world.agree_on_failure("trying"):
+        with world.raise_together("trying"):
             if world.rank == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
             raise DataError("no box", where="train.jsonl:3", fix="add one") if OURS else ValueError("boom")
     except Exception as error:
         seen["error"] = outcome(error)
-        seen["says it itself"] = isinstance(error, OwnFault)
+        seen["says it itself"] = isinstance(error, LocalFault)
         seen["notes"] = getattr(error, "__notes__", [])
     """
     (ours,) = ranks(2, "OURS = True\n" + textwrap.dedent(program), killed=[0])
-    assert ours["error"] == ["OwnFault", "rank 1: no box", "train.jsonl:3", "add one", 4] and ours["says it itself"]
+    assert ours["error"] == ["LocalFault", "rank 1: no box", "train.jsonl:3", "add one", 4] and ours["says it itself"]
     (other,) = ranks(2, "OURS = False\n" + textwrap.dedent(program), killed=[0])
     assert other["error"] == ["ValueError", "boom", None, None, 1]
     (note,) = other["notes"]
@@ -218,17 +218,17 @@ def test_an_error_of_ones_own_is_not_hidden_by_ranks_that_are_gone():
 def test_a_first_rank_that_is_stopped_is_not_waited_for():
     """Its store takes questions and never answers. Rank 1 waits 3 s for the sum and 2 s for what rank 0 was at."""
     program = """
-    pid = world.from_first(os.getpid())
+    pid = world.broadcast_object(os.getpid())
     if world.rank == 0:
         os.kill(pid, signal.SIGSTOP)
     else:
         start = time.monotonic()
         try:
-            with world.agree_on_failure("trying"):
+            with world.raise_together("trying"):
                 pass
         except Exception as error:
             seen["lost"] = outcome(error)
-        world.doing("this and that")  # nor is it told any more
+        world.set_status("this and that")  # nor is it told any more
         seen["seconds"] = time.monotonic() - start
         os.kill(pid, signal.SIGCONT)
     """

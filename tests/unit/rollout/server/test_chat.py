@@ -9,9 +9,9 @@ import pytest
 
 from ds_stage2ab.engine.build import position_index
 from ds_stage2ab.rollout.hf import HfBackend
-from ds_stage2ab.rollout.repeat_guard import Orders, Watch, first_repeat
+from ds_stage2ab.rollout.repeat_guard import GuardParams, IncrementalDetector, first_repeat
 from ds_stage2ab.rollout.server.chat import Answer, Conversation, read_answer
-from ds_stage2ab.rollout.server.http_client import Unanswered
+from ds_stage2ab.rollout.server.http_client import ServerUnavailable
 from tests.unit.parts import NO_GUARD, greedy_sampling, load_bench
 from tests.unit.serving import drawn_from, fake_of, seeds_of
 
@@ -165,14 +165,14 @@ MALFORMED = {
 @pytest.mark.parametrize("case", MALFORMED)
 def test_a_malformed_answer(vocabulary, case: str):
     reply, told = MALFORMED[case]
-    with pytest.raises(Unanswered, match=f"the answer is malformed at {told}"):
+    with pytest.raises(ServerUnavailable, match=f"the answer is malformed at {told}"):
         read_answer(reply, vocabulary)
 
 
 def test_an_id_outside_the_vocabulary(vocabulary):
     size = len(vocabulary.token_bytes)
     assert read_answer(reply_of([size - 1], "length"), vocabulary).response_ids == (size - 1,)
-    with pytest.raises(Unanswered, match=f"holds token id {size}, and the vocabulary ends at {size - 1}"):
+    with pytest.raises(ServerUnavailable, match=f"holds token id {size}, and the vocabulary ends at {size - 1}"):
         read_answer(reply_of([11, size, vocabulary.stop_id]), vocabulary)
 
 
@@ -180,12 +180,12 @@ def test_an_id_that_no_answer_may_hold(vocabulary):
     """The learner could not score such an answer: an image belongs to it that nobody has."""
     assert vocabulary.vision_ids
     for token in vocabulary.vision_ids:
-        with pytest.raises(Unanswered, match=f"holds token id {token}, which stands for an image"):
+        with pytest.raises(ServerUnavailable, match=f"holds token id {token}, which stands for an image"):
             read_answer(reply_of([11, token, vocabulary.stop_id]), vocabulary)
 
 
 def test_no_ids_and_no_stop(vocabulary):
-    with pytest.raises(Unanswered, match="holds no token and ended by length"):
+    with pytest.raises(ServerUnavailable, match="holds no token and ended by length"):
         read_answer(reply_of([], "length"), vocabulary)
 
 
@@ -254,11 +254,11 @@ def unguarded(bench):
 
 def inside(body, ids, finish):
     """What a guard in the server makes of an answer: its own stop behind the token that broke a rule."""
-    orders = Orders.read(body["vllm_xargs"])
-    watch = Watch(orders.limits, orders.coordinate_ids)
+    params = GuardParams.read(body["vllm_xargs"])
+    watch = IncrementalDetector(params.limits, params.coordinate_ids)
     if not watch.read(ids) or len(watch.ids) == body["max_completion_tokens"]:
         return ids, finish
-    return [*watch.ids, orders.stop_id], "stop"
+    return [*watch.ids, params.stop_id], "stop"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,14 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from ds_stage2ab.rollout.server import http_client
-from ds_stage2ab.rollout.server.http_client import TRIES, Foreign, Refused, Silent, Unanswered, Wire
+from ds_stage2ab.rollout.server.http_client import (
+    TRIES,
+    ClientError,
+    HttpClient,
+    ProtocolError,
+    ReadTimeout,
+    ServerUnavailable,
+)
 from tests.fakes import CHAT, FakeServer, Fault
 
 ASK = {"messages": [], "return_token_ids": True}
@@ -20,8 +27,8 @@ def short_pauses(monkeypatch):
     monkeypatch.setattr(http_client, "FIRST_PAUSE_S", 0.01)
 
 
-def opened(server, connect_s: float = LONG) -> Wire:
-    return Wire(server.base_url, connect_s=connect_s, connections=2)
+def opened(server, connect_s: float = LONG) -> HttpClient:
+    return HttpClient(server.base_url, connect_s=connect_s, connections=2)
 
 
 def chat(server, *, read_s: float = LONG, repeat: bool = True):
@@ -100,7 +107,7 @@ def test_proxies_of_the_environment_are_not_used(monkeypatch):
 
 
 def test_what_is_refused_is_not_repeated():
-    with FakeServer() as server, ends_with(Refused, "refused /nothing with 404", within_s=LONG):
+    with FakeServer() as server, ends_with(ClientError, "refused /nothing with 404", within_s=LONG):
         opened(server).call("GET", "/nothing", read_s=LONG, repeat=True)
     assert len(server.requests) == 1
 
@@ -110,15 +117,15 @@ def test_what_is_refused_is_not_repeated():
 
 def test_a_server_that_hangs_is_not_asked_again():
     with FakeServer(faults=(Fault("hang"),)) as server:
-        with ends_with(Silent, f"no answer to {CHAT} within 0.2 s", within_s=2):
+        with ends_with(ReadTimeout, f"no answer to {CHAT} within 0.2 s", within_s=2):
             chat(server, read_s=0.2)
         assert len(server.chats) == 1
 
 
 def test_a_server_that_stops_within_its_answer_is_not_asked_again():
     with sending(HEAD % 100 + b'{"id"', then_wait=True) as (address, taken):
-        with ends_with(Silent, "no answer to /x within 0.2 s", within_s=2):
-            Wire(address, connect_s=LONG, connections=1).call("GET", "/x", read_s=0.2, repeat=True)
+        with ends_with(ReadTimeout, "no answer to /x within 0.2 s", within_s=2):
+            HttpClient(address, connect_s=LONG, connections=1).call("GET", "/x", read_s=0.2, repeat=True)
         assert len(taken) == 1
 
 
@@ -138,8 +145,8 @@ def test_an_answer_byte_by_byte_ends_too(part: str):
     first, rest = DRIPS[part][: 10 if part in ("the first line", "the header") else 45], DRIPS[part]
     rest = rest[len(first) :]
     with sending(first, *(rest[n : n + 1] for n in range(len(rest))), every_s=0.1) as (address, taken):
-        with ends_with(Silent, "no answer to /x within 0.5 s", within_s=3):
-            Wire(address, connect_s=LONG, connections=1).call("GET", "/x", read_s=0.5, repeat=True)
+        with ends_with(ReadTimeout, "no answer to /x within 0.5 s", within_s=3):
+            HttpClient(address, connect_s=LONG, connections=1).call("GET", "/x", read_s=0.5, repeat=True)
         assert len(taken) == 1
 
 
@@ -151,8 +158,8 @@ def test_nobody_takes_the_connection():
         for one in waiting:
             one.setblocking(False)
             one.connect_ex(place)
-        line = Wire(f"http://127.0.0.1:{place[1]}", connect_s=0.2, connections=1)
-        with ends_with(Silent, "no connection within 0.2 s", within_s=2):
+        line = HttpClient(f"http://127.0.0.1:{place[1]}", connect_s=0.2, connections=1)
+        with ends_with(ReadTimeout, "no connection within 0.2 s", within_s=2):
             line.call("GET", "/health", read_s=LONG, repeat=True)
         for one in waiting:
             one.close()
@@ -165,7 +172,7 @@ def test_nobody_takes_the_connection():
 def test_an_error_of_the_server(repeat: bool):
     with (
         FakeServer(faults=(Fault("500"),)) as server,
-        ends_with(Unanswered, f"answered 500 to {CHAT}: ", within_s=LONG),
+        ends_with(ServerUnavailable, f"answered 500 to {CHAT}: ", within_s=LONG),
     ):
         chat(server, repeat=repeat)
     assert len(server.chats) == (TRIES if repeat else 1)
@@ -180,23 +187,23 @@ def test_the_last_try_may_succeed():
 def test_half_an_answer():
     with (
         FakeServer(faults=(Fault("half"),)) as server,
-        pytest.raises(Unanswered, match=f"the connection failed in {CHAT}: .*[0-9]+ bytes") as caught,
+        pytest.raises(ServerUnavailable, match=f"the connection failed in {CHAT}: .*[0-9]+ bytes") as caught,
     ):
         chat(server)
-    assert type(caught.value) is Unanswered and len(server.chats) == TRIES
+    assert type(caught.value) is ServerUnavailable and len(server.chats) == TRIES
 
 
 def test_connection_refused():
     with FakeServer() as server:
         pass
-    with ends_with(Unanswered, "Connection refused", within_s=2):
+    with ends_with(ServerUnavailable, "Connection refused", within_s=2):
         chat(server)
 
 
 def test_pauses_grow(monkeypatch):
     """From 0.2 s, doubled, each from its upper half: 0.1 to 0.2 s, then 0.2 to 0.4 s."""
     monkeypatch.setattr(http_client, "FIRST_PAUSE_S", 0.2)
-    with FakeServer(faults=(Fault("500"),)) as server, pytest.raises(Unanswered):
+    with FakeServer(faults=(Fault("500"),)) as server, pytest.raises(ServerUnavailable):
         chat(server)
     first, second, third = (request.start for request in server.chats)
     assert second - first >= 0.1 and third - second >= 0.2
@@ -218,7 +225,7 @@ def test_nobody_is_kept_away_for_long(monkeypatch):
     monkeypatch.setattr(http_client, "LONGEST_PAUSE_S", 0.05)
     with (
         FakeServer(faults=(Fault("429", retry_after="3600"),)) as server,
-        pytest.raises(Unanswered, match=f"answered 429 to {CHAT}"),
+        pytest.raises(ServerUnavailable, match=f"answered 429 to {CHAT}"),
     ):
         chat(server, read_s=LONG)
     first, second, third = (request.start for request in server.chats)
@@ -237,7 +244,7 @@ def test_a_date_is_an_ordinary_pause():
 def test_a_huge_answer_is_cut(chunked: bool, monkeypatch):
     monkeypatch.setattr(http_client, "MOST_BYTES", 2**21)
     with FakeServer(faults=(Fault("huge", chunked=chunked),)) as server:
-        with ends_with(Foreign, f"the answer to {CHAT} is larger than 2 MiB", within_s=10):
+        with ends_with(ProtocolError, f"the answer to {CHAT} is larger than 2 MiB", within_s=10):
             chat(server, repeat=False)
         # what the sockets hold comes on top of what was read
         assert 2**21 <= server.chats[0].written < 2**25
@@ -248,7 +255,7 @@ def test_the_largest_answer_is_taken(monkeypatch):
     monkeypatch.setattr(http_client, "MOST_BYTES", 300_000)
     with (
         FakeServer(faults=(Fault("huge", size=300_000),)) as server,
-        ends_with(Foreign, "is no JSON", within_s=10),
+        ends_with(ProtocolError, "is no JSON", within_s=10),
     ):
         chat(server, repeat=False)
 
@@ -257,9 +264,9 @@ def test_the_largest_answer_is_taken(monkeypatch):
 def test_no_json(content: bytes):
     with (
         sending(HEAD % len(content) + content) as (address, _),
-        ends_with(Foreign, "the answer to /x is no JSON: ", within_s=LONG),
+        ends_with(ProtocolError, "the answer to /x is no JSON: ", within_s=LONG),
     ):
-        Wire(address, connect_s=LONG, connections=1).call("GET", "/x", read_s=LONG, repeat=False)
+        HttpClient(address, connect_s=LONG, connections=1).call("GET", "/x", read_s=LONG, repeat=False)
 
 
 # --- redirects --------------------------------------------------------------------------------------------------
@@ -281,7 +288,7 @@ def test_another_origin_is_never_contacted():
     with (
         FakeServer() as other,
         FakeServer(faults=(Fault("redirect", location=other.base_url + CHAT),)) as server,
-        ends_with(Foreign, f"to another origin, {other.base_url}{CHAT}", within_s=LONG),
+        ends_with(ProtocolError, f"to another origin, {other.base_url}{CHAT}", within_s=LONG),
     ):
         chat(server)
     assert other.requests == [] and len(server.chats) == TRIES
@@ -290,7 +297,7 @@ def test_another_origin_is_never_contacted():
 def test_another_name_of_the_same_server_is_another_origin():
     with (
         FakeServer(faults=(Fault("redirect"),)) as server,
-        ends_with(Foreign, f"to another origin, http://localhost:{server.port}", within_s=LONG),
+        ends_with(ProtocolError, f"to another origin, http://localhost:{server.port}", within_s=LONG),
     ):
         chat(server, repeat=False)
     assert len(server.requests) == 1
@@ -299,6 +306,6 @@ def test_another_name_of_the_same_server_is_another_origin():
 def test_a_second_redirect_is_not_followed():
     with FakeServer() as server:
         server.faults = (Fault("redirect", location=server.base_url + CHAT),)
-        with ends_with(Foreign, f"answered 307 to {CHAT}", within_s=LONG):
+        with ends_with(ProtocolError, f"answered 307 to {CHAT}", within_s=LONG):
             chat(server, repeat=False)
     assert len(server.chats) == 2

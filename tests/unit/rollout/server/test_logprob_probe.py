@@ -47,8 +47,8 @@ def bench(quickstart):
 
 def probed(bench, world, server: Replicas, replicas: int, tolerance: float, *, answer_room: int = 100) -> float:
     positions = position_index(bench.model)
-    needs = replace(needs_of(bench), room=len(bench.samples[0].prompt_ids) + answer_room)
-    probe = Probe(bench.model, world, needs, positions, tolerance=tolerance)
+    requirements = replace(needs_of(bench), room=len(bench.samples[0].prompt_ids) + answer_room)
+    probe = Probe(bench.model, world, requirements, positions, tolerance=tolerance)
     return probe([ServerApi(server.base_url, timeout_s=LONG, connections=1)], [replicas], read_s=LONG)
 
 

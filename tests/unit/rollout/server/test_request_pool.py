@@ -11,7 +11,7 @@ from ds_stage2ab.config.servers import server_slots, split_requests
 from ds_stage2ab.errors import EXIT_ENVIRONMENT, DataError, ServerFault
 from ds_stage2ab.rollout.server import http_client
 from ds_stage2ab.rollout.server.api import ServerApi
-from ds_stage2ab.rollout.server.request_pool import Lost, Slots
+from ds_stage2ab.rollout.server.request_pool import RequestPool, ServerLost
 from tests.fakes import FakeServer, Fault
 from tests.unit.parts import greedy_sampling, load_bench
 from tests.unit.serving import LONG, drawn_from, fake_of, seeds_of
@@ -19,7 +19,7 @@ from tests.unit.serving import LONG, drawn_from, fake_of, seeds_of
 D = 4  # decode_batch_size
 
 
-def results(slots: Slots) -> list:
+def results(slots: RequestPool) -> list:
     return list(slots.results(within_s=LONG))
 
 
@@ -30,7 +30,7 @@ def until(condition):
         time.sleep(0.002)
 
 
-def places_left() -> int:
+def permits_left() -> int:
     return sum(thread.name == "rollouts" for thread in threading.enumerate())
 
 
@@ -38,7 +38,7 @@ def places_left() -> int:
 def no_place_is_left():
     """Every place ends with its batch."""
     yield
-    until(lambda: places_left() == 0)
+    until(lambda: permits_left() == 0)
 
 
 # --- plain callables --------------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ def test_results_come_in_order_whoever_is_first():
         time.sleep(0.002 * (7 - request))  # the later ones are ready first
         return request, server, attempt
 
-    answers = results(Slots([range(5), range(5, 7)], [3, 1], ask))
+    answers = results(RequestPool([range(5), range(5, 7)], [3, 1], ask))
     assert answers == [(n, 0 if n < 5 else 1, 1) for n in range(7)]
 
 
@@ -59,14 +59,14 @@ def test_each_is_given_out_before_the_later_ones_are_there():
     def ask(request, server, attempt):
         return request if request == 0 else go.wait(LONG)
 
-    drawn = Slots([range(3)], [2], ask).results(within_s=LONG)
+    drawn = RequestPool([range(3)], [2], ask).results(within_s=LONG)
     assert next(drawn) == 0 and not go.is_set()
     go.set()
     assert list(drawn) == [True, True]
 
 
 def test_nothing_is_asked_for_nothing():
-    assert results(Slots([range(0), range(0)], [2, 2], lambda *asked: pytest.fail("asked"))) == []
+    assert results(RequestPool([range(0), range(0)], [2, 2], lambda *asked: pytest.fail("asked"))) == []
 
 
 def test_no_longer_wait_than_said():
@@ -77,13 +77,13 @@ def test_no_longer_wait_than_said():
         sent.append(request)
         return request if request == 0 else go.wait(LONG)
 
-    drawn = Slots([range(3)], [1], ask).results(within_s=2)
+    drawn = RequestPool([range(3)], [1], ask).results(within_s=2)
     assert next(drawn) == 0
     with pytest.raises(ServerFault, match="request 2 of 3 has no answer after 2 s, all tries") as caught:
         next(drawn)
     assert caught.value.code == EXIT_ENVIRONMENT and "the servers' own logs" in caught.value.fix
     go.set()
-    until(lambda: places_left() == 0)
+    until(lambda: permits_left() == 0)
     assert sent == [0, 1]
 
 
@@ -94,39 +94,39 @@ def test_what_a_lost_server_has_left_goes_to_the_others():
     def ask(request, server, attempt):
         if server == 0:
             both.wait(LONG)
-            raise Lost
+            raise ServerLost
         return request, server, attempt
 
-    answers = results(Slots([range(4), range(4, 6)], [2, 1], ask))
+    answers = results(RequestPool([range(4), range(4, 6)], [2, 1], ask))
     assert answers == [(0, 1, 2), (1, 1, 2), (2, 1, 1), (3, 1, 1), (4, 1, 1), (5, 1, 1)]
 
 
-def test_a_server_without_places_takes_over_nothing():
+def test_a_server_without_permits_takes_over_nothing():
     def ask(request, server, attempt):
         if server == 0:
-            raise Lost
+            raise ServerLost
         return request, server
 
-    assert results(Slots([range(3), range(0), range(3, 4)], [1, 0, 1], ask)) == [(n, 2) for n in range(4)]
+    assert results(RequestPool([range(3), range(0), range(3, 4)], [1, 0, 1], ask)) == [(n, 2) for n in range(4)]
 
 
 def test_without_another_place_the_batch_ends():
     def ask(request, server, attempt):
-        raise Lost from ServerFault(f"request {request}", where="the only one")
+        raise ServerLost from ServerFault(f"request {request}", where="the only one")
 
     begun = time.monotonic()
     with pytest.raises(ServerFault, match="request 0"):
-        results(Slots([range(3), range(0)], [1, 0], ask))
+        results(RequestPool([range(3), range(0)], [1, 0], ask))
     assert time.monotonic() - begun < 2
 
 
-def test_the_others_keep_their_own_places():
+def test_the_others_keep_their_own_permits():
     at_once, most, lock = 0, 0, threading.Lock()
 
     def ask(request, server, attempt):
         nonlocal at_once, most
         if server == 0:
-            raise Lost
+            raise ServerLost
         with lock:
             at_once += 1
             most = max(most, at_once)
@@ -134,7 +134,7 @@ def test_the_others_keep_their_own_places():
         with lock:
             at_once -= 1
 
-    results(Slots([range(12), range(12, 18)], [4, 2], ask))
+    results(RequestPool([range(12), range(12, 18)], [4, 2], ask))
     assert most == 2
 
 
@@ -150,10 +150,10 @@ def test_another_exception_ends_it_at_once():
 
     begun = time.monotonic()
     with pytest.raises(DataError, match="no picture"):
-        results(Slots([range(10)], [2], ask))
+        results(RequestPool([range(10)], [2], ask))
     assert time.monotonic() - begun < 2
     go.set()
-    until(lambda: places_left() == 0)
+    until(lambda: permits_left() == 0)
     assert sorted(sent) == [0, 1]
 
 
@@ -165,12 +165,12 @@ def test_a_server_lost_after_the_end_starts_nothing_again():
         if request == 1:
             raise DataError("no picture")
         go.wait(LONG)
-        raise Lost
+        raise ServerLost
 
     with pytest.raises(DataError):
-        results(Slots([range(1), range(1, 2), range(2, 3)], [1, 1, 1], ask))
+        results(RequestPool([range(1), range(1, 2), range(2, 3)], [1, 1, 1], ask))
     go.set()
-    until(lambda: places_left() == 0)
+    until(lambda: permits_left() == 0)
     assert all(server == request for request, server in sent)
 
 
@@ -194,16 +194,16 @@ def fakes_for(replicas: list[int]) -> list[FakeServer]:
     return servers
 
 
-def draw_as_rank(rank: int, servers: list[FakeServer], replicas: list[int], places: list[int]) -> list:
-    """Three times as many requests as the rank has places."""
+def draw_as_rank(rank: int, servers: list[FakeServer], replicas: list[int], permits: list[int]) -> list:
+    """Three times as many requests as the rank has permits."""
     apis = [ServerApi(server.base_url, timeout_s=LONG, connections=D * sum(replicas)) for server in servers]
 
     def ask(request, server, attempt):
         body = {"messages": [], "return_token_ids": True, "rank": rank, "request": request}
         return apis[server].chat(body, read_s=LONG)["choices"][0]["token_ids"]
 
-    mine = [count if place else 0 for count, place in zip(replicas, places, strict=True)]
-    return results(Slots(split_requests(3 * sum(places), mine), places, ask))
+    mine = [count if permit else 0 for count, permit in zip(replicas, permits, strict=True)]
+    return results(RequestPool(split_requests(3 * sum(permits), mine), permits, ask))
 
 
 def most_of(rank: int, server: FakeServer) -> int:

@@ -44,7 +44,7 @@ class Sent:
     tensor: torch.Tensor
 
     @property
-    def needs(self):
+    def requirements(self):
         return (self.name,)
 
     def make(self):
@@ -56,7 +56,7 @@ def syncing(world, weights, *servers):
     model = nn.Module()
     for name, tensor in weights.items():
         model.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
-    lent = SimpleNamespace(model=model, part=lambda names, device, *, only_first: nullcontext())
+    provider = SimpleNamespace(model=model, part=lambda names, device, *, only_first: nullcontext())
     targets = [
         Target(
             api=ServerApi(server.base_url, timeout_s=LIMIT_S, connections=2),
@@ -67,7 +67,7 @@ def syncing(world, weights, *servers):
         for server in servers
     ]
     tensors = [Sent(name, tensor) for name, tensor in weights.items()]
-    return WeightSync(lent, lambda: tensors, world, targets, start_id="start", bucket_bytes=40, timeout_s=LIMIT_S)
+    return WeightSync(provider, lambda: tensors, world, targets, start_id="start", bucket_bytes=40, timeout_s=LIMIT_S)
 
 
 # 6 fp32 numbers are 24 bytes, 5 bf16 10, 2 * 3 fp32 24, one fp32 4, none: 62 in all, in two buckets
@@ -83,7 +83,7 @@ WEIGHTS = {
 def test_every_server_has_the_learners_weights(world):
     with FakeServer(workers=Loading()) as one, FakeServer(workers=Loading()) as two:
         sync = syncing(world, WEIGHTS, one, two)
-        assert sync.bring(3)
+        assert sync.sync_weights(3)
         assert [len(request.body["update_info"]["names"]) for request in updates(one)] == [2, 3]
     for server in (one, two):
         assert list(server.workers.has) == list(WEIGHTS)
@@ -102,13 +102,13 @@ def test_the_last_transfer_is_told(world):
         sync = syncing(world, WEIGHTS, one, two)
         assert sync.last is None
         begun = time.monotonic()
-        sync.bring(3)
+        sync.sync_weights(3)
         first, whole_s = sync.last, time.monotonic() - begun
         assert first == Transfer(seconds=first.seconds, num_bytes=62), "what one server got"
         assert 0.9 * whole_s < first.seconds < whole_s, "everything counts, from the pause on"
-        sync.bring(3)
+        sync.sync_weights(3)
         assert sync.last is first, "nothing was sent"
-        sync.bring(4)
+        sync.sync_weights(4)
         assert sync.last is not first and sync.last.num_bytes == 62
 
 
@@ -116,10 +116,10 @@ def test_a_transfer_that_fails_is_none(world):
     broken = Fault("500", path="/update_weights", when={2})
     with FakeServer(workers=Loading(), faults=(broken,)) as server:
         sync = syncing(world, WEIGHTS, server)
-        sync.bring(3)
+        sync.sync_weights(3)
         first = sync.last
         with pytest.raises(ServerFault, match="sending 2 tensors, the first fp32"):
-            sync.bring(4)
+            sync.sync_weights(4)
         assert sync.last is first
 
 
@@ -131,7 +131,7 @@ class Needed:
     """A tensor of a checkpoint, by the parameters it is made from."""
 
     name: str
-    needs: tuple[str, ...]
+    requirements: tuple[str, ...]
 
 
 @pytest.fixture

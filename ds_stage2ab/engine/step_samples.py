@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from ds_stage2ab.carriers import Pack, Sample, Segment, Skipped
 
 
-class Intake:
+class StepSamples:
     """One rank's raw samples of one step.
 
     Args:
