@@ -1,9 +1,14 @@
-"""What a rank takes in during one step: counts and terms of raw samples, as their segments come and go into packs."""
+"""One rank's raw samples of one step: what became of each, and the sums that the ranks add up at its end."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from ds_stage2ab.carriers import Pack, Sample, Segment, Skipped
+
+Term = tuple[float, float]
+"""(sum, count)"""
+SAMPLES, KEPT, TOKENS_AND_PACKS = "samples", "kept and supervised", "tokens and packs"
 
 
 class StepSamples:
@@ -18,8 +23,14 @@ class StepSamples:
         self.drawn_ids = [one.id if isinstance(one, Sample) else one.sample_id for one in drawn]
         self.samples = [one for one in drawn if isinstance(one, Sample)]
         self.skipped = [one for one in drawn if isinstance(one, Skipped)]
-        self.terms = dict.fromkeys(term_names, (0.0, 0.0))
-        # (sum, count) over the samples that were kept
+        self.terms: dict[str, Term] = dict.fromkeys(term_names, (0.0, 0.0))
+        # of the channel, over the samples that were kept
+        self.losses: dict[str, Term] = {}
+        # of the objective, over this rank's packs
+        self.nonfinite_loss: float | None = None
+        # the first one of a pack
+        self.nonfinite_ids: list[str] = []
+        # samples in packs whose loss is not finite
         self.num_kept = 0
         self.num_supervised = 0
         # of those kept, the ones with a supervised position
@@ -40,10 +51,6 @@ class StepSamples:
                 self.terms[name] = total + more[0], count + more[1]
             yield one
 
-    @property
-    def num_drawn(self) -> int:
-        return len(self.drawn_ids)
-
     def assert_used_once(self) -> None:
         """Each raw sample stood in one pack, or was skipped; a sample that was drawn twice, twice."""
         used = Counter([*self.packed_ids, *(one.sample_id for one in self.skipped)])
@@ -54,3 +61,20 @@ class StepSamples:
         self.packed_ids += pack.sample_ids
         self.num_tokens += len(pack.input_ids)
         self.num_packs += 1
+
+    def note_loss(self, pack: Pack, loss: float) -> None:
+        """Note the loss of a pack, a dummy pack among them, if it is not finite."""
+        if math.isfinite(loss):
+            return
+        self.nonfinite_loss = loss if self.nonfinite_loss is None else self.nonfinite_loss
+        self.nonfinite_ids += pack.sample_ids if pack.real else ()
+
+    def sums(self) -> dict[str, Term]:
+        """What all ranks add up: losses, the channel's terms, and sizes; the same names on every rank."""
+        return {
+            **self.losses,
+            **self.terms,
+            SAMPLES: (len(self.drawn_ids), 0),
+            KEPT: (self.num_kept, self.num_supervised),
+            TOKENS_AND_PACKS: (self.num_tokens, self.num_packs),
+        }

@@ -1,34 +1,28 @@
 """The window: DeepSpeed's accumulation counter decides when a step ends, and a step is one update.
 
-Raw samples are buffered on each micro-step. On the micro-step for which the engine says boundary, everything
+Raw samples are collected on each micro-step. On the micro-step for which the engine says boundary, everything
 runs: segments, packs, one forward and backward per pack, exactly one `engine.step()`.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 
 from ds_stage2ab.carriers import Pack, Sample, Segment, Skipped, StepResult
 from ds_stage2ab.engine.memory_fault import SMALLER_PACKS, SMALLER_ROLLOUTS, SMALLER_UPDATE, memory_explained
-from ds_stage2ab.engine.step_samples import StepSamples
-from ds_stage2ab.errors import DataError, EnvironmentFault, TrainingFault
+from ds_stage2ab.engine.step_faults import all_skipped, nonfinite_loss, update_not_applied, zero_gradient
+from ds_stage2ab.engine.step_samples import KEPT, SAMPLES, TOKENS_AND_PACKS, StepSamples, Term
+from ds_stage2ab.errors import EnvironmentFault
 from ds_stage2ab.losses.objective import TERM_NAMES
 from ds_stage2ab.packs.collate import dummy_pack, make_packs
 from ds_stage2ab.packs.rounds import NUM_FLAGS, synchronized_rounds
 from ds_stage2ab.plan import RunPlan
-from ds_stage2ab.runtime.ranks import World
+from ds_stage2ab.runtime.ranks import Agreement, World
 from ds_stage2ab.runtime.timers import Clock
-
-Term = tuple[float, float]
-SAMPLES, KEPT, TOKENS_AND_PACKS = "samples", "kept and supervised", "tokens and packs"
-
-MAX_NAMED = 16
-"""Sample ids that a message lists before it counts the rest."""
-NONFINITE_FIX = "lower training.learning_rate, and look at these samples"
-"""What to do about a loss or a gradient that is not finite."""
 
 
 class Channel(Protocol):
@@ -80,15 +74,14 @@ class Window:
         """
         clock, start = Clock(), time.monotonic()
         with clock("data"):
-            step_samples = StepSamples(self._collect_samples(step), channel.term_names)
-        losses, nonfinite_sample_ids = self._accumulate(step, channel, step_samples, clock)
-        step_samples.assert_used_once()
+            samples = StepSamples(self._collect_samples(step), channel.term_names)
+        self._accumulate(step, channel, samples, clock)
+        samples.assert_used_once()
         with clock("optimizer"):
-            sums = self._summed({**losses, **step_samples.terms, **self._sizes(step_samples)})
-            skipped = self._skipped(step_samples, step, kept=sums[KEPT][0])
+            sums = self._summed(samples.sums())
+            skipped = self._skipped(samples, step, kept=sums[KEPT][0])
             learning_rate, grad_norm = self._update(step)
-            supervised = sums[KEPT][1] > 0
-            fault = self._tolerated_fault(step, grad_norm, nonfinite_sample_ids, step_samples, supervised=supervised)
+            fault = self._judge(step, grad_norm, samples, supervised=sums[KEPT][1] > 0)
         seconds = {**clock.seconds, **self._slowest(clock), "step": time.monotonic() - start}
         return self._result(
             sums, skipped=skipped, fault=fault, learning_rate=learning_rate, grad_norm=grad_norm, seconds=seconds
@@ -98,13 +91,6 @@ class Window:
     def finished_steps(self) -> int:
         """Steps that are done, those without an update among them."""
         return self.engine.global_steps + self.updates_left_out
-
-    def _slowest(self, clock: Clock) -> dict[str, float]:
-        """The seconds of rollouts, if the channel draws them, are those of the slowest rank: it sets the pace."""
-        if "rollout" not in clock.seconds:
-            return {}
-        (microseconds,) = self.world.all_reduce_max(round(clock.seconds["rollout"] * 1e6))
-        return {"rollout": microseconds / 1e6}
 
     def _collect_samples(self, step: int) -> list[Sample | Skipped]:
         """Raw samples of every micro-step up to the engine's own boundary.
@@ -121,55 +107,56 @@ class Window:
         assert micro_step == self.plan.accumulation_steps - 1, "the engine's window and the plan disagree"
         return drawn
 
-    def _accumulate(
-        self, step: int, channel: Channel, step_samples: StepSamples, clock: Clock
-    ) -> tuple[dict[str, Term], list[str]]:
-        """Forward and backward of every pack.
+    def _accumulate(self, step: int, channel: Channel, samples: StepSamples, clock: Clock) -> None:
+        """Forward and backward of every pack; `samples` gets the losses."""
+        rounds = synchronized_rounds(
+            self._packs(step, channel, samples, clock),
+            lambda: dummy_pack(self.dummy_segment, num_passes=channel.num_passes),
+            lambda: self._round(step, samples),
+        )
+        totals = torch.zeros(len(TERM_NAMES), 2, dtype=torch.float64, device=self.world.device)
+        while True:
+            with clock("wait"):
+                pack, last = next(rounds, (None, True))
+            if pack is None:
+                break
+            with clock("forward_backward"):
+                loss, terms = self._forward_backward(step, pack, last)
+            totals += torch.stack([torch.stack(terms[name]) for name in TERM_NAMES])
+            samples.note_loss(pack, loss)
+        samples.losses = dict(zip(TERM_NAMES, map(tuple, totals.tolist()), strict=True))
 
-        Returns: (this rank's (sum, count) of each of the objective's terms, its samples in packs whose loss is not
-            finite).
+    @contextmanager
+    def _round(self, step: int, samples: StepSamples) -> Iterator[Agreement]:
+        """Where the ranks synchronise between two packs, and raise a loss that is not finite if none is tolerated.
+
+        A rank that raised it at once would leave the others waiting in a collective.
         """
+        with self.world.raise_together(f"getting the segments of step {step + 1}", num_flags=NUM_FLAGS) as agreed:
+            if samples.nonfinite_loss is not None and self.bad_steps >= self.plan.max_bad_steps:
+                raise nonfinite_loss(step, samples.nonfinite_ids, samples.nonfinite_loss)
+            yield agreed
+
+    def _packs(
+        self, step: int, channel: Channel, samples: StepSamples, clock: Clock
+    ) -> Iterator[tuple[Pack, bool]]:
+        """This rank's (pack, whether it is its last)."""
         packs = make_packs(
-            step_samples.segments(channel.segments(step_samples.samples, step, clock)),
+            samples.segments(channel.segments(samples.samples, step, clock)),
             capacity=self.plan.global_max_length,
             packing=self.plan.packing,
             online=channel.streams,
             num_passes=channel.num_passes,
         )
-        totals = torch.zeros(len(TERM_NAMES), 2, dtype=torch.float64, device=self.world.device)
-        pending_faults: list[TrainingFault] = []
-        nonfinite_sample_ids: list[str] = []
         oom_message = f"out of memory in step {step + 1}, getting the segments of Channel {channel.name}"
-
-        def next_pack() -> tuple[Pack | None, bool]:
-            if pending_faults:
-                raise pending_faults[0]
+        while True:
             explained = memory_explained(oom_message, self.plan, fix=SMALLER_ROLLOUTS, fault=EnvironmentFault)
             with clock("segments"), explained:
                 pack, last = next(packs, (None, True))
-            if pack is not None:
-                step_samples.count(pack)
-            return pack, last
-
-        rounds = synchronized_rounds(
-            next_pack,
-            lambda: dummy_pack(self.dummy_segment, num_passes=channel.num_passes),
-            lambda: self.world.raise_together(f"getting the segments of step {step + 1}", num_flags=NUM_FLAGS),
-        )
-        while True:
-            with clock("wait"):
-                pack, last = next(rounds, (None, True))
             if pack is None:
-                return dict(zip(TERM_NAMES, map(tuple, totals.tolist()), strict=True)), nonfinite_sample_ids
-            with clock("forward_backward"):
-                loss, terms = self._forward_backward(step, pack, last)
-            totals += torch.stack([torch.stack(terms[name]) for name in TERM_NAMES])
-            if math.isfinite(loss):
-                continue
-            own = list(pack.sample_ids) if pack.real else []
-            nonfinite_sample_ids += own
-            if self.bad_steps >= self.plan.max_bad_steps:
-                pending_faults.append(_non_finite(step, own, loss))
+                return
+            samples.count(pack)
+            yield pack, last
 
     def _forward_backward(self, step: int, pack: Pack, last: bool) -> tuple[float, dict[str, tuple]]:
         """One forward and backward; a loss that is not finite makes every gradient NaN, so that no rank applies it."""
@@ -194,14 +181,7 @@ class Window:
         totals = self.world.all_reduce_sum(flat).view(-1, 2).tolist()
         return dict(zip(sorted(own), map(tuple, totals), strict=True))
 
-    def _sizes(self, step_samples: StepSamples) -> dict[str, Term]:
-        return {
-            SAMPLES: (step_samples.num_drawn, 0),
-            KEPT: (step_samples.num_kept, step_samples.num_supervised),
-            TOKENS_AND_PACKS: (step_samples.num_tokens, step_samples.num_packs),
-        }
-
-    def _skipped(self, step_samples: StepSamples, step: int, *, kept: float) -> tuple[Skipped, ...]:
+    def _skipped(self, samples: StepSamples, step: int, *, kept: float) -> tuple[Skipped, ...]:
         """The skipped samples of all ranks.
 
         Raises:
@@ -209,14 +189,10 @@ class Window:
         """
         if kept == self.plan.effective_batch_size:
             return ()
-        gathered = self.world.gather(step_samples.skipped)
+        gathered = self.world.gather(samples.skipped)
         skipped = sorted((one for part in gathered for one in part), key=lambda one: one.draw)
         if not kept:
-            raise DataError(
-                f"every sample of step {step + 1} was skipped; the first because {skipped[0].why}",
-                where=_named([one.sample_id for one in skipped]),
-                fix="look at the data: a step that learns nothing is none",
-            )
+            raise all_skipped(step, skipped)
         return tuple(skipped)
 
     def _update(self, step: int) -> tuple[float, float]:
@@ -256,19 +232,8 @@ class Window:
         gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients))
 
-    def _tolerated_fault(
-        self,
-        step: int,
-        grad_norm: float,
-        nonfinite_sample_ids: list[str],
-        step_samples: StepSamples,
-        *,
-        supervised: bool,
-    ) -> str:
+    def _judge(self, step: int, grad_norm: float, samples: StepSamples, *, supervised: bool) -> str:
         """Why the step was not applied, in words; empty if it was. Every rank sees the same norm, and does the same.
-
-        Args:
-            guilty: this rank's samples in packs whose loss is not finite. Where no rank has one, all are named.
 
         Raises:
             TrainingFault: too many such steps in a row, or a gradient of zero though something was supervised.
@@ -276,15 +241,22 @@ class Window:
         if math.isfinite(grad_norm) and (grad_norm > 0 or not supervised):
             self.bad_steps = 0
             return ""
-        seen = self.world.gather((nonfinite_sample_ids, step_samples.packed_ids))
-        with_bad_loss, everything = ([name for part in seen for name in part[kind]] for kind in (0, 1))
+        gathered = self.world.gather((samples.nonfinite_ids, samples.packed_ids))
+        with_bad_loss, all_ids = ([name for part in gathered for name in part[kind]] for kind in (0, 1))
         if grad_norm == 0:
-            raise _lost_gradient(step, everything)
-        fault = _not_applied(step, grad_norm, with_bad_loss, everything)
+            raise zero_gradient(step, all_ids)
+        fault = update_not_applied(step, grad_norm, with_bad_loss, all_ids)
         self.bad_steps += 1
         if self.bad_steps > self.plan.max_bad_steps:
             raise fault
         return f"{fault.why} ({fault.where})"
+
+    def _slowest(self, clock: Clock) -> dict[str, float]:
+        """The seconds of rollouts, if the channel draws them, are those of the slowest rank: it sets the pace."""
+        if "rollout" not in clock.seconds:
+            return {}
+        (microseconds,) = self.world.all_reduce_max(round(clock.seconds["rollout"] * 1e6))
+        return {"rollout": microseconds / 1e6}
 
     def _result(
         self,
@@ -311,38 +283,3 @@ class Window:
             learning_rate=learning_rate,
             seconds=seconds,
         )
-
-
-def _non_finite(step: int, sample_ids: list[str], loss: float) -> TrainingFault:
-    return TrainingFault(
-        f"a loss of step {step + 1} is {loss}; no weight was changed by this step",
-        where=_named(sample_ids),
-        fix=NONFINITE_FIX,
-    )
-
-
-def _not_applied(step: int, grad_norm: float, with_bad_loss: list[str], everything: list[str]) -> TrainingFault:
-    """The gradient of a finite loss can overflow too: that may be anyone's."""
-    place = f"of step {step + 1} is"
-    what = f"a loss {place} not finite" if with_bad_loss else f"the gradient norm {place} {grad_norm}"
-    return TrainingFault(
-        f"{what}, and the update was not applied", where=_named(with_bad_loss or everything), fix=NONFINITE_FIX
-    )
-
-
-def _lost_gradient(step: int, sample_ids: list[str]) -> TrainingFault:
-    """The engine has taken the step by now: an optimizer with momentum or weight decay has moved weights in it."""
-    return TrainingFault(
-        f"the gradient norm of step {step + 1} is 0.0, though something was supervised",
-        where=_named(sample_ids),
-        fix="look at model.freeze, tuner and the weights of the losses under stage2_ab: nothing that is supervised"
-        " reaches a weight that trains",
-    )
-
-
-def _named(ids: list[str]) -> str:
-    """`samples a, b, c and 29 more`; empty if there is none."""
-    if not ids:
-        return ""
-    rest = len(ids) - MAX_NAMED
-    return "samples " + ", ".join(ids[:MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -29,21 +29,20 @@ class Flags(Protocol):
 
 
 def synchronized_rounds(
-    next_pack: Callable[[], tuple[P | None, bool]],
+    packs: Iterator[tuple[P, bool]],
     dummy_pack: Callable[[], P],
     agree: Callable[[], AbstractContextManager[Flags]],
 ) -> Iterator[tuple[P, bool]]:
     """Yield (pack, is the last round) until no rank holds another pack.
 
     Args:
-        following: this rank's (next pack, whether it is its last), or (None, True) behind the last and ever after. It
-            may wait, and it may fail.
+        packs: this rank's (pack, whether it is its last). Getting the next one may wait, and it may fail.
         dummy_pack: makes one; called only if another rank still has a pack.
         agree: a block at whose end a failure of any rank is raised on all, and `NUM_FLAGS` flags are exchanged.
     """
     while True:
         with agree() as agreed:
-            pack, finished = next_pack()
+            pack, finished = next(packs, (None, True))
             agreed.flags = [int(pack is not None), int(not finished)]
         some_pack, some_more = agreed.flags
         if not some_pack:

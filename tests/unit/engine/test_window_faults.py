@@ -36,13 +36,13 @@ def spoil_some(stage):
 @pytest.mark.parametrize("zero_stage", [0, 1])
 def test_a_loss_that_is_not_finite_stops_before_any_weight_moves(build, zero_stage):
     stage = build({"deepspeed.zero_stage": zero_stage, "training.packing": False})
-    nonfinite_sample_ids, *_ = spoil_some(stage)
+    spoilt, *_ = spoil_some(stage)
     before = stage.weights()
     with pytest.raises(TrainingFault) as caught:
         stage.window.run(0, stage.channel)
     assert caught.value.code == EXIT_TRAINING
     assert caught.value.why == "a loss of step 1 is nan; no weight was changed by this step"
-    assert caught.value.where == f"samples {nonfinite_sample_ids}"
+    assert caught.value.where == f"samples {spoilt}"
     assert_bit_equal(stage.weights(), before)
     assert stage.engine.global_steps == 0
 
@@ -50,12 +50,12 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_moves(build, zero_sta
 @pytest.mark.parametrize("zero_stage", [0, 1, 2])
 def test_a_bad_loss_that_is_tolerated_names_its_own_samples(build, zero_stage):
     stage = build({"deepspeed.zero_stage": zero_stage, "training.packing": False, "training.max_bad_steps": 1})
-    nonfinite_sample_ids = spoil_some(stage)
+    spoilt = spoil_some(stage)
     before = stage.weights()
     result = stage.window.run(0, stage.channel)
-    assert 0 < len(nonfinite_sample_ids) < R
+    assert 0 < len(spoilt) < R
     why = "a loss of step 1 is not finite, and the update was not applied"
-    assert (result.applied, result.fault) == (False, f"{why} (samples {', '.join(nonfinite_sample_ids)})")
+    assert (result.applied, result.fault) == (False, f"{why} (samples {', '.join(spoilt)})")
     assert_bit_equal(stage.weights(), before)
 
 

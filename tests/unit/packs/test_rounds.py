@@ -47,16 +47,17 @@ class Ranks:
             return list(pool.map(self._rank, range(len(self.counts))))
 
     def _rank(self, number):
-        packs = iter([((number, index), index == self.counts[number] - 1) for index in range(self.counts[number])])
         done = []
 
-        def next_pack():
-            if (number, len(done)) == self.fails:
-                raise ValueError("no pack")
-            return next(packs, (None, True))
+        def packs():
+            for index in range(self.counts[number] + 1):
+                if (number, index) == self.fails:
+                    raise ValueError("no pack")
+                if index < self.counts[number]:
+                    yield (number, index), index == self.counts[number] - 1
 
         try:
-            for turn in synchronized_rounds(next_pack, lambda: "stand-in", lambda: Agreement(self, number)):
+            for turn in synchronized_rounds(packs(), lambda: "dummy", lambda: Agreement(self, number)):
                 done.append(turn)
         except (ValueError, RuntimeError) as error:
             done.append(str(error))
@@ -77,7 +78,7 @@ def test_every_rank_runs_the_largest_number_of_packs(counts):
 def test_own_packs_come_first_each_once(counts):
     for number, rounds in enumerate(Ranks(counts).run()):
         own = [(number, index) for index in range(counts[number])]
-        assert [pack for pack, _ in rounds] == own + ["stand-in"] * (max(counts) - len(own))
+        assert [pack for pack, _ in rounds] == own + ["dummy"] * (max(counts) - len(own))
 
 
 @settings(max_examples=50, deadline=None)
