@@ -6,6 +6,12 @@ from dataclasses import replace
 import pytest
 from hypothesis import settings
 
+from tests.costs import (  # noqa: F401
+    pytest_addoption,
+    pytest_runtest_logreport,
+    pytest_runtest_setup,
+    pytest_terminal_summary,
+)
 from tests.parts import ROOT, Quickstart, build_quickstart
 from tests.tiers import pytest_collection_modifyitems, pytest_runtest_makereport  # noqa: F401
 from tests.vllm_process import Server, running

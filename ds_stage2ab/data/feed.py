@@ -19,7 +19,7 @@ from ds_stage2ab.data.encode import Encoder
 from ds_stage2ab.data.stream import SampleOrder, draws_of, shuffled_objects
 from ds_stage2ab.errors import EXIT_ENVIRONMENT, DataError, EnvironmentFault
 from ds_stage2ab.plan import RunPlan
-from ds_stage2ab.runtime.shutdown import end_with_parent, leave, say
+from ds_stage2ab.runtime.shutdown import end_with_parent, exit_now, say
 
 DEAD = "DataLoader worker (pid"
 """How torch begins to say that one has died; what a living one raised it calls `Caught ... in DataLoader worker`."""
@@ -155,7 +155,7 @@ class _Outbox(Queue):
 
     def _on_queue_feeder_error(self, error: Exception, item: Any) -> None:
         say(f"samples cannot be handed over: {error}\n  fix: give /dev/shm more room, or set data.workers to 0")
-        leave(EXIT_ENVIRONMENT)
+        exit_now(EXIT_ENVIRONMENT)
 
 
 def _allow_files(number: int) -> None:

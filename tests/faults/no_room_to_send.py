@@ -13,7 +13,7 @@ from ds_stage2ab.engine.tuner import merged_tensors
 from ds_stage2ab.errors import Stage2Error
 from ds_stage2ab.rollout.server.weight_sync import WeightSync
 from ds_stage2ab.runtime.ranks import World
-from ds_stage2ab.runtime.shutdown import leave, report_error
+from ds_stage2ab.runtime.shutdown import exit_now, report_error
 
 
 class Provider:
@@ -47,4 +47,4 @@ def main():
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_now(main())

@@ -22,7 +22,7 @@ from ds_stage2ab.engine.whole_model import WholeModel
 from ds_stage2ab.errors import LocalFault, Stage2Error
 from ds_stage2ab.plan import make_plan
 from ds_stage2ab.runtime.ranks import World
-from ds_stage2ab.runtime.shutdown import leave
+from ds_stage2ab.runtime.shutdown import exit_now
 from ds_stage2ab.tools.tiny_model import TinySize, build_config, build_model, build_tokenizer
 
 TIMEOUT_S = 40
@@ -55,7 +55,7 @@ def main(config_path: str, source: str, folder: str, room: str) -> None:
         seen["saved"] = [type(error).__name__, error.why]
         if isinstance(error, LocalFault):
             print(json.dumps(seen))
-            leave(error.code)
+            exit_now(error.code)
     checkpoint.export = export
     checkpoints.save(2)
     print(json.dumps(seen))
