@@ -40,6 +40,7 @@ from ds_stage2ab.metrics.health_watch import HealthWatch
 from ds_stage2ab.metrics.recorder import Metrics
 from ds_stage2ab.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink
 from ds_stage2ab.plan import RunPlan, batch_shape, make_plan
+from ds_stage2ab.preflight.warnings import run_warnings
 from ds_stage2ab.rollout.base import RolloutBackend, evaluation_sampling, sampling_record
 from ds_stage2ab.rollout.hf import HfBackend
 from ds_stage2ab.rollout.record import RolloutLog
@@ -361,6 +362,7 @@ def _facts(parts: Parts) -> tuple[tuple[str, str], ...]:
     parameters = list(parts.source.model.parameters())
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     per_epoch = plan.num_records_used / plan.effective_batch_size
+    warnings = (*run_warnings(parts.config, plan), *data_warnings(parts.config.data, datasets))
     length = f"packs of at most {plan.global_max_length} tokens" if plan.packing else "one sample per pack"
     return (
         ("model", f"{parts.source.folder}, {sum(p.numel() for p in parameters):,} parameters, {trained:,} trained"),
@@ -371,7 +373,7 @@ def _facts(parts: Parts) -> tuple[tuple[str, str], ...]:
         ("rollouts", _rollout_words(parts)),
         ("engine", f"DeepSpeed, ZeRO stage {plan.zero_stage}, {parts.config.model.precision}"),
         ("run folder", str(parts.folder.path)),
-        *(("warning", warning) for warning in (*plan.warnings, *data_warnings(parts.config.data, datasets))),
+        *(("warning", warning) for warning in warnings),
     )
 
 

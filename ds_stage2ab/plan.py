@@ -9,7 +9,8 @@ Invariants:
 - DeepSpeed's batch keys and its gradient clipping are always written;
 - a key of the rollout servers that may be left to the program is decided here, and only here.
 
-`request_window`, `server_slots` and `split_requests` are those of `config.servers`, which the rules use too.
+Also importable from here: the request arithmetic of `config.servers`, DeepSpeed's dictionary of `config.deepspeed`,
+`Cadence` and `LearningRate` of `schedule`.
 """
 
 from __future__ import annotations
@@ -21,18 +22,11 @@ from fractions import Fraction
 from typing import Literal
 
 from ds_stage2ab.config.batch import EFFECTIVE, BatchShape, counted, shape_batch
-from ds_stage2ab.config.sections import (
-    NO_OFFLOAD,
-    Config,
-    DeepSpeedSection,
-    EvaluationSection,
-    ModelSection,
-    RolloutMatchingSection,
-    TrainingSection,
-)
-from ds_stage2ab.config.servers import INFER_TIMEOUT, SERVERS, is_loopback, request_window, server_slots, split_requests
+from ds_stage2ab.config.deepspeed import deepspeed_config, runnable_zero_stage
+from ds_stage2ab.config.sections import Config, EvaluationSection, TrainingSection
+from ds_stage2ab.config.servers import request_window, server_slots, split_requests
 from ds_stage2ab.errors import ConfigError
-from ds_stage2ab.schedule import channel_for_step
+from ds_stage2ab.schedule import Cadence, LearningRate, channel_for_step
 
 __all__ = [
     "Cadence",
@@ -53,54 +47,6 @@ SLOWEST_TOKENS_PER_SECOND = 2.0  # a server that draws a rollout more slowly tha
 SHORTEST_WAIT_S = 60.0  # for a rollout, however short: requests before it may be in the server's queue
 WRAP = "wrap"  # of data.epoch_end
 PROBE_TOLERANCE = {"fp32": 1e-3, "bf16": 0.05}  # mean absolute difference of log-probabilities, nats per token
-
-NEVER_PRINT = 2**31 - 1  # DeepSpeed's own progress lines: the metrics say more
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cadence:
-    """When something is done that happens every so often and at the end."""
-
-    enabled: bool
-    at_start: bool
-    # also once before the first step
-    every_steps: int | None
-    # None: at the end only
-    total_steps: int | None
-    # None: not known, and the end with it
-
-    def due(self, step: int) -> bool:
-        """Whether it is due after this step (counted from 0) has finished."""
-        finished = step + 1
-        on_interval = self.every_steps is not None and finished % self.every_steps == 0
-        return self.enabled and (on_interval or finished == self.total_steps)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearningRate:
-    """Linear warm-up, then constant, linear or cosine."""
-
-    peak: float
-    schedule: str
-    warmup_steps: int
-    final_ratio: float
-    # of the peak, reached when all steps are done
-    total_steps: int | None
-    # None: not known
-
-    def at(self, step: int) -> float:
-        """The learning rate of a step, counted from 0; the number of steps must be known.
-
-        Warm-up: peak (step + 1) / warmup_steps. After it, with x in [0, 1) the share of the remaining steps that is
-        done: peak (r + (1 - r) f(x)), f(x) = 1 - x (linear) or (1 + cos(pi x)) / 2 (cosine), r the final ratio.
-        """
-        if step < self.warmup_steps:
-            return self.peak * (step + 1) / self.warmup_steps
-        if self.schedule == "constant":
-            return self.peak
-        done = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
-        left = 1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
-        return self.peak * (self.final_ratio + (1 - self.final_ratio) * left)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +81,7 @@ class RunPlan:
     max_bad_steps: int
     # in a row, before the run ends
     zero_stage: int
-    # the one that is run; see `warnings` if the config names another
+    # the one that is run; bf16 without ZeRO is run as stage 1
     deepspeed_config: dict
     b_ratio: Fraction
     b_steps: int | None
@@ -153,7 +99,6 @@ class RunPlan:
     rate: LearningRate
     evaluate: Cadence
     save: Cadence
-    warnings: tuple[str, ...]
 
     def channel_for_step(self, step: int) -> Literal["A", "B"]:
         return channel_for_step(step, self.b_ratio)
@@ -184,7 +129,7 @@ def make_plan(
     wraps = config.data.epoch_end == WRAP
     used = num_records if wraps or steps_per_epoch is None else steps_per_epoch * size
     total_steps = _total_steps(training, None if used is None else Fraction(used, size))
-    stage, stage_warnings = runnable_zero_stage(config.model.precision, config.deepspeed.zero_stage)
+    stage, _ = runnable_zero_stage(config.model.precision, config.deepspeed.zero_stage)
     replicas = tuple(server_replicas) if server_replicas and rollouts.rollout_backend == "vllm" else None
     return RunPlan(
         learners=learners,
@@ -212,13 +157,6 @@ def make_plan(
         rate=_rate(training, total_steps),
         evaluate=_evaluate(config.evaluation, config.data.validation is not None, total_steps),
         save=Cadence(enabled=True, at_start=False, every_steps=config.checkpoint.every_steps, total_steps=total_steps),
-        warnings=(
-            *stage_warnings,
-            *_warmup_warnings(training.warmup_steps, total_steps),
-            *_ratio_warnings(config.stage2_ab.schedule.b_ratio, total_steps),
-            *_server_warnings(rollouts),
-            *(_patience_warnings(rollouts, config.deepspeed.collective_timeout_s) if learners > 1 else ()),
-        ),
     )
 
 
@@ -284,45 +222,6 @@ def transfer_mode(given: str) -> str:
     return "full" if given == "auto" else given
 
 
-def runnable_zero_stage(precision: str, stage: int) -> tuple[int, tuple[str, ...]]:
-    """(the ZeRO stage to run, warnings).
-
-    DeepSpeed's bf16 optimizer without ZeRO makes one update with zero gradients when it is built, which moves
-    Adam's step count and decays the weights once; stage 1 does not, and gives the same numbers as 2 and 3.
-    """
-    if precision == "bf16" and stage == 0:
-        warning = (
-            "deepspeed.zero_stage 0 with model.precision bf16 is run as stage 1: DeepSpeed's own bf16 optimizer"
-            " makes an extra update at the start; set deepspeed.zero_stage to 1 to say so yourself"
-        )
-        return 1, (warning,)
-    return stage, ()
-
-
-def deepspeed_config(shape: BatchShape, model: ModelSection, section: DeepSpeedSection, zero_stage: int) -> dict:
-    """DeepSpeed's dictionary. Clipping is always written: when the key is absent, DeepSpeed clips at 1.0."""
-    return {
-        "train_batch_size": shape.effective_batch_size,
-        "train_micro_batch_size_per_gpu": shape.per_device,
-        "gradient_accumulation_steps": shape.accumulation_steps,
-        "gradient_clipping": section.gradient_clipping,
-        "zero_optimization": {"stage": zero_stage, **_offload(section.offload_optimizer)},
-        # The optimizer is torch's own wherever its state lies: another one would give another run.
-        "zero_force_ds_cpu_optimizer": False,
-        # ZeRO refuses torch's plain SGD otherwise.
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": model.precision == "bf16"},
-        "fp16": {"enabled": False},
-        "steps_per_print": NEVER_PRINT,
-        "wall_clock_breakdown": False,
-    }
-
-
-def _offload(offload_optimizer: str) -> dict:
-    """`pin_memory` is of use where copies go to another device; where there is none DeepSpeed leaves it alone."""
-    return {} if offload_optimizer == NO_OFFLOAD else {"offload_optimizer": {"device": offload_optimizer}}
-
-
 def _total_steps(training: TrainingSection, steps_per_epoch: Fraction | None) -> int | None:
     if training.max_steps is not None or steps_per_epoch is None:
         return training.max_steps
@@ -346,46 +245,3 @@ def _evaluate(section: EvaluationSection, has_data: bool, total_steps: int | Non
         every_steps=section.every_steps,
         total_steps=total_steps,
     )
-
-
-def _warmup_warnings(warmup_steps: int, total_steps: int | None) -> tuple[str, ...]:
-    if total_steps is None or warmup_steps < total_steps:
-        return ()
-    run = counted(total_steps, "step")
-    return (f"training.warmup_steps is {warmup_steps} and the run has {run}: the learning rate rises to the end",)
-
-
-def _ratio_warnings(b_ratio: Fraction, total_steps: int | None) -> tuple[str, ...]:
-    if total_steps is None or b_ratio == 0 or total_steps * b_ratio >= 1:
-        return ()
-    share, run = f"stage2_ab.schedule.b_ratio is {float(b_ratio):g}", counted(total_steps, "step")
-    return (f"{share} and the run has {run}: none of them trains Channel B",)
-
-
-def _server_warnings(rollouts: RolloutMatchingSection) -> tuple[str, ...]:
-    """vLLM's `--api-key` guards the routes of /v1 alone."""
-    servers = rollouts.vllm.server.servers if rollouts.rollout_backend == "vllm" else ()
-    reached = [server.base_url for server in servers if not is_loopback(server.base_url)]
-    if not reached:
-        return ()
-    warning = (
-        f"{SERVERS}: whoever reaches {', '.join(reached)} can pause it and replace its weights, also where it has an"
-        " --api-key: let nobody but the learners reach it"
-    )
-    return (warning,)
-
-
-def _patience_warnings(rollouts: RolloutMatchingSection, collective_timeout_s: float) -> tuple[str, ...]:
-    """The answer of a server that hangs is drawn by another one: ranks that wait for it wait as long as both take."""
-    if rollouts.rollout_backend != "vllm":
-        return ()
-    one = rollout_timeout_s(rollouts.vllm.server.infer_timeout_s, rollouts.max_new_tokens)
-    longest = one * min(len(rollouts.vllm.server.servers), 2)
-    if longest < collective_timeout_s:
-        return ()
-    warning = (
-        f"a rank waits up to {longest:g} s for a rollout when a server hangs, and the others {collective_timeout_s:g} s"
-        f" for the rank: they would give up first, without a checkpoint; set {INFER_TIMEOUT} lower, or"
-        " deepspeed.collective_timeout_s higher"
-    )
-    return (warning,)

@@ -1,4 +1,4 @@
-"""Which channel trains at which step. Pure: no state, no torch, exact arithmetic.
+"""What happens at which step: the channel, the learning rate, evaluation and saving. Pure: no state, no torch.
 
 Invariants:
 - step s is a Channel B step iff floor((s + 1) b) > floor(s b), b being the exact decimal that was written;
@@ -10,6 +10,8 @@ Invariants:
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
@@ -37,3 +39,49 @@ def channel_for_step(step: int, b_ratio: Ratio) -> Literal["A", "B"]:
     before = step * ratio.numerator // ratio.denominator
     after = (step + 1) * ratio.numerator // ratio.denominator
     return "B" if after > before else "A"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cadence:
+    """When something is done that happens every so often and at the end."""
+
+    enabled: bool
+    at_start: bool
+    # also once before the first step
+    every_steps: int | None
+    # None: at the end only
+    total_steps: int | None
+    # None: not known, and the end with it
+
+    def due(self, step: int) -> bool:
+        """Whether it is due after this step (counted from 0) has finished."""
+        finished = step + 1
+        on_interval = self.every_steps is not None and finished % self.every_steps == 0
+        return self.enabled and (on_interval or finished == self.total_steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearningRate:
+    """Linear warm-up, then constant, linear or cosine."""
+
+    peak: float
+    schedule: str
+    warmup_steps: int
+    final_ratio: float
+    # of the peak, reached when all steps are done
+    total_steps: int | None
+    # None: not known
+
+    def at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0; the number of steps must be known.
+
+        Warm-up: peak (step + 1) / warmup_steps. After it, with x in [0, 1) the share of the remaining steps that is
+        done: peak (r + (1 - r) f(x)), f(x) = 1 - x (linear) or (1 + cos(pi x)) / 2 (cosine), r the final ratio.
+        """
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return self.peak
+        done = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
+        left = 1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+        return self.peak * (self.final_ratio + (1 - self.final_ratio) * left)

@@ -21,6 +21,7 @@ from ds_stage2ab.errors import ConfigError, EnvironmentFault
 from ds_stage2ab.plan import Cadence, RunPlan, make_plan, server_slots, split_requests
 from ds_stage2ab.preflight.lengths import Lengths, Size, image_sizes, read_image_limits, share_of_room
 from ds_stage2ab.preflight.memory import Memory, ModelShape, estimate, read_shape
+from ds_stage2ab.preflight.warnings import run_warnings
 
 RECORDS = "--records"
 NUM_FIRST = 3  # steps of a kind that are named one by one
@@ -97,7 +98,10 @@ def preflight_report(
         lengths=_lengths(config, train, shape),
         memory=shape and estimate(shape, config, learners=plan.learners, zero_stage=plan.zero_stage),
         no_memory=no_memory,
-        warnings=(*plan.warnings, *_unused_devices(config.rollout_matching.rollout_backend, rollout_devices)),
+        warnings=(
+            *run_warnings(config, plan),
+            *_unused_devices(config.rollout_matching.rollout_backend, rollout_devices),
+        ),
     )
 
 

@@ -11,8 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ds_stage2ab.config.load import load_config
-from ds_stage2ab.config.sections import Config, ServerSection
 from ds_stage2ab.errors import ConfigError
 from ds_stage2ab.plan import (
     Cadence,
@@ -23,13 +21,7 @@ from ds_stage2ab.plan import (
     steps_in_epochs,
     transfer_mode,
 )
-
-MINIMAL = load_config(Path(__file__).resolve().parents[1] / "examples" / "valid" / "minimal.yaml").config
-
-
-def config(section: str = "training", **changes: object) -> Config:
-    """The minimal config with some values of one section replaced."""
-    return replace(MINIMAL, **{section: replace(getattr(MINIMAL, section), **changes)})
+from tests.unit.plans import MINIMAL, config, with_servers
 
 
 def test_the_numbers_of_a_plan():
@@ -40,7 +32,6 @@ def test_the_numbers_of_a_plan():
     assert plan.batch_sentence == "32 samples per step = 4 per rank x 2 ranks x 4 micro-steps"
     assert (plan.steps_per_epoch, plan.num_records_used, plan.total_steps) == (3, 96, 7)
     assert plan.epochs == pytest.approx(7 / 3)
-    assert plan.warnings == ()
 
 
 def test_epochs_that_wrap_leave_no_record_out():
@@ -213,30 +204,13 @@ def test_clipping_is_written_when_it_is_off():
 
 
 @pytest.mark.parametrize(
-    ("precision", "stage", "run", "warned"),
-    [("bf16", 0, 1, True), ("bf16", 1, 1, False), ("bf16", 2, 2, False), ("fp32", 0, 0, False), ("fp32", 2, 2, False)],
+    ("precision", "stage", "run"), [("bf16", 0, 1), ("bf16", 1, 1), ("bf16", 2, 2), ("fp32", 0, 0), ("fp32", 2, 2)]
 )
-def test_bf16_without_zero_runs_as_stage_1_and_says_so(precision, stage, run, warned):
+def test_bf16_without_zero_runs_as_stage_1(precision, stage, run):
     asked = replace(config("model", precision=precision), deepspeed=replace(MINIMAL.deepspeed, zero_stage=stage))
     plan = make_plan(asked, 1, 64)
     assert plan.zero_stage == run
     assert plan.deepspeed_config["zero_optimization"]["stage"] == run
-    assert plan.deepspeed_config["bf16"]["enabled"] == (precision == "bf16")
-    assert any("run as stage 1" in warning for warning in plan.warnings) == warned
-
-
-def test_a_warm_up_as_long_as_the_run_is_warned_of():
-    assert make_plan(config(max_steps=5, warmup_steps=4), 1, 64).warnings == ()
-    (warning,) = make_plan(config(max_steps=5, warmup_steps=5), 1, 64).warnings
-    assert "warmup_steps is 5 and the run has 5 steps" in warning
-
-
-def test_a_ratio_too_small_for_the_run_is_warned_of():
-    # floor(19 * 0.05) = 0, floor(20 * 0.05) = 1
-    schedule = replace(MINIMAL.stage2_ab, schedule=replace(MINIMAL.stage2_ab.schedule, b_ratio=Fraction(1, 20)))
-    (warning,) = make_plan(replace(config(max_steps=19), stage2_ab=schedule), 1, 64).warnings
-    assert warning == "stage2_ab.schedule.b_ratio is 0.05 and the run has 19 steps: none of them trains Channel B"
-    assert make_plan(replace(config(max_steps=20), stage2_ab=schedule), 1, 64).warnings == ()
 
 
 def test_without_the_records_the_steps_are_those_of_max_steps():
@@ -250,15 +224,6 @@ def test_without_the_records_epochs_give_no_steps_and_all_else_is_known():
     assert (plan.total_steps, plan.b_steps, plan.epochs) == (None, None, None)
     assert not plan.save.due(0)
     assert (plan.batch_sentence, plan.deepspeed_config) == (known.batch_sentence, known.deepspeed_config)
-
-
-def with_servers(**changes: object) -> Config:
-    """The minimal config with rollouts by servers, 4 at once on a replica."""
-    changes = {"rollout_backend": "vllm", "decode_batch_size": 4, **changes}
-    matching = replace(MINIMAL.rollout_matching, **changes)
-    return replace(
-        MINIMAL, custom=replace(MINIMAL.custom, extra=replace(MINIMAL.custom.extra, rollout_matching=matching))
-    )
 
 
 def test_the_servers_give_the_request_window():
@@ -278,46 +243,12 @@ def test_what_is_not_asked_yet_and_what_is_not_used_is_none():
     assert [(plan.server_replicas, plan.request_window) for plan in (unknown, unused)] == [(None, None)] * 2
 
 
-def test_servers_that_others_can_reach_are_warned_of():
-    """Whoever draws by another backend does not use them."""
-    urls = ("http://127.0.0.1:8000", "http://10.0.0.7:8000", "http://node7:8000")
-    servers = tuple(ServerSection(base_url=url, group_port=None, tensor_parallel_size=1) for url in urls)
-    section = MINIMAL.rollout_matching.vllm
-    vllm = replace(section, server=replace(section.server, servers=servers))
-    (warning,) = make_plan(with_servers(vllm=vllm), 1, 64).warnings
-    assert "whoever reaches http://10.0.0.7:8000, http://node7:8000 can pause it and replace its weights" in warning
-    assert "--api-key" in warning and "127.0.0.1" not in warning
-    near = replace(section, server=replace(section.server, servers=servers[:1]))
-    assert make_plan(with_servers(vllm=near), 1, 64).warnings == ()
-    assert make_plan(with_servers(vllm=vllm, rollout_backend="hf"), 1, 64).warnings == ()
-
-
 def test_a_rollout_is_waited_for_at_two_tokens_per_second_and_a_minute_at_least():
     # 3072 / 2 = 1536 s; 64 / 2 = 32 s is below the minute
     assert rollout_timeout_s(None, 3072) == 1536
     assert rollout_timeout_s(None, 64) == 60
     assert rollout_timeout_s(5.5, 3072) == 5.5
     assert make_plan(with_servers(max_new_tokens=3072), 1, 64).infer_timeout_s == 1536
-
-
-def test_ranks_that_give_up_before_a_server_that_hangs_does_are_warned_of():
-    """900 s for one answer, 1,800 for one that a second server draws again; ranks wait 1,800 s for each other."""
-    assert MINIMAL.deepspeed.collective_timeout_s == 1800
-    one, two = (tuple(ServerSection(base_url=f"http://127.0.0.1:{n}", group_port=None, tensor_parallel_size=1)
-                      for n in range(count)) for count in (1, 2))  # fmt: skip
-    section = MINIMAL.rollout_matching.vllm
-
-    def warnings(servers, max_new_tokens, learners=2, **changes):
-        vllm = replace(section, server=replace(section.server, servers=servers))
-        asked = with_servers(vllm=vllm, max_new_tokens=max_new_tokens, **changes)
-        return make_plan(asked, learners, 64, [1] * len(servers)).warnings
-
-    assert warnings(one, 3598) == warnings(two, 1798) == ()
-    (warning,) = warnings(two, 1800)
-    assert warning.startswith("a rank waits up to 1800 s for a rollout when a server hangs, and the others 1800 s")
-    assert "vllm.server.infer_timeout_s lower, or deepspeed.collective_timeout_s higher" in warning
-    assert len(warnings(one, 3600)) == 1
-    assert warnings(two, 1800, learners=1) == warnings(two, 1800, rollout_backend="hf") == ()
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 0.05)])
