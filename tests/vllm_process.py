@@ -11,7 +11,7 @@ import psutil
 import requests
 
 from ds_stage2ab.config.load import load_config
-from ds_stage2ab.launch.command import server_command
+from ds_stage2ab.launch.server_command import server_command
 from tests.parts import ROOT, config_values, free_port, merged, write_config
 
 PYTHON = Path(os.environ.get("DS_STAGE2AB_VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))

@@ -1,19 +1,16 @@
 """`ds-stage2ab launch`: the rollout servers of a config and the learner, started together and ended together.
 
-One vLLM server for each entry of the config's server list, on this machine and its loopback address, then the learner
-through the DeepSpeed launcher. What they are started with is decided by pure functions: `share_devices`,
-`server_command`, `learner_command`. Importing this module imports no torch.
+One vLLM server for each entry of the config's server list, on this machine and its loopback address
+(`launch/server_command.py`), then the learner through the DeepSpeed launcher. Importing this module imports no torch.
 """
 
 import argparse
-import json
 import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from ds_stage2ab.config.batch import counted
 from ds_stage2ab.config.load import LoadedConfig, check_config, load_config
@@ -21,12 +18,13 @@ from ds_stage2ab.config.overrides import read_overrides
 from ds_stage2ab.config.problems import SET
 from ds_stage2ab.config.report import as_error
 from ds_stage2ab.config.rules import RULES, topology_rules
-from ds_stage2ab.config.sections import Config, ServerSection
-from ds_stage2ab.config.servers import BACKEND, GLOO_TRANSFER, MODEL_NAME, SERVERS, replicas_of
+from ds_stage2ab.config.sections import Config
+from ds_stage2ab.config.servers import BACKEND, GLOO_TRANSFER
 from ds_stage2ab.engine.run_folder import CONFIG_FILE, RunFolder
 from ds_stage2ab.errors import EXIT_ENVIRONMENT, ConfigError, EnvironmentFault
 from ds_stage2ab.launch.options import Topology, read_topology
 from ds_stage2ab.launch.processes import LOOPBACK, Interrupted, ManagedProcess, ProcessGroup, Server, wait_until_ready
+from ds_stage2ab.launch.server_command import CACHE_GIB, local_port, server_command, share_devices, with_replica_size
 from ds_stage2ab.launch.supervisor import SIGNAL_CODES
 from ds_stage2ab.launch.transfer import choose_transfer
 
@@ -39,113 +37,7 @@ TELL_EVERY_S = 30
 OVER = "\r\033[K"
 """To the start of a terminal's line, and nothing behind."""
 LOGS = "launch-logs"
-DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
-CACHE_GIB = "VLLM_CPU_KVCACHE_SPACE"
 OF_OTHER_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")
-LOCAL_NAMES = (LOOPBACK, "localhost")
-
-# -- what is started -------------------------------------------------------------------------------------------------
-
-
-def share_devices(servers: Sequence[ServerSection], devices: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The devices of each server, in order: equally many replicas of each. No devices: none for each.
-
-    Raises:
-        ConfigError: they do not make whole replicas, equally many per server.
-    """
-    if not devices:
-        return [() for _ in servers]
-    sizes = [server.tensor_parallel_size for server in servers]
-    counts = [size * replicas for size, replicas in zip(sizes, replicas_of(sizes, len(devices)), strict=True)]
-    ends = [sum(counts[: i + 1]) for i in range(len(counts))]
-    return [devices[end - count : end] for end, count in zip(ends, counts, strict=True)]
-
-
-def local_port(base_url: str) -> int:
-    """The port of a server that can be started here.
-
-    Raises:
-        ConfigError: the address is on another machine, or has no port.
-    """
-    parts = urlsplit(base_url)
-    try:
-        port = parts.port
-    except ValueError:
-        port = None
-    if parts.scheme != "http" or parts.hostname not in LOCAL_NAMES or not port:
-        raise ConfigError(
-            f"{base_url} cannot be started here: launch starts servers at http://{LOOPBACK} and a port",
-            where=SERVERS,
-            fix=f"set base_url to http://{LOOPBACK}:8000 or another port up to 65535; servers elsewhere are started by"
-            " you, and the learner with deepspeed ds_stage2ab/train.py",
-        )
-    return port
-
-
-def server_command(
-    config: Config,
-    server: ServerSection,
-    *,
-    python: Path,
-    devices: tuple[int, ...],
-    transfer: str = GLOO_TRANSFER,
-) -> tuple[list[str], dict[str, str]]:
-    """The command line of one rollout server, and what it adds to the environment.
-
-    Args:
-        python: of the environment that has vLLM.
-        devices: of this server, whole replicas; none: the CPU.
-        transfer: the weight transfer engine.
-    """
-    options = {
-        "--model": str(config.model.path),
-        "--served-model-name": MODEL_NAME,
-        "--host": LOOPBACK,
-        "--port": str(local_port(server.base_url)),
-        "--dtype": DTYPES[config.model.precision],
-        "--max-model-len": str(config.training.global_max_length),
-        "--max-num-seqs": str(config.rollout_matching.decode_batch_size),  # of each replica
-        "--generation-config": "vllm",  # not the checkpoint's
-        "--logprobs-mode": "raw_logprobs",
-        "--limit-mm-per-prompt": json.dumps({"image": 1, "video": 0}),
-        "--weight-transfer-config": json.dumps({"backend": transfer}),
-        "--tensor-parallel-size": str(server.tensor_parallel_size),
-        "--data-parallel-size": str(max(1, len(devices) // server.tensor_parallel_size)),
-    }
-    pixels = {"min_pixels": config.data.min_pixels, "max_pixels": config.data.max_pixels}
-    pixels = {name: area for name, area in pixels.items() if area is not None}
-    if pixels:
-        options["--mm-processor-kwargs"] = json.dumps(pixels)
-    words = [str(python), "-m", "vllm.entrypoints.openai.api_server", *(w for pair in options.items() for w in pair)]
-    environment = {"VLLM_SERVER_DEV_MODE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    words += ["--enable-scale-out", "--no-mm-device-do-normalize"]  # tells its pixels, as they are on the learner
-    if devices:
-        return words, {**environment, "CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))}
-    return [*words, "--enforce-eager"], {**environment, CACHE_GIB: "1"}
-
-
-def learner_command(
-    config: Path, overrides: list[str], topology: Topology, master_port: int
-) -> tuple[list[str], dict[str, str]]:
-    """The DeepSpeed launcher's command line, and what it adds to the environment."""
-    numbers = ",".join(map(str, topology.train))
-    where = ["--include", f"localhost:{numbers}"] if topology.train else ["--num_gpus", str(topology.learners)]
-    words = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "error", *where]
-    words += ["--master_port", str(master_port), str(Path(__file__).parents[1] / "train.py"), "--config", str(config)]
-    words += [word for override in overrides for word in (SET, override)]
-    return words, {} if topology.train else {"DS_ACCELERATOR": "cpu"}
-
-
-def with_replica_size(servers: Sequence[ServerSection], size: int) -> str:
-    """The `--set` that makes every replica of the config's servers span `size` devices, for servers and learner."""
-    entries = [
-        {"base_url": server.base_url, "group_port": server.group_port, "tensor_parallel_size": size}
-        for server in servers
-    ]
-    return f"{SERVERS}={json.dumps(entries)}"
-
-
-# -- the command -----------------------------------------------------------------------------------------------------
 
 
 def launch(options: argparse.Namespace) -> int:
@@ -183,6 +75,18 @@ def launch(options: argparse.Namespace) -> int:
             processes.end()
             _say(f"{why}; stopped {', '.join(processes.stopped) or 'nothing'}; logs in {logs}")
     return code
+
+
+def learner_command(
+    config: Path, overrides: list[str], topology: Topology, master_port: int
+) -> tuple[list[str], dict[str, str]]:
+    """The DeepSpeed launcher's command line, and what it adds to the environment."""
+    numbers = ",".join(map(str, topology.train))
+    where = ["--include", f"localhost:{numbers}"] if topology.train else ["--num_gpus", str(topology.learners)]
+    words = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "error", *where]
+    words += ["--master_port", str(master_port), str(Path(__file__).parents[1] / "train.py"), "--config", str(config)]
+    words += [word for override in overrides for word in (SET, override)]
+    return words, {} if topology.train else {"DS_ACCELERATOR": "cpu"}
 
 
 def _read_config(options: argparse.Namespace, topology: Topology) -> tuple[LoadedConfig, list[str]]:
@@ -299,7 +203,7 @@ def _tell_of_ended(servers: list[Server]) -> list[Server]:
     codes = [server.process.code for server in servers]
     for server, code in zip(servers, codes, strict=True):
         if code is not None:
-            _say(f"{server.kept.name} ended with code {code}{server.kept.last_words()}")
+            _say(f"{server.process.name} ended with code {code}{server.process.last_words()}")
     return [server for server, code in zip(servers, codes, strict=True) if code is None]
 
 

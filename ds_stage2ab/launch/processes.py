@@ -104,7 +104,7 @@ class Server:
     def refuse_if_ended(self) -> None:
         if self.process.code is not None:
             raise EnvironmentFault(
-                f"the server ended with code {self.kept.code} before it was ready{self.kept.last_words()}",
+                f"the server ended with code {self.process.code} before it was ready{self.process.last_words()}",
                 where=self.url,
                 fix="mend what its log names; --server-python is the Python that has vLLM",
             )
@@ -220,7 +220,7 @@ def wait_until_ready(
         if waiting and waited > longest_s:
             slow = waiting[0]
             raise EnvironmentFault(
-                f"the server was not ready after {longest_s:.0f} s{slow.kept.last_words()}",
+                f"the server was not ready after {longest_s:.0f} s{slow.process.last_words()}",
                 where=slow.url,
                 fix="mend what its log names, or wait longer with --wait",
             )

@@ -11,18 +11,10 @@ from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.overrides import read_overrides
 from ds_stage2ab.config.sections import ServerSection
 from ds_stage2ab.errors import ConfigError
-from ds_stage2ab.launch.command import (
-    LAST_LOOK_S,
-    WATCH_S,
-    learner_command,
-    local_port,
-    server_command,
-    share_devices,
-    watch,
-    with_replica_size,
-)
+from ds_stage2ab.launch.command import LAST_LOOK_S, WATCH_S, learner_command, watch
 from ds_stage2ab.launch.options import Topology, add_launch_options, read_devices, read_topology
 from ds_stage2ab.launch.processes import Server
+from ds_stage2ab.launch.server_command import local_port, server_command, share_devices, with_replica_size
 from tests.parts import ROOT
 
 PROD = ROOT / "configs" / "stage2_ab" / "prod" / "ab_mixed.yaml"

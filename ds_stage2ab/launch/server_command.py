@@ -1,0 +1,101 @@
+"""What a vLLM server is started with, as pure functions of the config; `rollout/server/handshake.py` checks the same."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from ds_stage2ab.config.sections import Config, ServerSection
+from ds_stage2ab.config.servers import GLOO_TRANSFER, MODEL_NAME, SERVERS, replicas_of
+from ds_stage2ab.errors import ConfigError
+from ds_stage2ab.launch.processes import LOOPBACK
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+CACHE_GIB = "VLLM_CPU_KVCACHE_SPACE"
+LOCAL_NAMES = (LOOPBACK, "localhost")
+
+
+def share_devices(servers: Sequence[ServerSection], devices: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The devices of each server, in order: equally many replicas of each. No devices: none for each.
+
+    Raises:
+        ConfigError: they do not make whole replicas, equally many per server.
+    """
+    if not devices:
+        return [() for _ in servers]
+    sizes = [server.tensor_parallel_size for server in servers]
+    counts = [size * replicas for size, replicas in zip(sizes, replicas_of(sizes, len(devices)), strict=True)]
+    ends = [sum(counts[: i + 1]) for i in range(len(counts))]
+    return [devices[end - count : end] for end, count in zip(ends, counts, strict=True)]
+
+
+def local_port(base_url: str) -> int:
+    """The port of a server that can be started here.
+
+    Raises:
+        ConfigError: the address is on another machine, or has no port.
+    """
+    parts = urlsplit(base_url)
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if parts.scheme != "http" or parts.hostname not in LOCAL_NAMES or not port:
+        raise ConfigError(
+            f"{base_url} cannot be started here: launch starts servers at http://{LOOPBACK} and a port",
+            where=SERVERS,
+            fix=f"set base_url to http://{LOOPBACK}:8000 or another port up to 65535; servers elsewhere are started by"
+            " you, and the learner with deepspeed ds_stage2ab/train.py",
+        )
+    return port
+
+
+def server_command(
+    config: Config,
+    server: ServerSection,
+    *,
+    python: Path,
+    devices: tuple[int, ...],
+    transfer: str = GLOO_TRANSFER,
+) -> tuple[list[str], dict[str, str]]:
+    """The command line of one rollout server, and what it adds to the environment.
+
+    Args:
+        python: of the environment that has vLLM.
+        devices: of this server, whole replicas; none: the CPU.
+        transfer: the weight transfer engine.
+    """
+    options = {
+        "--model": str(config.model.path),
+        "--served-model-name": MODEL_NAME,
+        "--host": LOOPBACK,
+        "--port": str(local_port(server.base_url)),
+        "--dtype": DTYPES[config.model.precision],
+        "--max-model-len": str(config.training.global_max_length),
+        "--max-num-seqs": str(config.rollout_matching.decode_batch_size),  # of each replica
+        "--generation-config": "vllm",  # not the checkpoint's
+        "--logprobs-mode": "raw_logprobs",
+        "--limit-mm-per-prompt": json.dumps({"image": 1, "video": 0}),
+        "--weight-transfer-config": json.dumps({"backend": transfer}),
+        "--tensor-parallel-size": str(server.tensor_parallel_size),
+        "--data-parallel-size": str(max(1, len(devices) // server.tensor_parallel_size)),
+    }
+    pixels = {"min_pixels": config.data.min_pixels, "max_pixels": config.data.max_pixels}
+    pixels = {name: area for name, area in pixels.items() if area is not None}
+    if pixels:
+        options["--mm-processor-kwargs"] = json.dumps(pixels)
+    words = [str(python), "-m", "vllm.entrypoints.openai.api_server", *(w for pair in options.items() for w in pair)]
+    environment = {"VLLM_SERVER_DEV_MODE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    words += ["--enable-scale-out", "--no-mm-device-do-normalize"]  # tells its pixels, as they are on the learner
+    if devices:
+        return words, {**environment, "CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))}
+    return [*words, "--enforce-eager"], {**environment, CACHE_GIB: "1"}
+
+
+def with_replica_size(servers: Sequence[ServerSection], size: int) -> str:
+    """The `--set` that makes every replica of the config's servers span `size` devices, for servers and learner."""
+    entries = [
+        {"base_url": server.base_url, "group_port": server.group_port, "tensor_parallel_size": size}
+        for server in servers
+    ]
+    return f"{SERVERS}={json.dumps(entries)}"
