@@ -1,4 +1,4 @@
-"""What a vLLM server is started with, as pure functions of the config; `rollout/server/handshake.py` checks the same."""
+"""What a vLLM server is started with, as pure functions; `rollout/server/handshake.py` checks the same flags."""
 
 import json
 from collections.abc import Sequence

@@ -35,10 +35,10 @@ def open_servers(
 
     Args:
         section: `custom.extra.rollout_matching.vllm`.
-        needs: what the run asks of a server.
+        requirements: what the run asks of a server.
         model: the model that trains; it scores the probe, and answers.
         positions: position ids of one sequence alone.
-        lent, tensors: the weights; see `WeightSync`.
+        provider, tensors: the weights; see `WeightSync`.
         world: the learner ranks.
         start_id: first half of the weight version.
         seed: `training.seed`.

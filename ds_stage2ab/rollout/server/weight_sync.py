@@ -42,7 +42,7 @@ class ExportTensor(Protocol):
     """A tensor of a plain checkpoint, and the parameters that it is made from; `engine.tuner.Merged` is one."""
 
     name: str
-    requirements: tuple[str, ...]
+    needs: tuple[str, ...]
     make: Callable[[], Tensor]
 
 
@@ -183,10 +183,10 @@ class WeightSync:
 
     def _send(self, bucket: Sequence[ExportTensor]) -> int:
         """Returns the bytes that this rank has sent to each server."""
-        requirements = sorted({name for tensor in bucket for name in tensor.requirements})
+        needs = sorted({name for tensor in bucket for name in tensor.needs})
         agreed = self.world.raise_together("sending weights to the servers")
         device = self.world.device if any(target.transfer == NCCL_TRANSFER for target in self.targets) else "cpu"
-        with agreed, self.provider.part(requirements, device, only_first=True):
+        with agreed, self.provider.part(needs, device, only_first=True):
             return self._broadcast(bucket, device) if self.world.rank == SENDER else 0
 
     def _broadcast(self, bucket: Sequence[ExportTensor], device: str) -> int:
@@ -247,7 +247,7 @@ def buckets(tensors: Sequence[ExportTensor], model: nn.Module, most_bytes: int) 
     found: list[list[ExportTensor]] = [[]]
     room = most_bytes
     for tensor in tensors:
-        size = sum(sizes[name] for name in tensor.requirements)
+        size = sum(sizes[name] for name in tensor.needs)
         if found[-1] and size > room:
             found.append([])
             room = most_bytes
