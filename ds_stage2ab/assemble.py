@@ -2,18 +2,16 @@
 
 import sys
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from ds_stage2ab import ops
-from ds_stage2ab.carriers import StepResult
 from ds_stage2ab.channels.expectation import Expectation
 from ds_stage2ab.channels.rollout_matching import RolloutMatching
-from ds_stage2ab.codec.bins import NUM_BINS
 from ds_stage2ab.codec.text import get_codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
-from ds_stage2ab.config.batch import counted
 from ds_stage2ab.config.load import LoadedConfig
 from ds_stage2ab.config.rules import rollout_fits_length
 from ds_stage2ab.config.sections import Config
@@ -30,16 +28,18 @@ from ds_stage2ab.engine.build import (
     position_index,
 )
 from ds_stage2ab.engine.checkpoint import Checkpoints
+from ds_stage2ab.engine.run import Run
 from ds_stage2ab.engine.run_folder import RunFolder
 from ds_stage2ab.engine.tuner import FULL, adapters_of, add_adapters, freeze_parts, merged_tensors
 from ds_stage2ab.engine.whole_model import WholeModel
-from ds_stage2ab.engine.window import Channel, Window
+from ds_stage2ab.engine.window import Window
 from ds_stage2ab.evaluation.evaluator import Evaluator
 from ds_stage2ab.losses.objective import Objective
 from ds_stage2ab.metrics.health_watch import HealthWatch
 from ds_stage2ab.metrics.recorder import Metrics
 from ds_stage2ab.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink
 from ds_stage2ab.plan import RunPlan, batch_shape, make_plan
+from ds_stage2ab.preflight.opening import Inventory, opening_lines
 from ds_stage2ab.preflight.warnings import run_warnings
 from ds_stage2ab.rollout.base import RolloutBackend, evaluation_sampling, sampling_record
 from ds_stage2ab.rollout.hf import HfBackend
@@ -53,61 +53,6 @@ from ds_stage2ab.runtime.ranks import World
 
 PARTITIONED = 3
 """The ZeRO stage that leaves a part of each parameter on every rank."""
-MAX_SKIPPED_TOLD = 3
-"""Skipped samples of a step whose reason is told; `metrics.jsonl` names all of them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """Everything that the loop uses."""
-
-    plan: RunPlan
-    folder: RunFolder
-    world: World
-    window: Window
-    channels: dict[str, Channel]
-    metrics: Metrics
-    health: HealthWatch
-    backend: RolloutBackend
-    evaluator: Evaluator | None
-    checkpoints: Checkpoints
-    facts: tuple[tuple[str, str], ...]
-    # what the opening words say: (what, value)
-
-    def record(self, step: int, channel: str, result: StepResult) -> None:
-        """Report a step; a disk that is full on rank 0 is every rank's failure.
-
-        Raises:
-            TrainingFault: the rollouts of Channel B have become what the config says to stop for.
-        """
-        with self.world.raise_together("recording the metrics"):
-            self.metrics.record(step, channel, result)
-        if result.fault:
-            self.metrics.warn(result.fault)
-        for one in result.skipped[:MAX_SKIPPED_TOLD]:
-            self.metrics.warn(f"step {step + 1} skipped sample {one.sample_id}: {one.why}")
-        for warning in self.health.after_step(step, channel, result.terms):
-            self.metrics.warn(warning)
-
-    def record_evaluation(self, finished_steps: int, values: dict[str, float]) -> None:
-        """Report an evaluation, as `record` does."""
-        with self.world.raise_together("recording the metrics"):
-            self.metrics.record_evaluation(finished_steps, values)
-        for warning in self.health.after_evaluation(values):
-            self.metrics.warn(warning)
-
-    def save_finished(self) -> None:
-        """Save the last finished step, if no checkpoint holds it: the weights are good, whatever ended the run."""
-        finished = self.window.finished_steps
-        if finished > self.checkpoints.newest:
-            self.checkpoints.save(finished)
-
-    def close(self) -> None:
-        """Close what is open, whatever happened in the loop."""
-        try:
-            self.metrics.close()
-        finally:
-            self.folder.release()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +77,7 @@ def assemble(loaded: LoadedConfig, world: World) -> Run:
     """Build a run; the run folder is claimed last, when all that can be known to be good is, servers included."""
     torch.manual_seed(loaded.config.training.seed)
     parts = _read(loaded, world)
-    facts = _facts(parts)  # counts parameters, of which ZeRO 3 leaves none
+    opening = opening_lines(parts.config, parts.plan, _inventory(parts))
     whole_model = WholeModel(parts.source.model, world, is_partitioned=parts.plan.zero_stage == PARTITIONED)
     channel_a = _expectation(parts)
     dummy_segment = channel_a.segment(parts.encoder.blank())
@@ -152,8 +97,8 @@ def assemble(loaded: LoadedConfig, world: World) -> Run:
         channels={"A": channel_a, "B": rollout_matching},
         metrics=metrics,
         health=HealthWatch(parts.config.stage2_ab.channel_b.health),
-        backend=backend,
-        evaluator=_evaluator(parts, backend) if parts.datasets.validation else None,
+        evaluate=_evaluation(parts, backend) if parts.datasets.validation else None,
+        verify_weights=backend.verify_weights,
         checkpoints=Checkpoints(
             parts.folder.checkpoints,
             parts.source.folder,
@@ -163,51 +108,53 @@ def assemble(loaded: LoadedConfig, world: World) -> Run:
             world,
             keep_last=parts.config.checkpoint.keep_last,
         ),
-        facts=facts,
+        opening=opening,
     )
 
 
 def _read(loaded: LoadedConfig, world: World) -> Parts:
     """Everything that comes from files, cheap checks first; nothing is written."""
-    config = loaded.config
-    folder = RunFolder(config.logging.root / loaded.name)
-    with world.raise_together("reading the config"):
-        matching = config.rollout_matching
-        batch_shape(config.training, world.size)  # the batch rules need no file
-        folder.refuse_earlier_run()
-        recording = read_recording(matching.replay.run) if matching.rollout_backend == "replay" else None
-    datasets = read_datasets(config, world)
+    folder, recording = _check_inputs(loaded, world)
+    datasets = read_datasets(loaded.config, world)
     with world.raise_together("loading the checkpoint"):
-        plan = make_plan(config, world.size, len(datasets.train))
-        source = load_checkpoint(config.model, min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels)
-        freeze_parts(source.model, config.model.freeze)
-        vocabulary = Vocabulary.from_tokenizer(source.tokenizer)
-        embedding_holds_coordinates(source, vocabulary)
-        if config.tuner.type != FULL:
-            add_adapters(
-                source.model,
-                config.tuner,
-                config.model.freeze,
-                vocabulary.coordinate_ids,
-                seed=config.training.seed,
-                source=source.folder,
-            )
-        encoder = Encoder(
-            source.tokenizer,
-            source.image_processor,
-            vocabulary,
-            system_prompt=config.data.system_prompt,
-            user_prompt=config.data.user_prompt,
+        return _load(loaded.config, world, datasets, folder, recording)
+
+
+def _check_inputs(loaded: LoadedConfig, world: World) -> tuple[RunFolder, Recording | None]:
+    """The run folder, not yet made, and the recording to be replayed, if any."""
+    matching = loaded.config.rollout_matching
+    folder = RunFolder(loaded.config.logging.root / loaded.name)
+    with world.raise_together("reading the config"):
+        batch_shape(loaded.config.training, world.size)  # the batch rules need no file
+        folder.refuse_earlier_run()
+        return folder, read_recording(matching.replay.run) if matching.rollout_backend == "replay" else None
+
+
+def _load(
+    config: Config, world: World, datasets: Datasets, folder: RunFolder, recording: Recording | None
+) -> Parts:
+    """The checkpoint with what trains of it, and the plan."""
+    plan = make_plan(config, world.size, len(datasets.train))
+    source = load_checkpoint(config.model, min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels)
+    freeze_parts(source.model, config.model.freeze)
+    vocabulary = Vocabulary.from_tokenizer(source.tokenizer)
+    embedding_holds_coordinates(source, vocabulary)
+    if config.tuner.type != FULL:
+        add_adapters(
+            source.model,
+            config.tuner,
+            config.model.freeze,
+            vocabulary.coordinate_ids,
+            seed=config.training.seed,
+            source=source.folder,
         )
-        answered = [*datasets.validation, *(datasets.train if plan.b_steps else ())]
-        longest = max((encoder.prompt_length(*size) for size in {(r.width, r.height) for r in answered}), default=0)
-        if answered:
-            rollout_fits_length(
-                longest,
-                config.rollout_matching.max_new_tokens,
-                config.training.global_max_length,
-                source.model.config.text_config.max_position_embeddings,
-            )
+    encoder = Encoder(
+        source.tokenizer,
+        source.image_processor,
+        vocabulary,
+        system_prompt=config.data.system_prompt,
+        user_prompt=config.data.user_prompt,
+    )
     return Parts(
         config=config,
         world=world,
@@ -217,9 +164,29 @@ def _read(loaded: LoadedConfig, world: World) -> Parts:
         vocabulary=vocabulary,
         encoder=encoder,
         folder=folder,
-        longest_prompt=longest,
+        longest_prompt=_longest_prompt(config, plan, datasets, source, encoder),
         recording=recording,
     )
+
+
+def _longest_prompt(
+    config: Config, plan: RunPlan, datasets: Datasets, source: Checkpoint, encoder: Encoder
+) -> int:
+    """Tokens of the longest prompt that the model answers, for which an answer must fit behind it; 0 if none.
+
+    Raises:
+        ConfigError: it does not (rule 4).
+    """
+    answered = [*datasets.validation, *(datasets.train if plan.b_steps else ())]
+    longest = max((encoder.prompt_length(*size) for size in {(r.width, r.height) for r in answered}), default=0)
+    if answered:
+        rollout_fits_length(
+            longest,
+            config.rollout_matching.max_new_tokens,
+            config.training.global_max_length,
+            source.model.config.text_config.max_position_embeddings,
+        )
+    return longest
 
 
 def _feed(parts: Parts) -> Feed:
@@ -284,7 +251,6 @@ def _servers(parts: Parts, whole_model: WholeModel, start_id: str) -> RolloutBac
     return open_servers(
         config.rollout_matching.vllm,
         requirements,
-        parts.source.model,
         position_index(parts.source.model),
         whole_model,
         lambda: merged_tensors(whole_model.layout),
@@ -343,8 +309,8 @@ def _open_sinks(parts: Parts) -> list[Sink]:
     return sinks
 
 
-def _evaluator(parts: Parts, backend: RolloutBackend) -> Evaluator:
-    return Evaluator(
+def _evaluation(parts: Parts, backend: RolloutBackend) -> Callable[[int], dict[str, float]]:
+    evaluator = Evaluator(
         parts.datasets.validation,
         parts.encoder.encode,
         backend,
@@ -355,47 +321,21 @@ def _evaluator(parts: Parts, backend: RolloutBackend) -> Evaluator:
         pictures=parts.folder.pictures,
         num_pictures=parts.config.evaluation.num_pictures,
     )
+    return lambda finished_steps: evaluator.run(finished_steps).figures
 
 
-def _facts(parts: Parts) -> tuple[tuple[str, str], ...]:
-    plan, datasets = parts.plan, parts.datasets
+def _inventory(parts: Parts) -> Inventory:
+    """To be taken before DeepSpeed has the model: ZeRO 3 leaves no parameter to be counted."""
     parameters = list(parts.source.model.parameters())
-    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    per_epoch = plan.num_records_used / plan.effective_batch_size
-    warnings = (*run_warnings(parts.config, plan), *data_warnings(parts.config.data, datasets))
-    length = f"packs of at most {plan.global_max_length} tokens" if plan.packing else "one sample per pack"
-    return (
-        ("model", f"{parts.source.folder}, {sum(p.numel() for p in parameters):,} parameters, {trained:,} trained"),
-        *_tuner_facts(parts),
-        ("data", f"{len(datasets.train):,} records, {len(datasets.validation):,} held out"),
-        ("steps", f"{plan.total_steps:,} = {plan.epochs:.3g} epochs of {per_epoch:.5g}; {length}"),
-        ("schedule", f"{plan.total_steps - plan.b_steps:,} A steps, {plan.b_steps:,} B steps"),
-        ("rollouts", _rollout_words(parts)),
-        ("engine", f"DeepSpeed, ZeRO stage {plan.zero_stage}, {parts.config.model.precision}"),
-        ("run folder", str(parts.folder.path)),
-        *(("warning", warning) for warning in warnings),
+    recording = parts.recording
+    return Inventory(
+        parameters=sum(parameter.numel() for parameter in parameters),
+        trained_parameters=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        adapted_layers=len(adapters_of(parts.source.model)),
+        records=len(parts.datasets.train),
+        held_out=len(parts.datasets.validation),
+        run_folder=parts.folder.path,
+        recording=None if recording is None else (len(recording), recording.folder),
+        operators=ops.implementation(),
+        warnings=(*run_warnings(parts.config, parts.plan), *data_warnings(parts.config.data, parts.datasets)),
     )
-
-
-def _tuner_facts(parts: Parts) -> list[tuple[str, str]]:
-    tuner, layers = parts.config.tuner, len(adapters_of(parts.source.model))
-    if not layers:
-        return []
-    words = f"{tuner.type}, rank {tuner.lora_rank}, alpha {tuner.lora_alpha:g}, on {layers} linear layers"
-    rows = f", and {NUM_BINS:,} rows of the embedding" if tuner.trainable_token_rows else ""
-    return [("tuner", words + rows)]
-
-
-def _rollout_words(parts: Parts) -> str:
-    section = parts.config.rollout_matching
-    temperature = section.decoding.temperature
-    how = f"temperature {temperature:g}" if temperature else "greedy"
-    who, place = section.rollout_backend, "rank"
-    if who == "vllm":  # this is said when the handshake is over
-        servers = counted(len(section.vllm.server.servers), "server")
-        who, place = f"vllm, {servers} that passed the handshake", "replica"
-    drawn = f"{who}, at most {section.decode_batch_size} at once on each {place}, {how}"
-    if parts.recording is not None:
-        made = f"targets are made anew ({parts.config.stage2_ab.channel_b.target})"
-        drawn = f"replay, {len(parts.recording):,} that stand in {parts.recording.folder}; {made}"
-    return f"{drawn}; packing operators: {ops.implementation()}"

@@ -20,25 +20,25 @@ from ds_stage2ab.errors import EXIT_OK, ServerFault, Stage2Error
 from ds_stage2ab.runtime.shutdown import end_with_parent, excepthook, exit_now, install_sigterm_handler, report_error
 
 if TYPE_CHECKING:
-    from ds_stage2ab.assemble import Run
     from ds_stage2ab.config.load import LoadedConfig
+    from ds_stage2ab.engine.run import Run
     from ds_stage2ab.runtime.ranks import World
 
 
 def train(run: "Run") -> None:
     """The loop: one optimizer step per turn."""
     plan = run.plan
-    if run.evaluator and plan.evaluate.at_start:
-        run.record_evaluation(0, run.evaluator.run(0).figures)
+    if run.evaluate and plan.evaluate.at_start:
+        run.record_evaluation(0, run.evaluate(0))
     for step in range(plan.total_steps):
         channel = run.channels[plan.channel_for_step(step)]
         result = run.window.run(step, channel)
         run.record(step, channel.name, result)
         if plan.save.due(step):
             run.checkpoints.save(step + 1)
-        if run.evaluator and plan.evaluate.due(step):
-            run.record_evaluation(step + 1, run.evaluator.run(step + 1).figures)
-    run.backend.verify_weights(plan.total_steps)
+        if run.evaluate and plan.evaluate.due(step):
+            run.record_evaluation(step + 1, run.evaluate(step + 1))
+    run.verify_weights(plan.total_steps)
 
 
 def main() -> int:
@@ -76,13 +76,14 @@ def _run(loaded: "LoadedConfig", world: "World") -> None:
     from rich.console import Console
 
     from ds_stage2ab.assemble import assemble
-    from ds_stage2ab.metrics.report import banner, summary_table, write_report
+    from ds_stage2ab.metrics.report import summary_table, write_report
+    from ds_stage2ab.preflight.opening import banner
 
     install_sigterm_handler(world.rank, lambda: world.now)
     run = assemble(loaded, world)
     try:
         if world.rank == 0:
-            print(banner(run.plan.batch_sentence, run.facts), flush=True)
+            print(banner(run.plan.batch_sentence, run.opening), flush=True)
         train(run)
     except ServerFault:
         run.save_finished()

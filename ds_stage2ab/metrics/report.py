@@ -1,4 +1,4 @@
-"""What a person reads before and after a run: the opening words, the closing table, the picture of the curves."""
+"""What a person reads after a run: the closing table, and the picture of the curves."""
 
 from __future__ import annotations
 
@@ -57,17 +57,6 @@ class Report:
     curves: Path
     # the PNG
     rows: tuple[SummaryRow, ...]
-
-
-def banner(batch_sentence: str, facts: Sequence[tuple[str, str]]) -> str:
-    """The opening lines of a run: the batch in words, then (what, value) pairs in two columns.
-
-    Args:
-        batch_sentence: e.g. "32 samples per step = 4 per rank x 2 ranks x 4 micro-steps".
-        facts: e.g. [("model", "checkpoints/tiny"), ("steps", "300")].
-    """
-    width = max((len(what) for what, _ in facts), default=0)
-    return "\n".join([batch_sentence, *(f"  {what:<{width}}  {value}" for what, value in facts)])
 
 
 def write_report(run_dir: Path) -> Report:

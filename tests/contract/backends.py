@@ -83,7 +83,6 @@ def by_server(bench: Bench, base_url: str, world: World, *, start_id: str, sync_
     return open_servers(
         replace(MATCHING.vllm, server=servers, sync=replace(MATCHING.vllm.sync, timeout_s=sync_s)),
         needs_of(bench, infer_timeout_s=PATIENT_S),
-        bench.model,
         position_index(bench.model),
         WholeModel(bench.model, world, is_partitioned=False),
         lambda: merged_tensors(bench.model),

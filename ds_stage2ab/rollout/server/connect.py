@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ds_stage2ab.config.sections import VllmSection
 from ds_stage2ab.config.servers import request_window, server_slots
@@ -21,7 +21,6 @@ CONTROL_CALLS = 2  # connections of a rank to a server besides those of its roll
 def open_servers(
     section: VllmSection,
     requirements: Requirements,
-    model: nn.Module,
     positions: Callable[[Tensor, Tensor], Tensor],
     provider: ParameterProvider,
     tensors: Callable[[], Sequence[ExportTensor]],
@@ -36,9 +35,9 @@ def open_servers(
     Args:
         section: `custom.extra.rollout_matching.vllm`.
         requirements: what the run asks of a server.
-        model: the model that trains; it scores the probe, and answers.
         positions: position ids of one sequence alone.
-        provider, tensors: the weights; see `WeightSync`.
+        provider: of the model that trains, which scores the probe and the answers.
+        tensors: what is sent; see `WeightSync`.
         world: the learner ranks.
         start_id: first half of the weight version.
         seed: `training.seed`.
@@ -60,8 +59,8 @@ def open_servers(
     ]
     size, limit = section.sync.bucket_mb * MIB, section.sync.timeout_s
     sync = WeightSync(provider, tensors, world, targets, start_id=start_id, bucket_bytes=size, timeout_s=limit)
-    probe = Probe(model, world, requirements, positions, tolerance=probe_tolerance)
-    score = Scorer(model, requirements.vocabulary, positions)
+    probe = Probe(provider.model, world, requirements, positions, tolerance=probe_tolerance)
+    score = Scorer(provider.model, requirements.vocabulary, positions)
     every = section.probe.every_syncs
     return VllmBackend(
         apis, replicas, permits, requirements,

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ds_stage2ab.errors import ConfigError
 from ds_stage2ab.metrics.journal import EvaluationRecord, History, StepRecord, to_line
-from ds_stage2ab.metrics.report import banner, summary_rows, summary_table, write_report
+from ds_stage2ab.metrics.report import summary_rows, summary_table, write_report
 
 
 def step(number, loss, channel="A", applied=True, skipped=()):
@@ -29,11 +29,6 @@ def shown(rows):
     stream = io.StringIO()
     Console(file=stream, width=100).print(summary_table(rows, "run"))
     return stream.getvalue()
-
-
-def test_the_banner():
-    text = banner("32 samples per step = 4 per rank x 2 ranks x 4 micro-steps", [("run", "runs/x"), ("steps", "300")])
-    assert text == ("32 samples per step = 4 per rank x 2 ranks x 4 micro-steps\n  run    runs/x\n  steps  300")
 
 
 def test_the_first_and_the_last_evaluation_are_compared():

@@ -44,7 +44,7 @@ class Sent:
     tensor: torch.Tensor
 
     @property
-    def requirements(self):
+    def needs(self):
         return (self.name,)
 
     def make(self):
@@ -131,7 +131,7 @@ class Needed:
     """A tensor of a checkpoint, by the parameters it is made from."""
 
     name: str
-    requirements: tuple[str, ...]
+    needs: tuple[str, ...]
 
 
 @pytest.fixture

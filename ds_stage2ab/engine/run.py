@@ -1,0 +1,71 @@
+"""A run that is ready to loop: what the loop calls, and what it reports of each step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ds_stage2ab.carriers import StepResult
+from ds_stage2ab.engine.checkpoint import Checkpoints
+from ds_stage2ab.engine.run_folder import RunFolder
+from ds_stage2ab.engine.window import Channel, Window
+from ds_stage2ab.metrics.health_watch import HealthWatch
+from ds_stage2ab.metrics.recorder import Metrics
+from ds_stage2ab.plan import RunPlan
+from ds_stage2ab.runtime.ranks import World
+
+MAX_SKIPPED_TOLD = 3
+"""Skipped samples of a step whose reason is printed; `metrics.jsonl` names all of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Everything that the loop uses."""
+
+    plan: RunPlan
+    folder: RunFolder
+    world: World
+    window: Window
+    channels: dict[str, Channel]
+    metrics: Metrics
+    health: HealthWatch
+    evaluate: Callable[[int], dict[str, float]] | None
+    # finished steps -> held-out figures; None without validation data
+    verify_weights: Callable[[int], None]
+    # that the rollouts' backend has those of so many finished steps
+    checkpoints: Checkpoints
+    opening: tuple[tuple[str, str], ...]
+    # what the opening lines say: (what, value)
+
+    def record(self, step: int, channel: str, result: StepResult) -> None:
+        """Report a step; a disk that is full on rank 0 is every rank's failure.
+
+        Raises:
+            TrainingFault: the rollouts of Channel B have become what the config says to stop for.
+        """
+        with self.world.raise_together("recording the metrics"):
+            self.metrics.record(step, channel, result)
+        if result.fault:
+            self.metrics.warn(result.fault)
+        for one in result.skipped[:MAX_SKIPPED_TOLD]:
+            self.metrics.warn(f"step {step + 1} skipped sample {one.sample_id}: {one.why}")
+        for warning in self.health.after_step(step, channel, result.terms):
+            self.metrics.warn(warning)
+
+    def record_evaluation(self, finished_steps: int, values: dict[str, float]) -> None:
+        """Report an evaluation, as `record` does."""
+        with self.world.raise_together("recording the metrics"):
+            self.metrics.record_evaluation(finished_steps, values)
+        for warning in self.health.after_evaluation(values):
+            self.metrics.warn(warning)
+
+    def save_finished(self) -> None:
+        """Save the last finished step, if no checkpoint holds it: the weights are good, whatever ended the run."""
+        finished = self.window.finished_steps
+        if finished > self.checkpoints.newest:
+            self.checkpoints.save(finished)
+
+    def close(self) -> None:
+        """Close what is open, whatever happened in the loop."""
+        try:
+            self.metrics.close()
+        finally:
+            self.folder.release()
