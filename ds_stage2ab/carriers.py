@@ -1,8 +1,8 @@
-"""The objects that cross a border between two parts of the system, and nothing else.
+"""The objects passed between the parts of the system, and nothing else.
 
-Frozen, slotted, keyword-only; the shape and the meaning stand under each field. Letters used for
+Frozen, slotted, keyword-only; the comment under each field gives its shape and meaning. Letters used for
 shapes: T tokens of a segment or a pack, N supervised objects, S segments of a pack, P image patches.
-No field holds a config object. Torch is named for type checkers only.
+No field holds a config object. Torch is imported for type checkers only.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class Record:
     height: int
     # pixels, after EXIF orientation
     objects: tuple[Truth, ...]
-    # in the order in which they are taught
+    # in the order in which a target lists them
     where: str
     # "<file>:<line>", for messages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vision:
-    """What the image processor made of one image, or of all images of a pack in order."""
+    """Image processor output for one image, or for all images of a pack in order."""
 
     pixel_values: Tensor
     # float [P, channels * temporal_patch * patch * patch]
@@ -65,13 +65,13 @@ class Vision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One raw sample of a step: the unit in which `training.effective_batch_size` counts."""
+    """One raw sample of a step: the unit of `training.effective_batch_size`."""
 
     id: str
     draw: int
     # g: position in the run; step s owns [sR, (s+1)R)
     image: bytes
-    # the file as it is on disk: what a rollout server gets
+    # the file's bytes, as sent to a rollout server
     width: int
     height: int
     objects: tuple[Truth, ...]
@@ -82,70 +82,70 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
-    """A raw sample that contributes nothing to its step, where the config allows that; it counts all the same."""
+    """A raw sample left out of its step, where the config allows that; it still counts towards the batch size."""
 
     sample_id: str
     draw: int
     why: str
-    # in words, without the sample's name
+    # the reason, without the sample id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Probabilities:
-    """How probable the model found each token of a response; T tokens."""
+    """Model probabilities of the T tokens of a response."""
 
     log_probs: NDArray[np.float32]
-    # [T] natural logarithms, before temperature and nucleus
+    # [T] natural logarithms, before temperature and top-p
     coordinate_mass: NDArray[np.float32]
-    # [T] probability of all coordinate tokens together where the token was drawn
+    # [T] total probability of all coordinate tokens at that position
 
 
 Finish = Literal["stop", "length", "repeat"]
-"""How an answer ended: by itself, at the token limit, by the repetition guard."""
+"""How an answer ended: by its stop token, at the token limit, by the repetition guard."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """What the model answered to one prompt."""
+    """The model's answer to one prompt."""
 
     sample_id: str
     draw: int
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
-    # the stop token removed
+    # without the stop token
     finish: Finish
     weight_version: str
-    # "<start id>/<finished steps>" of the weights that wrote it
+    # "<start id>/<finished steps>" of the weights that generated it
     seed: int
     source: str
     # backend, and the server's address if there is one
     seconds: float
     attempt: int
-    # 1: the request was answered at once; 2: after one repetition
+    # servers that the request was sent to: 1 unless one failed
     probabilities: Probabilities | None
-    # of its tokens, where they were asked for and the backend gives them
+    # of its tokens; None unless requested, and given by the backend
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transfer:
-    """New weights that have reached every rollout server: `Transfer(seconds=0.8, num_bytes=538_060_032)`."""
+    """One transfer of weights to every rollout server: `Transfer(seconds=0.8, num_bytes=538_060_032)`."""
 
     seconds: float
-    # from the pause of the first server until the last one goes on
+    # from pausing the first server until the last one resumes
     num_bytes: int
-    # that each server got
+    # received by each server
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParsedObject:
-    """One complete value of a rollout that was kept."""
+    """A kept object: one complete value of a rollout."""
 
     desc: str
     box: Box
     span: tuple[int, int]
     # [first, last) bytes of the value in the text of the response
     desc_span: tuple[int, int]
-    # the same of the description's value, between its quotes
+    # the same for the description, without its quotes
     tokens: tuple[int, int]
     # [first, last) indices into response_ids of the tokens whose first byte lies in `span`
     slots: tuple[int, int, int, int]
@@ -154,35 +154,35 @@ class ParsedObject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParsedRollout:
-    """A rollout read against the grammar of its codec (nothing is repaired)."""
+    """A rollout parsed by the grammar of its codec (nothing is repaired)."""
 
     objects: tuple[ParsedObject, ...]
     # kept, in generated order
     dropped: tuple[str, ...]
-    # one reason for each complete value that was not kept, in generated order
+    # one reason for each complete value that was dropped, in generated order
     state: str
     # one of matching.parse.STATES
     prefix_ids: tuple[int, ...]
     # generated ids up to the end of the last complete value; without one the codec's opening
     num_anchored: int
-    # how many of them stay whatever is appended: up to and with the last coordinate token of the last complete value
+    # how many of them are always kept: up to and including the last coordinate token of the last complete value
     num_whole: int
-    # how many of them are generated ids; the others spell the bytes before the cut of a token that was cut
+    # how many of them are generated ids; the others spell the kept bytes of a token that was cut
     value_ends: tuple[int, ...]
-    # bytes before the end of each complete value, kept or dropped, in generated order
+    # byte offset of the end of each complete value, kept or dropped, in generated order
     next_number: int
-    # of an object that is appended, where the form numbers objects: the highest that leaves room, plus one
+    # number of the next appended object, where objects are numbered: the highest that leaves room, plus one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """Which objects of a rollout stand for which true ones; places in the lists that were compared, ascending.
+    """The assignment of predicted to true objects: ascending indices into the two lists.
 
     Example: of two predictions the second found the only true object: `pairs=((1, 0),), missed=(), spurious=(0,)`.
     """
 
     pairs: tuple[tuple[int, int], ...]
-    # (place among the predicted, place among the true)
+    # (index into the predicted, index into the true)
     missed: tuple[int, ...]
     # true objects without a partner
     spurious: tuple[int, ...]
@@ -191,10 +191,10 @@ class Match:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Target:
-    """What a sample teaches: an answer, and what of it is supervised; positions count from its first id.
+    """The training target of a sample: an answer and its supervision; positions count from its first id.
 
-    Shapes: T tokens, N supervised objects. Example: in Channel A `bins` are the coordinates that stand at `slots`; in
-    Channel B the model's own coordinates stand there, and `bins` are the true ones.
+    Shapes: T tokens, N supervised objects. Example: in Channel A `bins` are those of the ids at `slots`; in
+    Channel B the ids there are the model's own coordinates, and `bins` are the true ones.
     """
 
     ids: NDArray[np.int64]
@@ -206,18 +206,18 @@ class Target:
     slots: NDArray[np.int64]
     # [4N] ascending positions of supervised coordinate tokens
     bins: NDArray[np.int64]
-    # [4N] the bin that the model should give at each slot
+    # [4N] the target bin of each slot
     num_go_on: int
-    # supervised tokens that say: another object follows
+    # supervised tokens that decide to write another object
     num_stop: int
-    # supervised tokens that say: no object follows
+    # supervised tokens that decide to end the answer
     seam_fallback: bool
-    # generated and appended ids are put together from two encodings: one encoding of both is not exact
+    # generated and appended text were encoded separately: one encoding of both is not exact
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """One sample made ready to be learned; CPU tensors, no batch axis."""
+    """One sample ready for training; CPU tensors, no batch axis."""
 
     input_ids: Tensor
     # long [T]: prompt and target
@@ -227,21 +227,21 @@ class Segment:
     weights: Tensor
     # float32 [T]: cross-entropy weight of predicting token t from t-1; 0 = not supervised
     is_desc: Tensor
-    # bool [T]: tokens of a description's value (reported apart, already weighted in `weights`)
+    # bool [T]: tokens of a description's value (reported separately, already weighted in `weights`)
     slots: Tensor
     # long [4N]: positions t of supervised coordinate tokens, x1 y1 x2 y2 of each object in turn
     bins: Tensor
-    # long [4N]: the bin that the model should give at each slot
+    # long [4N]: the target bin of each slot
     sample_id: str
     draw: int
     channel: str
     terms: Mapping[str, tuple[float, float]]
-    # what the channel reports of this sample: metric name -> (sum, count)
+    # the channel's metrics of this sample: name -> (sum, count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pack:
-    """Segments back to back, batch size 1: what one forward and backward sees.
+    """Concatenated segments, batch size 1: the input of one forward and backward.
 
     Example: segments of 3 and 2 tokens give `segment_of = [0, 0, 0, 1, 1]`, `boundaries = [0, 3, 5]`.
     """
@@ -267,7 +267,7 @@ class Pack:
     num_passes: int
     # forward passes of the expectation loop; equal on all ranks in a round
     real: bool
-    # False: contributes exactly zero, keeps ranks in lockstep
+    # False: a dummy pack, which contributes exactly zero
 
     def to(self, device: str) -> Pack:
         tensors = ("input_ids", "position_ids", "weights", "is_desc", "slots", "bins", "segment_of")
@@ -277,11 +277,11 @@ class Pack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """What one optimizer step did; the same on every rank but for `seconds`."""
+    """Result of one optimizer step; the same on every rank except `seconds`."""
 
     applied: bool
     fault: str
-    # why it was not applied, and the samples it happened to; empty if it was
+    # why it was not applied, and which samples caused it; empty if it was
     loss: float
     # mean of the per-sample losses over R
     terms: dict[str, tuple[float, float]]
@@ -291,9 +291,9 @@ class StepResult:
     samples: int
     # raw samples of the step over all ranks: R
     tokens: int
-    # tokens trained on, over all ranks, zero-weight packs not counted
+    # tokens trained on, over all ranks, dummy packs not counted
     packs: int
-    # over all ranks, zero-weight packs not counted
+    # over all ranks, dummy packs not counted
     grad_norm: float
     learning_rate: float
     seconds: dict[str, float]

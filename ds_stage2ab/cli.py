@@ -1,6 +1,6 @@
-"""The console script `ds-stage2ab`: one sub-command per job that is not training.
+"""The console script `ds-stage2ab`: one sub-command per job except training.
 
-It loads what a sub-command needs when that sub-command runs: `--help`, `validate` and `plan` import no torch. Errors
+Each sub-command imports what it needs when it runs: `--help`, `validate` and `plan` import no torch. Errors
 that a user can cause end as one message on stderr and the exit code of their class.
 """
 
@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    # Listed here for the help alone: its own parser reads the rest of the line.
+    # For the help text only: `validate` has its own parser.
     commands.add_parser("validate", help="check config files: every problem, no torch, no data opened")
 
     _add_plan(commands.add_parser("plan", help="say what a run would do and take: no torch, no GPU, from anywhere"))

@@ -1,6 +1,6 @@
 """Errors that a user can cause: what was seen, where, and what to do about it.
 
-Each class is one failure class and carries the exit code of its class. A programmer's mistake is an
+Each class has one exit code. A programmer's mistake is an
 `assert`, never one of these; anything else propagates and ends with exit code 1.
 """
 
@@ -13,7 +13,7 @@ EXIT_TRAINING = 5
 EXIT_STOPPED = 75  # sysexits.h EX_TEMPFAIL: stopped on purpose, start again to resume
 
 LAST_QUESTIONS_S = 2.0
-"""That a rank which has lost another may take to read what each was at: whoever asks has waited long enough."""
+"""Time-out for reading the other ranks' status after a collective failed, seconds."""
 
 
 class Stage2Error(Exception):
@@ -38,7 +38,7 @@ class Stage2Error(Exception):
         return f"{head}\n  fix: {self.fix}" if self.fix else head
 
     def __reduce__(self) -> tuple:
-        """Errors travel between ranks: rebuild one with its keyword arguments."""
+        """Errors are sent between ranks: rebuild one with its keyword arguments."""
         return _rebuild, (type(self), self.why, self.where, self.fix)
 
 
@@ -59,21 +59,21 @@ class DataError(Stage2Error):
 
 
 class EnvironmentFault(Stage2Error):
-    """The machine, the checkpoint folder, the disk or a server cannot do its part."""
+    """The machine, the checkpoint folder, the disk or a server fails the run."""
 
     code = EXIT_ENVIRONMENT
 
 
 class ServerFault(EnvironmentFault):
-    """A rollout server cannot do its part. The weights of the last finished step are good: the run saves them first."""
+    """A rollout server failed. The weights of the last finished step are valid: the run saves them first."""
 
 
 class LocalFault(EnvironmentFault):
-    """A fault that this rank could not tell the others of: each rank that has one says it itself."""
+    """A fault that this rank could not report to the others: each rank that has one prints it."""
 
 
 class LostRanks(LocalFault):
-    """Another rank has died, or hangs."""
+    """Another rank has died or hangs."""
 
 
 class TrainingFault(Stage2Error):

@@ -43,7 +43,7 @@ def channel_for_step(step: int, b_ratio: Ratio) -> Literal["A", "B"]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cadence:
-    """When something is done that happens every so often and at the end."""
+    """The steps after which something periodic is done; always the last one too."""
 
     enabled: bool
     at_start: bool
@@ -51,7 +51,7 @@ class Cadence:
     every_steps: int | None
     # None: at the end only
     total_steps: int | None
-    # None: not known, and the end with it
+    # None: not known, so the last step is not either
 
     def due(self, step: int) -> bool:
         """Whether it is due after this step (counted from 0) has finished."""

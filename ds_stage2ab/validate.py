@@ -1,4 +1,4 @@
-"""`python -m ds_stage2ab.validate FILE...`: every problem of every config, each at its line and with its remedy.
+"""`python -m ds_stage2ab.validate FILE...`: every problem of every config, with its line and a remedy.
 
 Takes a fraction of a second, opens no data, model or socket and imports no torch. Exit code 0: all valid; 1: a file
 has a problem; 2: a file cannot be opened or decoded, or the command line is wrong; of several files the largest.
@@ -26,12 +26,12 @@ from ds_stage2ab.errors import ConfigError
 EXIT_VALID = 0
 EXIT_PROBLEM = 1
 EXIT_UNREADABLE = 2
-MAX_DEVICES = 1_000_000  # more is a slip of the keyboard
+MAX_DEVICES = 1_000_000  # more is a typing error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What is known of one file; exactly one of the last two is None."""
+    """Result for one file; exactly one of the last two is None."""
 
     path: Path
     derived: Derived | None
@@ -53,7 +53,7 @@ class Outcome:
 def main(arguments: list[str] | None = None) -> int:
     """Check the files named on the command line; returns the exit code."""
     parser = _parser()
-    options = parser.parse_intermixed_args(arguments)  # files may stand behind a --set
+    options = parser.parse_intermixed_args(arguments)  # files may follow a --set
     try:
         overrides = read_overrides(options.overrides)
     except ConfigError as error:
@@ -99,7 +99,7 @@ def _of_one(outcome: Outcome, show: bool, is_one_of_several: bool) -> str:
 
 
 def _block(checked: CheckedConfig, problem: Problem, is_one_of_several: bool) -> str:
-    """A place on the command line says nothing of which file it made faulty."""
+    """Name the file where a place on the command line does not tell which of several files is faulty."""
     name = f"{checked.path}: " if is_one_of_several and isinstance(problem.where, ArgumentPlace) else ""
     return name + as_block(problem, checked.document.sources)
 

@@ -10,6 +10,7 @@ from tests.costs import (  # noqa: F401
     pytest_addoption,
     pytest_runtest_logreport,
     pytest_runtest_setup,
+    pytest_runtest_teardown,
     pytest_terminal_summary,
 )
 from tests.parts import ROOT, Quickstart, build_quickstart

@@ -52,11 +52,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     item.stash[BEGUN] = spent()
 
 
-def note_cost(item: pytest.Item, report: pytest.TestReport) -> None:
-    """After the teardown, so that the last test of a module has the end of its fixtures too."""
-    if report.when == "teardown":
-        begun, now = item.stash[BEGUN], spent()
-        report.user_properties.append((PROPERTY, (now.wall - begun.wall, now.cpu - begun.cpu)))
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """The last test of a module has the end of its fixtures too. Of what was noted, the teardown's report is read."""
+    yield
+    begun, now = item.stash[BEGUN], spent()
+    item.user_properties.append((PROPERTY, (now.wall - begun.wall, now.cpu - begun.cpu)))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -7,8 +7,6 @@ from collections.abc import Generator
 
 import pytest
 
-from tests.costs import note_cost
-
 TIERS = ("soak", "bench")
 
 
@@ -23,7 +21,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Skipping would leave a capability unchecked and the last line green."""
     report = yield
-    note_cost(item, report)
     if report.skipped:
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} skipped itself; a check that cannot run here belongs to another tier"

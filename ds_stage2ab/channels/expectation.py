@@ -1,7 +1,7 @@
 """Channel A, the expectation loop: teacher forcing on the ground truth.
 
-What is learned is the answer that the codec writes for the ground truth. The loop itself (further passes that
-read expected embeddings at the coordinate slots) belongs to the objective; the channel only says how many.
+The target is the answer that the codec writes for the ground truth. The loop itself (further passes that
+read expected embeddings at the coordinate slots) is in the objective; the channel only sets the number of passes.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ class Expectation:
         num_passes: `stage2_ab.n_softctx_iter`.
         desc_ce_weight: cross-entropy weight of the tokens of a description's value.
         max_length: `training.global_max_length`, tokens.
-        skip_overlong: whether a sample above it is skipped; else it is an error.
+        skip_overlong: skip a longer sample instead of raising.
     """
 
     name = "A"
@@ -51,7 +51,7 @@ class Expectation:
         self.skip_overlong = skip_overlong
 
     def segments(self, samples: list[Sample], step: int, clock: Clock) -> Iterator[Segment | Skipped]:
-        """One segment for each sample, in order; a function of the sample alone, whatever the step."""
+        """One segment for each sample, in order; depends on the sample only, not on the step."""
         for sample in samples:
             yield segment_or_skipped(self.segment, sample, skip_overlong=self.skip_overlong)
 

@@ -1,8 +1,8 @@
-"""Channel B, rollout matching: the model answers, and learns what it should have answered.
+"""Channel B, rollout matching: sample an answer, match it with the truth, train on its correction.
 
 Per sample: a rollout with the current weights, a strict parse, a one-to-one match of its objects with the ground
-truth, and a target made from both (`stage2_ab.channel_b.target`): the answer rewritten, or kept as it is with every
-object appended that it missed.
+truth, and a target made from both (`stage2_ab.channel_b.target`): the answer rewritten, or the answer with every
+missed object appended.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,18 +29,18 @@ class RolloutMatching:
     """Samples -> segments for Channel B.
 
     Args:
-        backend: draws the rollouts.
+        backend: generates the rollouts.
         start_id: first half of the weight version that every rollout must carry.
-        record: is given a step's number and rollouts of it, as they come.
-        codec: the form that answers are read and completed in.
+        record: called with the step and rollouts of it, as they arrive.
+        codec: the text form of answers.
         vocabulary: the checkpoint's ids.
         positions: position ids of one sample alone.
         section: `custom.extra.rollout_matching`: decoding and matching.
-        targets: `stage2_ab.channel_b`: what is made of a rollout.
+        targets: `stage2_ab.channel_b`: how targets are built.
         desc_ce_weight: cross-entropy weight of supervised descriptions.
         max_length: `training.global_max_length`, tokens.
-        skip_overlong: whether a sample above it is skipped; else it is an error.
-        skip_refused: whether a sample that a rollout server refuses is skipped; else it is an error.
+        skip_overlong: skip a longer sample instead of raising.
+        skip_refused: skip a sample that a rollout server refuses instead of raising.
     """
 
     name = "B"
@@ -79,19 +79,19 @@ class RolloutMatching:
 
     @property
     def appends(self) -> bool:
-        """Whether an answer is kept and completed; else it is rewritten."""
+        """Whether missed objects are appended to the answer; else it is rewritten."""
         return self.targets.target == APPEND
 
     @property
     def streams(self) -> bool:
-        """Whether rollouts come one by one."""
+        """Whether rollouts arrive one by one."""
         return self.backend.streams
 
     def segments(self, samples: list[Sample], step: int, clock: Clock) -> Iterator[Segment | Skipped]:
-        """One segment for each sample, in order, from a rollout with the weights that `step` steps have made.
+        """One segment for each sample, in order, from a rollout with the weights after `step` steps.
 
         Raises:
-            EnvironmentFault: a rollout was made with other weights.
+            EnvironmentFault: a rollout was generated with other weights.
             DataError: a target is longer than the cap, an object cannot be written with this tokenizer, or a rollout
                 server refuses a sample.
         """
@@ -150,7 +150,7 @@ class RolloutMatching:
         return rewritten_target(*made_of, said_order=self.targets.rewrite_order == GENERATED, **shared)
 
     def _server_terms(self) -> dict[str, tuple[float, float]]:
-        """What is known of the servers that drew: the same for every rollout of a step."""
+        """Server metrics, the same for every rollout of a step."""
         gap, transfer = self.backend.probe_gap, self.backend.transfer
         sent = (0.0, 0.0, 0.0) if transfer is None else (transfer.seconds, float(transfer.num_bytes), 1.0)
         return {
@@ -171,7 +171,7 @@ class RolloutMatching:
 
 
 def _clocked(rollouts: Iterable[Rollout | DataError], clock: Clock) -> Iterator[Rollout | DataError]:
-    """The same; waiting for one is time of the rollouts."""
+    """The rollouts; the wait for each counts as rollout time."""
     coming = iter(rollouts)
     while True:
         with clock("rollout"):

@@ -1,4 +1,4 @@
-"""What both channels end with: a sample's prompt and the target behind it, as one segment."""
+"""Prompt and target of a sample -> one segment, for both channels."""
 
 from collections.abc import Callable, Mapping
 
@@ -22,10 +22,10 @@ class Overlong(DataError):
 def segment_or_skipped(
     build: Callable[[Sample], Segment], sample: Sample, *, skip_overlong: bool
 ) -> Segment | Skipped:
-    """What `build` makes of the sample; where the config allows it, one that is too long is skipped.
+    """The segment that `build` makes, or `Skipped` for a sample that is too long.
 
     Raises:
-        Overlong: it is too long, and the config does not allow it.
+        Overlong: it is too long, and `skip_overlong` is False.
     """
     try:
         return build(sample)
@@ -45,13 +45,13 @@ def make_segment(
     remedy: str,
     terms: Mapping[str, tuple[float, float]],
 ) -> Segment:
-    """The prompt, of weight 0, and the target, its slots counted from the prompt's first token.
+    """Concatenate the prompt (weight 0) and the target; slots count from the prompt's first token.
 
     Args:
         positions: position ids of one sample alone.
         max_length: `training.global_max_length`, tokens.
-        remedy: the key that makes what this channel learns shorter.
-        terms: what the channel reports of this sample: metric name -> (sum, count).
+        remedy: the key that shortens the targets of this channel, for the message.
+        terms: the channel's metrics of this sample: name -> (sum, count).
 
     Raises:
         Overlong: the two are longer than `max_length`.

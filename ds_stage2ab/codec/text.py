@@ -8,7 +8,7 @@ Invariants:
 - The bytes of `ids` without the end of turn are exactly the codec's text of the objects, each description
   in the tokenizer's own normal form.
 - `ids[-1]` is the end of turn, exactly once.
-- Coordinate tokens stand at `slots` and nowhere else, and carry `bins`.
+- Coordinate tokens are exactly at `slots`, and encode `bins`.
 - A description that contains the text of an added token never becomes that token.
 - `is_desc` and `is_coord` are never both true.
 """
@@ -35,7 +35,7 @@ REGIONS: tuple[Region, ...] = ("structure", "desc", "coordinate")
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A run of text that belongs to one region; a coordinate is a piece of its own."""
+    """Text of one region; each coordinate is a separate piece."""
 
     text: str
     region: Region
@@ -64,30 +64,30 @@ class AnswerTokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Codec:
-    """One text form, as data: what is written around objects, and what the parser reads there.
+    """One text form as data: the text around objects, and the parser's grammar.
 
     Example: `array` writes `{"objects": [{"desc": "cat", "bbox_2d": [<|coord_110|>, ...]}, ...]}`, `keyed`
     `{"object_1": {"desc": "cat", "bbox_2d": ["<|coord_110|>", ...]}, ...}`.
     """
 
     name: str
-    # of `data.codec`
+    # value of `data.codec`
     opening: str
     closing: str
     separator: str
     # between objects
     key: tuple[str, str]
-    # what stands before and behind the number of an object; two empty texts: objects have no key
+    # text before and after the number of an object; both empty: objects have no key
     quote: str
-    # around a coordinate token: it is characters of a string; empty: it is a value
+    # around a coordinate token, which is then part of a string; empty: it is a value
     grammar: Mapping[str, Any]
-    # the same for the parser, as `ops.scan_rollout` takes it: lexemes with blanks between them
+    # arguments of `ops.scan_rollout`: lexemes with blanks between them
 
     def object_pieces(self, truth: Truth, number: int, vocabulary: Vocabulary) -> list[Piece]:
         """One object as pieces.
 
         Args:
-            number: of its key, if the form has keys.
+            number: in its key, if objects have keys.
         """
         head, tail = self.key
         key = f"{head}{number}{tail}" if head else ""
@@ -153,11 +153,11 @@ def answer_pieces(objects: Sequence[Truth], vocabulary: Vocabulary, codec: Codec
 def appended_pieces(
     objects: Sequence[Truth], number: int, vocabulary: Vocabulary, codec: Codec, *, after_a_value: bool
 ) -> list[Piece]:
-    """What completes an answer that was begun: further objects, and the closing.
+    """The rest of an answer: further objects, and the closing.
 
     Args:
-        number: of the first of them, if the form numbers objects.
-        after_a_value: whether a value stands before them.
+        number: of the first object, if objects are numbered.
+        after_a_value: whether a value precedes them.
     """
     pieces: list[Piece] = []
     for place, truth in enumerate(objects):
@@ -188,7 +188,7 @@ def encode_answer(objects: Sequence[Truth], vocabulary: Vocabulary, codec: Codec
 
 
 def encode_pieces(pieces: Sequence[Piece], vocabulary: Vocabulary, *, where: str = "") -> AnswerTokens:
-    """`exact_tokens` of pieces that must have some.
+    """`exact_tokens`, raising where there are none.
 
     Raises:
         DataError: the tokenizer cannot write them (a description holds a text that it turns into a token).
@@ -221,7 +221,7 @@ def exact_tokens(pieces: Sequence[Piece], vocabulary: Vocabulary) -> AnswerToken
     written = vocabulary.written_all(ids.tolist())
     if written != text.encode() or kinds[slots].tolist() != wanted:
         return None
-    # A token of no bytes at the very end has no first byte: it takes the region of the last one.
+    # A last token without bytes has no first byte: it takes the region of the last byte.
     first = np.minimum(vocabulary.starts_of(ids)[:-1], len(written) - 1)
     region = region_of_bytes(pieces)[first]
     return AnswerTokens(
@@ -246,6 +246,6 @@ def _escaped(desc: str, vocabulary: Vocabulary) -> str:
 
 
 def region_of_bytes(pieces: Sequence[Piece]) -> NDArray[np.int64]:
-    """[bytes] place in `REGIONS` of each byte of the joined text."""
+    """[bytes] index into `REGIONS` of each byte of the joined text."""
     codes = [REGIONS.index(piece.region) for piece in pieces]
     return np.repeat(codes, [len(piece.text.encode()) for piece in pieces])

@@ -1,7 +1,7 @@
-"""What the rest of the system knows of a tokenizer: the bytes of every token, and a few ids.
+"""A tokenizer as data: the bytes of every token, and a few ids.
 
-Made once from a Hugging Face tokenizer: a byte-level BPE (Qwen, GPT-2), or one of SentencePiece's kind with a token for
-each byte (Gemma, Llama). Either can have tokens that hold half a character, so text is only ever compared and cut as
+Built once from a Hugging Face tokenizer: a byte-level BPE (Qwen, GPT-2), or a SentencePiece model with a token for
+each byte (Gemma, Llama). Tokens of either can hold a part of a character, so text is only ever compared and cut as
 bytes. Added tokens (control, vision, coordinate) are ids, never text.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 STOP_TOKEN = "<|im_end|>"
 IMAGE_TOKEN = "<|image_pad|>"
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE_TOKEN, "<|video_pad|>")
-"""Tokens that stand for pixels: an answer never holds one."""
+"""Tokens for pixels: never in an answer."""
 
 # Text that would be changed by a prefix space, by stripping around added tokens or by a lossy
 # normaliser: it must come back byte for byte.
@@ -32,19 +32,19 @@ _PROBE = f'{{"objects": [{{"desc": "\u00e9 \u4e2d", "bbox_2d": [{coordinate_toke
 
 
 TEXT, SPECIAL = -1, -2
-"""Kinds of ids that are no coordinates: they write bytes, or they do not (an id without a token does not)."""
+"""Kinds of ids that are no coordinates: ids that write bytes, and ids that do not (or that have no token)."""
 BLANK = "\u2581"
-"""SentencePiece's sign for a blank."""
+"""SentencePiece's character for a blank."""
 BYTE_TOKENS = {f"<0x{byte:02X}>": byte for byte in range(256)}
 """SentencePiece's tokens for single bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Tables:
-    """What the ids of a vocabulary are counted by, as arrays; V ids."""
+    """The bytes and kinds of all V ids, as arrays."""
 
     content: NDArray[np.uint8]
-    # what each id writes, back to back; a coordinate token `<|coord_k|>`
+    # the bytes of each id, concatenated; `<|coord_k|>` for a coordinate token
     offsets: NDArray[np.int64]
     # [V + 1] of each id's first byte in `content`
     kinds: NDArray[np.int64]
@@ -62,7 +62,7 @@ class Vocabulary:
     token_bytes: tuple[bytes | None, ...] = field(repr=False)
     # by token id: the bytes that the token writes; None for added tokens and for ids without a token
     byte_ids: tuple[int, ...] = field(repr=False)
-    # [256] the token of each single byte: any bytes at all can be spelled
+    # [256] the token of each single byte, so that any bytes can be encoded
     coordinate_ids: tuple[int, ...] = field(repr=False)
     # [1000] token id of each bin
     coordinate_bins: dict[int, int] = field(repr=False)
@@ -72,13 +72,13 @@ class Vocabulary:
     image_id: int
     # placeholder of one merged image patch
     vision_ids: tuple[int, ...]
-    # every vision token there is, image_id among them
+    # all vision tokens, image_id among them
     added_texts: tuple[str, ...] = field(repr=False)
     # texts that the tokenizer turns into added tokens wherever they occur
     encode: Callable[[str], list[int]] = field(compare=False, repr=False)
-    # text -> ids; added tokens in the text become their ids, nothing is put before or behind
+    # text -> ids; added tokens in the text become their ids, no special tokens are added
     normalise: Callable[[str], str] = field(compare=False, repr=False)
-    # the tokenizer's own normal form (NFC for Qwen): the text that `encode` really encodes
+    # the tokenizer's normaliser (NFC for Qwen): text -> the text that `encode` encodes
 
     @classmethod
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
@@ -119,7 +119,7 @@ class Vocabulary:
 
     @cached_property
     def _written(self) -> list[bytes]:
-        """By token id: the bytes by which it is counted."""
+        """`written` by token id."""
         written = [piece or b"" for piece in self.token_bytes]
         written += [b""] * (max(self.coordinate_ids) + 1 - len(written))
         for token, k in self.coordinate_bins.items():
@@ -128,7 +128,7 @@ class Vocabulary:
 
     @cached_property
     def tables(self) -> Tables:
-        """The same as arrays; made once."""
+        """The same as arrays; built once."""
         kinds = np.full(len(self._written), SPECIAL, dtype=np.int64)
         kinds[[token for token, piece in enumerate(self.token_bytes) if piece is not None]] = TEXT
         kinds[list(self.coordinate_ids)] = np.arange(NUM_BINS)
@@ -139,11 +139,11 @@ class Vocabulary:
         )
 
     def written(self, token: int) -> bytes:
-        """The bytes by which a token is counted: its text, for a coordinate token `<|coord_k|>`, else nothing."""
+        """The bytes of a token in a response: its text, `<|coord_k|>` for a coordinate token, else none."""
         return self._written[token] if token < len(self._written) else b""
 
     def written_all(self, tokens: Iterable[int]) -> bytes:
-        """`written` of several tokens, joined; their text for a reader, other added tokens left out."""
+        """`written` of several tokens, joined."""
         ids = np.fromiter(tokens, dtype=np.int64)
         first, lengths, starts = self._places(ids)
         return self.tables.content[np.repeat(first - starts[:-1], lengths) + np.arange(starts[-1])].tobytes()
@@ -154,11 +154,11 @@ class Vocabulary:
         return np.where(known, self.tables.kinds[np.where(known, ids, 0)], SPECIAL)
 
     def starts_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[T + 1] of ids [T]: offset of each token's first byte in `written_all`; at the end, their number."""
+        """[T + 1] of ids [T]: offset of each token's first byte in `written_all`; the last entry is its length."""
         return self._places(ids)[2]
 
     def _places(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Of ids [T]: where each one's bytes stand in the table, how many they are, and their starts [T + 1]."""
+        """Of ids [T]: offset of each one's bytes in `tables.content`, their number, and `starts_of` [T + 1]."""
         known = ids < len(self.tables.kinds)
         inside = np.where(known, ids, 0)
         first = self.tables.offsets[inside]
@@ -220,7 +220,7 @@ def _token_bytes(
 
 
 def _byte_ids(token_bytes: tuple[bytes | None, ...], place: str) -> tuple[int, ...]:
-    # Of several tokens of one byte (SentencePiece has `a` and `<0x61>`) the first.
+    # The first of several tokens for one byte (SentencePiece has `a` and `<0x61>`).
     single = {
         piece: token for token, piece in reversed([*enumerate(token_bytes)]) if piece is not None and len(piece) == 1
     }

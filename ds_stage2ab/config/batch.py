@@ -13,12 +13,12 @@ ACCUMULATION = "training.gradient_accumulation_steps"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchShape:
-    """How the samples of one step are spread; it exists only if R = p W G holds exactly."""
+    """How the samples of one step are split; it exists only if R = p W G holds exactly."""
 
     effective_batch_size: int
     # R: raw samples per step, all ranks together
     per_device: int
-    # p: raw samples that one rank takes in per micro-step
+    # p: raw samples per rank and micro-step
     learners: int
     # W: learner ranks
     accumulation_steps: int
@@ -65,7 +65,7 @@ def accumulation_matches(given: int, derived: int, learners: int) -> None:
     """Rule 2: an explicit number of micro-steps must be the derived one.
 
     Raises:
-        ConfigError: it is another.
+        ConfigError: the two differ.
     """
     if given != derived:
         raise ConfigError(
@@ -95,7 +95,7 @@ def shape_batch(*, effective_batch_size: int, per_device: int, accumulation: int
 
 
 def implied_learners(*, effective_batch_size: int, per_device: int, accumulation: int | None) -> int:
-    """The number of learners that a config speaks of by itself: R / (p G) if G is given and it divides, else 1."""
+    """The number of learners that a config implies: R / (p G) if G is given and it divides, else 1."""
     if accumulation is None or effective_batch_size % (per_device * accumulation):
         return 1
     return effective_batch_size // (per_device * accumulation)

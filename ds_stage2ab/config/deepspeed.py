@@ -3,7 +3,7 @@
 from ds_stage2ab.config.batch import BatchShape
 from ds_stage2ab.config.sections import NO_OFFLOAD, DeepSpeedSection, ModelSection
 
-NEVER_PRINT = 2**31 - 1  # DeepSpeed's own progress lines: the metrics say more
+NEVER_PRINT = 2**31 - 1  # steps between DeepSpeed's own progress lines
 
 
 def runnable_zero_stage(precision: str, stage: int) -> tuple[int, tuple[str, ...]]:
@@ -29,9 +29,9 @@ def deepspeed_config(shape: BatchShape, model: ModelSection, section: DeepSpeedS
         "gradient_accumulation_steps": shape.accumulation_steps,
         "gradient_clipping": section.gradient_clipping,
         "zero_optimization": {"stage": zero_stage, **_offload(section.offload_optimizer)},
-        # The optimizer is torch's own wherever its state lies: another one would give another run.
+        # Keep torch's optimizer when its state is offloaded: DeepSpeed's own gives other results.
         "zero_force_ds_cpu_optimizer": False,
-        # ZeRO refuses torch's plain SGD otherwise.
+        # Otherwise ZeRO refuses torch's plain SGD.
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": model.precision == "bf16"},
         "fp16": {"enabled": False},
@@ -41,5 +41,5 @@ def deepspeed_config(shape: BatchShape, model: ModelSection, section: DeepSpeedS
 
 
 def _offload(offload_optimizer: str) -> dict:
-    """`pin_memory` is of use where copies go to another device; where there is none DeepSpeed leaves it alone."""
+    """Without `pin_memory`: it only helps copies to another device."""
     return {} if offload_optimizer == NO_OFFLOAD else {"offload_optimizer": {"device": offload_optimizer}}

@@ -1,4 +1,4 @@
-"""The numbers that follow from a valid config and a topology, for the one line that says what it means."""
+"""Numbers that follow from a valid config and a topology, for the summary line of `validate`."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ MAX_SHARES = 8  # servers whose shares are listed one by one
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerShare:
-    """How the rollouts of one learner rank reach the servers in a step of Channel B."""
+    """How the rollouts of one learner rank are split over the servers in a step of Channel B."""
 
     replicas: list[int]
     # per server
     request_window: int
-    # requests that a rank may have in flight at least
+    # the least number of requests that a rank may have in flight
     per_server: list[int]
-    # of the rank's rollouts
+    # rollouts of the rank
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Derived:
-    """What `validate` says of a valid config."""
+    """What `validate` reports of a valid config."""
 
     shape: BatchShape
     b_ratio: str
     decode_batch_size: int
     backend: str
     servers: ServerShare | None
-    # None: no server is asked
+    # None: no servers are used
 
     @property
     def sentence(self) -> str:
@@ -66,7 +66,7 @@ def derive(resolved: dict, learners: int | None, rollout_devices: int | None) ->
 
     Args:
         resolved: its values, defaults filled in.
-        learners: learner ranks; None: the number that the config speaks of by itself, else 1.
+        learners: learner ranks; None: the number that the config implies.
         rollout_devices: devices of all servers together; None: one replica per server.
 
     Raises:

@@ -1,7 +1,7 @@
-"""A YAML file, what it extends, what the command line sets -> one tree of plain values, each with its place.
+"""A YAML file, its bases and the command line -> one tree of plain values, each with its place.
 
 Bases merge from left to right, the file itself wins over them, and the command line over the file; mappings
-merge key by key, lists and scalars replace. Nothing here knows which keys exist: that is `schema`.
+merge key by key, lists and scalars replace. Which keys exist is known to `schema` alone.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Document:
     # the text of every file that was read
     problems: tuple[Problem, ...]
     complete: bool
-    # False: some text could not be read, so that missing keys mean nothing
+    # False: some text could not be read, so a missing key is no problem
 
     def place_of_key(self, path: KeyPath) -> Place:
         """The place of a key, or of the nearest mapping above it that was written."""
@@ -188,8 +188,8 @@ def merge(base: Node, over: Node, *, sections_stay: bool = False) -> Node:
     Args:
         base: what `over` is merged over.
         over: the later layer.
-        sections_stay: a mapping of both keeps its place in `base`: an argument of the command line adds to a section
-            of the file, and what that section lacks is missing from the file.
+        sections_stay: a mapping of both keeps its place in `base`: a key that is missing from a section of the file is
+            reported there, even if the command line adds to that section.
     """
     if base.entries is None or over.entries is None:
         return over

@@ -1,6 +1,6 @@
-"""A config file and what the command line sets -> typed sections, or every problem in them.
+"""A config file and command-line overrides -> typed sections, or every problem in them.
 
-The order of work: merge, removed keys, schema, defaults, rules, sections.
+Order: merge, removed keys, schema, defaults, rules, sections.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ds_stage2ab.config.sections import Config, build_config
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedConfig:
-    """What is known of a config file after all checks that need nothing but the file."""
+    """Result of all checks of a config file that need nothing but the file."""
 
     path: Path
     problems: tuple[Problem, ...]
@@ -42,7 +42,7 @@ class LoadedConfig:
     # of the run: `logging.name`, else the name of the file without its ending
     config: Config
     resolved: dict
-    # the same as plain values; read as a config again, it is valid and resolves to itself
+    # the same as plain values: a valid config that resolves to itself
 
 
 def check_config(path: Path, rules: tuple[Rule, ...] = RULES, overrides: Node | None = None) -> CheckedConfig:
@@ -50,8 +50,8 @@ def check_config(path: Path, rules: tuple[Rule, ...] = RULES, overrides: Node | 
 
     Args:
         path: the YAML file.
-        rules: those between keys.
-        overrides: what `overrides.read_overrides` made of the command line; the last layer.
+        rules: rules between keys.
+        overrides: from `overrides.read_overrides`; merged last.
 
     Raises:
         UnreadableFile: the file cannot be opened or decoded.
@@ -75,7 +75,7 @@ def check_file(path: Path, learners: int | None = None) -> list[Problem]:
 
     Args:
         path: the YAML file.
-        learners: learner ranks for rules 1 to 3; None: the number that the config speaks of by itself, else 1.
+        learners: learner ranks for rules 1 to 3; None: the number that the config implies.
 
     Raises:
         UnreadableFile: the file cannot be opened or decoded.
@@ -90,7 +90,7 @@ def load_config(path: Path, overrides: Node | None = None) -> LoadedConfig:
 
     Args:
         path: the YAML file.
-        overrides: what `overrides.read_overrides` made of the command line; the last layer.
+        overrides: from `overrides.read_overrides`; merged last.
 
     Raises:
         ConfigError: the file cannot be read, or has problems: all of them are in the message.
@@ -121,7 +121,7 @@ def _is_set(document: Document, path: tuple[str, ...]) -> bool:
 
 
 def _inexact_ratio(document: Document, problems: list[Problem]) -> list[Problem]:
-    """The schedule is exact only if the ratio as written survives being held as a number."""
+    """A problem if the ratio as written loses digits as a float: the schedule must be exact."""
     path = tuple(B_RATIO.split("."))
     if path not in document.origins or any(problem.path == path[: len(problem.path)] for problem in problems):
         return []

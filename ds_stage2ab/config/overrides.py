@@ -1,7 +1,6 @@
 """`--set KEY=VALUE` of the command line -> a mapping to merge over a config file.
 
-What is read here is the form of the arguments alone: which keys exist and what they may hold is checked with the
-file's own, once merged.
+Only the form of the arguments is checked here; keys and values are checked with the file's, after merging.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def read_overrides(arguments: Sequence[str]) -> Node | None:
     """The arguments of all `--set` as one mapping, the later ones merged over the earlier; None without any.
 
     Raises:
-        ConfigError: some are not of the form KEY=VALUE, or the value is none of YAML's in one line.
+        ConfigError: some are not of the form KEY=VALUE, or a value is not YAML in one line.
     """
     roots, problems = [], []
     for number, argument in enumerate(arguments, start=1):
@@ -86,7 +85,7 @@ def _path(key: str, where: Place) -> KeyPath:
 
 
 def _of_the_argument(problem: Problem, path: KeyPath, argument: str) -> Problem:
-    """A problem of the value, told to someone who sees one argument and no file."""
+    """Reword a problem of the value for an argument instead of a file."""
     if problem.path:
         return replace(problem, path=(*path, *problem.path))
     if problem.why.startswith("is not YAML") and problem.where.column > len(argument):
@@ -96,7 +95,7 @@ def _of_the_argument(problem: Problem, path: KeyPath, argument: str) -> Problem:
 
 
 def _other_form(key: str, value: str) -> str:
-    """What to do about a value that YAML does not read as one value in one line."""
+    """The remedy for a value that YAML does not read as one value in one line."""
     if value.lstrip()[:1] in ("[", "{", "'", '"'):
         return _BRACKETS
     text = shlex.quote(f"{key}={json.dumps(value, ensure_ascii=False)}")

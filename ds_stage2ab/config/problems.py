@@ -1,4 +1,4 @@
-"""What is wrong with a config, as data; `report` makes text of it."""
+"""Problems of a config as data; `report` formats them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from ds_stage2ab.errors import ConfigError
 
 SET = "--set"
-MAX_SHOWN = 120  # characters of an argument: a prompt may be long, and the key stands in front
+MAX_SHOWN = 120  # characters of an argument: a prompt may be long, and the key comes first
 
 KeyPath = tuple[str, ...]
 """A key of the config from the root down; entries of a list appear as "0", "1", ..."""
 
 
 class UnreadableFile(ConfigError):
-    """A file named on the command line cannot be opened or is no text."""
+    """A file named on the command line cannot be opened or is not text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +31,12 @@ class Place:
 
     @property
     def within(self) -> str:
-        """Where in its file, in words that a message about another place of that file can use."""
+        """The position inside its file, for a message about another place of that file."""
         return f"line {self.line}"
 
     @property
     def spot(self) -> str:
-        """Where, as far as one line: the column is left out."""
+        """The place without its column."""
         return f"{self.file}:{self.line}"
 
     @property
@@ -70,7 +70,7 @@ class ArgumentPlace(Place):
 
 
 def shown(argument: str) -> str:
-    """A word of the command line as a message can show it: not endless, and nothing that a terminal cannot print."""
+    """A command-line argument for a message: shortened, with unprintable characters escaped."""
     if len(argument) > MAX_SHOWN:
         argument = argument[: MAX_SHOWN - 3] + "..."
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in argument)
@@ -78,7 +78,7 @@ def shown(argument: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One mistake in a config: one of these per thing that the user has to change.
+    """One mistake in a config: one for each change that the user has to make.
 
     `why` continues "<path>: " and ends without a full stop; `fix` is an instruction, never empty.
     `path` is empty for a problem of the file as a whole, such as a syntax error.

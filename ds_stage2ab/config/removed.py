@@ -1,4 +1,4 @@
-"""Keys of earlier configs: each is refused with what to do instead, and with the value where the old one gives it.
+"""Keys of earlier configs: each is refused with its replacement, and with the new value where it follows from the old.
 
 Which keys these are, and what replaces them, is data: `schemas/removed_keys.json`.
 """
@@ -15,8 +15,8 @@ from ds_stage2ab.config.nodes import plain_value
 from ds_stage2ab.config.problems import KeyPath, Problem
 from ds_stage2ab.config.schema import accepted, accepts, config_schema, holds, read_json, schema_at, schema_folder
 
-VALUE = "{value}"  # in a remedy: what to write for the new key
-SHARE_DIGITS = 6  # of a ratio that has no end as a decimal
+VALUE = "{value}"  # in a remedy: the value of the new key
+SHARE_DIGITS = 6  # of a ratio that is no finite decimal
 _SEPARATORS = str.maketrans("", "", " ,-_|/")
 
 
@@ -27,7 +27,7 @@ def removed_keys() -> tuple[dict, ...]:
 
 
 def without_removed_keys(document: Document) -> tuple[dict, list[Problem], set[KeyPath]]:
-    """The values without keys of earlier configs, one problem for each, and the keys whose values these ask for."""
+    """(values without removed keys, one problem for each removed key, the keys that replace them)."""
     values, problems, asked_for = document.values, [], set()
     for row in removed_keys():
         path = tuple(row["key"].split("."))
@@ -43,7 +43,7 @@ def without_removed_keys(document: Document) -> tuple[dict, list[Problem], set[K
 
 
 def _remedy(row: dict, old: object, document: Document) -> str:
-    """What to do about a key, given its value and what the config says of the key that took its place."""
+    """The remedy for a removed key, given its value and what the config holds for its replacement."""
     if VALUE not in row["fix"]:
         return row["fix"]
     name = row["replaced_by"]
@@ -59,7 +59,7 @@ def _remedy(row: dict, old: object, document: Document) -> str:
 
 
 def _beside(name: str, written: object, new: object, spot: str) -> str:
-    """The remedy where the new key is there already."""
+    """The remedy where the new key is set already."""
     if new == written:
         return f"delete this key: `{name}` says the same already ({spot})"
     here = "" if new is None else f" ({json.dumps(new)} here)"
@@ -72,7 +72,7 @@ def _unquoted(value: object, schema: dict) -> object:
 
 
 def _share_of_b(pattern: object) -> tuple[float | int | None, str]:
-    """The share of B in [A, A, B] or "AAB", and a note if it had to be rounded; None for what is no pattern."""
+    """The share of B in [A, A, B] or "AAB", and a note if it had to be rounded; None if it is not a pattern."""
     letters = "".join(map(str, pattern)) if isinstance(pattern, list) else str(pattern)
     letters = letters.translate(_SEPARATORS).upper()
     if not letters or set(letters) - {"A", "B"}:
@@ -91,7 +91,7 @@ def _at(values: object, path: KeyPath) -> object:
 
 
 def _without(values: dict, path: KeyPath) -> dict:
-    """A copy without a key, and without the mappings above it that held nothing else."""
+    """A copy without a key, and without the mappings above it that become empty."""
     rest = {key: value for key, value in values.items() if key != path[0]}
     if len(path) == 1:
         return rest

@@ -1,7 +1,6 @@
 """Problems of a config as text: where, which key, what is wrong, the line with a caret, what to do.
 
-One form for everyone who tells a user: `validate`, `train` and the console script. Nothing here decides what a
-problem is, and nothing here prints.
+Shared by `validate`, `train` and the console script. It only formats: it neither checks nor prints.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ MAX_EXCERPT = 100  # characters of a source line; a prompt may be a long one
 _LEAD = 40  # of them before the caret, where a line is longer
 _TAB = 4  # columns, the same for the line and for its caret
 
-# A user and a password in an address, and what stands behind a key that sounds like a secret (not max_new_tokens).
+# User and password in a URL, and the value of a key that looks like a secret (not max_new_tokens).
 _SECRETS = re.compile(
     r"""(?<=://)[^/\s@"']+(?=@)"""
     r"""|(?:token|secret|password|passwd|api_?key)["']?\s*[:=]\s*["']?(?P<value>[^\s"'#,}\]]*[^\s"'#,}\]:])""",
@@ -26,7 +25,7 @@ _SECRETS = re.compile(
 
 
 def redacted(text: str) -> str:
-    """The text with every secret replaced by as many asterisks, so that what stands behind it stays in its column."""
+    """The text with each secret replaced by as many asterisks, so that columns stay the same."""
     return _SECRETS.sub(_asterisks, text)
 
 

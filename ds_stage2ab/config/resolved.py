@@ -16,11 +16,11 @@ from ds_stage2ab.config.problems import KeyPath
 
 DEFAULT = "default"
 _PLAIN = re.compile(r"[A-Za-z0-9_./](?:[\w./+-]|:(?=[\w/]))*", re.ASCII)
-_LONGEST = 48  # columns after which an origin no longer waits for its neighbours
+_LONGEST = 48  # columns; longer lines do not count for the alignment of the origins
 
 
 def origin(path: KeyPath, document: Document) -> str:
-    """`file:line`, the argument of the command line, or `default` for a value that nobody wrote."""
+    """`file:line`, the argument of the command line, or `default` for a value that was not set."""
     return document.origins[path].value.spot if path in document.origins else DEFAULT
 
 

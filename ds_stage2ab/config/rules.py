@@ -1,6 +1,6 @@
 """Rules between keys: small functions of plain numbers, each named after what it demands.
 
-A rule returns nothing, or raises ConfigError whose `where` is the key to change. The batch rules stand in `batch`.
+A rule returns nothing, or raises ConfigError whose `where` is the key to change. The batch rules are in `batch`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ VALIDATION = "data.validation"
 EVALUATE_EVERY = "evaluation.every_steps"
 REPLAY_RUN = "custom.extra.rollout_matching.replay.run"
 
-LOWEST_TEMPERATURE = 1e-3  # below it a draw is greedy in all but name
+LOWEST_TEMPERATURE = 1e-3  # below it sampling is practically greedy
 MODEL_PARTS = 3  # vision, aligner, language
 
 
@@ -269,7 +269,7 @@ RULES = (
 
 
 def batch_rule(learners: int | None) -> Rule:
-    """Rules 1 and 2 for a number of learner ranks; None: the number that the config speaks of by itself."""
+    """Rules 1 and 2 for a number of learner ranks; None: the number that the config implies."""
 
     def batch_divides(effective: int, per_device: int, accumulation: int | None) -> None:
         """Rules 1 and 2: a step's samples make whole micro-steps on every rank, as many as are given, if any are."""
@@ -283,7 +283,7 @@ def server_rule(learners: int | None, rollout_devices: int | None) -> Rule:
     """Rule 3 for a topology.
 
     Args:
-        learners: learner ranks; None: the number that the config speaks of by itself.
+        learners: learner ranks; None: the number that the config implies.
         rollout_devices: devices of all servers together; None: one replica per server.
     """
 
@@ -300,7 +300,7 @@ def server_rule(learners: int | None, rollout_devices: int | None) -> Rule:
 
 
 def topology_rules(learners: int | None, rollout_devices: int | None) -> tuple[Rule, ...]:
-    """Rules 1 to 3, which ask for the devices of a run: see `batch_rule` and `server_rule`."""
+    """Rules 1 to 3, which depend on the devices of a run: see `batch_rule` and `server_rule`."""
     return batch_rule(learners), server_rule(learners, rollout_devices)
 
 
@@ -310,7 +310,7 @@ def broken_rules(values: dict, rules: tuple[Rule, ...], faulty: set[KeyPath]) ->
     Args:
         values: the config with defaults filled in.
         rules: those to apply.
-        faulty: keys (and sections) that have a problem of their own.
+        faulty: keys (and sections) that already have a problem.
     """
     for rule in rules:
         if any(_touches(path, bad) for path in rule.paths for bad in faulty):

@@ -1,4 +1,4 @@
-"""The JSON Schema files: what keys exist, what they may hold, what they are when left out.
+"""The JSON Schema files: the keys, what they may hold, and their defaults.
 
 Checking and filling are two passes: defaults are filled in only after everything written has been checked.
 """
@@ -42,7 +42,7 @@ def _is_whole(_checker: object, value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-# JSON Schema calls 4.0 an integer; in a config it is a slip, and would arrive as a float where a count is used.
+# JSON Schema accepts 4.0 as an integer; in a config it is an error, and would arrive as a float.
 _Validator = extend(Draft202012Validator, type_checker=Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_whole))
 
 
@@ -165,7 +165,7 @@ def check_values(values: dict, document: Document, doubtful: Set[KeyPath] = froz
     Args:
         values: the merged config without removed keys.
         document: where they were written.
-        doubtful: keys whose values another problem asks for, so that it is no second mistake if they are missing.
+        doubtful: keys that another problem tells the user to set: they are not reported as missing.
     """
     schema = config_schema()
     problems: dict[KeyPath, Problem] = {}
@@ -186,14 +186,14 @@ def check_values(values: dict, document: Document, doubtful: Set[KeyPath] = froz
 
 
 def _stands_elsewhere(path: KeyPath, problems: list[Problem], values: dict, schema: dict) -> bool:
-    """Whether a missing key is there under a wrong name or in a wrong place, which is one mistake and not two."""
+    """Whether a missing key is present under a wrong name or in a wrong place, which is one mistake and not two."""
     unknown = (problem.path for problem in problems if problem.why == UNKNOWN)
     meant = ((wrong, right) for wrong in unknown for right in similar_keys(wrong, schema))
     return any(path[: len(right)] == right and holds(values, (*wrong, *path[len(right) :])) for wrong, right in meant)
 
 
 def keys_in_doubt(problems: list[Problem]) -> set[KeyPath]:
-    """The keys that an unknown one may have been meant for: nobody knows their values."""
+    """The keys that an unknown one may have been meant for: their values are unknown."""
     schema = config_schema()
     return {key for problem in problems if problem.why == UNKNOWN for key in similar_keys(problem.path, schema)}
 

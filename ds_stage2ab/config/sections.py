@@ -1,7 +1,7 @@
 """The config as typed, frozen sections: one class per mapping of the schema, one field per key.
 
-No field has a default: the schema holds those alone. Paths are as the user wrote them; a relative one starts
-at the folder in which the command is run.
+No field has a default: defaults are in the schema alone. Paths are as the user wrote them; a relative one is
+relative to the working directory.
 """
 
 # No `from __future__ import annotations`: build_config reads the real types of the fields.

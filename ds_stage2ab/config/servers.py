@@ -1,7 +1,7 @@
 """The request arithmetic: how many rollout requests each learner rank may have in flight, and at which server.
 
 D = `decode_batch_size`, s_i = replicas of server i, S = their sum, W = learner ranks. Together the servers decode at
-most D S sequences at any moment, and these permits are dealt out to the ranks once, so that no rank has to ask another.
+most D S sequences at any moment, and these permits are divided among the ranks once, so ranks need not coordinate.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ SERVERS = "custom.extra.rollout_matching.vllm.server.servers"
 INFER_TIMEOUT = "custom.extra.rollout_matching.vllm.server.infer_timeout_s"
 
 MODEL_NAME = "ds_stage2ab"
-"""Under which every server knows the model: a path would differ from machine to machine."""
+"""The served model name at every server: a path would differ between machines."""
 GLOO_TRANSFER, NCCL_TRANSFER = "ds_stage2ab_gloo", "nccl"
-"""Names of vLLM's weight transfer engines that are spoken to: `rollout.vllm_plugin`'s, by way of host memory on any
-device, and vLLM's own, from GPU to GPU."""
+"""Supported weight transfer engines of vLLM: that of `rollout.server.vllm_plugin`, through host memory on any device,
+and vLLM's own, from GPU to GPU."""
 
 
 def replicas_of(tensor_parallel_sizes: list[int], rollout_devices: int | None) -> list[int]:
-    """Replicas of each server: every server gets as many as every other.
+    """Replicas of each server, the same number for all.
 
     Args:
         tensor_parallel_sizes: per server, the devices that one replica of it spans.
-        rollout_devices: devices of all servers together; None: one replica each, the least that a server can hold.
+        rollout_devices: devices of all servers together; None: one replica each.
 
     Raises:
         ConfigError: that many devices do not make whole replicas, equally many per server.
@@ -48,7 +48,7 @@ def replicas_of(tensor_parallel_sizes: list[int], rollout_devices: int | None) -
 
 
 def request_window(decode_batch_size: int, server_replicas: list[int], learner_ranks: int) -> int:
-    """Rule 3: floor(D S / W), the requests that every rank may have in flight at least.
+    """Rule 3: floor(D S / W), the least number of requests that a rank may have in flight.
 
     Raises:
         ConfigError: D S < W, so that some rank could never send a request.
@@ -70,9 +70,9 @@ def request_window(decode_batch_size: int, server_replicas: list[int], learner_r
 
 
 def server_slots(decode_batch_size: int, server_replicas: list[int], learner_ranks: int) -> list[list[int]]:
-    """The permits of each server that each rank has: [rank][server].
+    """The permits of each rank at each server: [rank][server].
 
-    The D s_i permits of server i are dealt one by one, from the rank at which those of the server before ended: a
+    The D s_i permits of server i are dealt round robin, after the rank with the last one of server i - 1: a
     column sums to D s_i, and a row to floor(D S / W) or one more.
     """
     slots = [[0] * len(server_replicas) for _ in range(learner_ranks)]
@@ -86,7 +86,7 @@ def server_slots(decode_batch_size: int, server_replicas: list[int], learner_ran
 
 
 def split_requests(n: int, server_replicas: list[int]) -> list[range]:
-    """Which of a rank's n requests go to which server: contiguous, in proportion to the replicas within one request.
+    """Split a rank's n requests over the servers: contiguous, proportional to the replicas within one request.
 
     By largest remainder (Hamilton's method); among equal remainders the earlier server.
 
@@ -107,7 +107,7 @@ def split_requests(n: int, server_replicas: list[int]) -> list[range]:
 
 
 def is_loopback(base_url: str) -> bool:
-    """Whether nobody on another machine can mean this address; names are not looked up."""
+    """Whether an address is a loopback one; names are not resolved."""
     host = urlsplit(base_url).hostname or ""
     try:
         return ip_address(host).is_loopback

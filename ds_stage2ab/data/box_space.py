@@ -1,6 +1,6 @@
-"""Boxes that are legal and yet look like those of another convention: pixels read as bins, or bins read as pixels.
+"""Boxes that are legal but look like those of another convention: pixels read as bins, or bins read as pixels.
 
-A box alone tells nothing; a whole set does, where the two conventions would look different: images of well below 1,000
+One box proves nothing; a whole set does, where the two conventions would look different: images of well below 1,000
 pixels whose boxes never leave the pixel range, or images of well above whose boxes never leave the range of bins.
 """
 
@@ -12,18 +12,18 @@ from ds_stage2ab.carriers import Record
 from ds_stage2ab.codec.bins import MAX_BIN, bin_to_pixel
 
 MIN_BOXES = 20
-"""Fewer may keep to a range by chance."""
+"""Fewer boxes may keep to a range by chance."""
 SMALL, LARGE = 800, 1250
-"""Pixels: sides up to here, or from here on, tell the conventions apart."""
+"""Pixels: images with sides up to the first, or from the second on, distinguish the conventions."""
 REACHED = 0.9
-"""Share of the range that some box reaches: else the objects are just small."""
+"""Share of the range that some box must reach: else the objects are just small."""
 
 
 def other_convention(records: Iterable[Record], box_format: str) -> str:
-    """What the boxes look like, in words; empty if they look right, or if nothing can be told.
+    """A warning if the boxes look like the other convention; empty if they look right, or if it cannot be decided.
 
     Args:
-        box_format: `bins` or `pixel`, by which the records were read.
+        box_format: `bins` or `pixel`, as the records were read.
     """
     telling = _small(records) if box_format == "bins" else _large(records)
     boxes = len(telling)

@@ -1,4 +1,4 @@
-"""The two sets of a run: read and checked before anything else is built."""
+"""Training and validation records of a run, read and checked before anything else is built."""
 
 from dataclasses import dataclass
 from itertools import chain
@@ -27,7 +27,7 @@ class Datasets:
 
 
 def read_datasets(config: Config, world: World) -> Datasets:
-    """Read both sets on every rank, and look at every image's header, each rank at its share.
+    """Read both sets on every rank, and check the header of every image, each rank its share.
 
     Raises:
         DataError: a line, a box or an image is not what the data contract says.
@@ -45,7 +45,7 @@ def read_datasets(config: Config, world: World) -> Datasets:
 
 
 def _unusable(records: list[Record], *, raises: bool) -> list[str]:
-    """What is wrong with the images of these records, in words; or an error about the first, if that is wanted."""
+    """One message for each image that cannot be used; with `raises` the first is raised instead."""
     found = []
     for record in records:
         try:

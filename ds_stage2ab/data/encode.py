@@ -22,7 +22,7 @@ class Encoder:
         image_processor: the checkpoint's; splits an image into patches.
         vocabulary: the checkpoint's ids.
         system_prompt: None leaves the system turn to the template.
-        user_prompt: the text behind the image.
+        user_prompt: the text after the image.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Encoder:
         )
 
     def blank(self) -> Sample:
-        """A small white image with one object in it, which no data set holds."""
+        """A small white image with one object, from no data set; for dummy packs."""
         prompt_ids, vision = self._encode(Image.new("RGB", (BLANK_SIDE, BLANK_SIDE), "white"))
         return Sample(
             id="(blank)",
@@ -88,7 +88,7 @@ class Encoder:
         )
 
     def largest(self, records: Iterable[Record], draw: int, *, skip_bad: bool) -> Sample:
-        """The sample of most pixels.
+        """The sample with the most pixels.
 
         Args:
             skip_bad: leave out those whose image cannot be read, as training does.

@@ -1,6 +1,6 @@
 """This rank's raw samples in the order of its draws, read here or by worker processes one step ahead.
 
-Which sample is drawn where is a matter of `stream` alone: workers change when a sample is read, never which.
+`stream` alone decides which sample belongs to a draw: workers only change when it is read.
 """
 
 import math
@@ -22,16 +22,16 @@ from ds_stage2ab.plan import RunPlan
 from ds_stage2ab.runtime.shutdown import end_with_parent, exit_now, say
 
 DEAD = "DataLoader worker (pid"
-"""How torch begins to say that one has died; what a living one raised it calls `Caught ... in DataLoader worker`."""
+"""Start of torch's message that a worker died; an exception in a worker begins `Caught ... in DataLoader worker`."""
 FILES_PER_SAMPLE = 4
-"""Torch keeps one open for each of a sample's two tensors; of a step, and of the one before until that is let go."""
+"""Torch keeps a file open for each of a sample's two tensors, of this step and of the last one until it is freed."""
 OTHER_FILES = 256
-"""That a rank has open besides: sockets to the other ranks and to servers, logs. A small run has less than 50."""
+"""Other files of a rank: sockets to the other ranks and to servers, logs. A small run has less than 50."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reader(Dataset):
-    """Draw -> what is there; plain data, so that it can travel to worker processes."""
+    """Draw -> its sample; plain data, so that it can be sent to worker processes."""
 
     records: Sequence[Record]
     order: SampleOrder
@@ -42,7 +42,7 @@ class Reader(Dataset):
     # whether a sample that cannot be read is skipped
 
     def __getitem__(self, draw: int) -> Sample | Skipped | DataError:
-        """An error is returned, not raised: it crosses processes as a value."""
+        """An error is returned, not raised: it is sent between processes as a value."""
         record = self.records[self.order.record_of(draw)]
         if self.shuffle_objects:
             record = shuffled_objects(record, self.seed, draw)
@@ -55,13 +55,13 @@ class Reader(Dataset):
 
 
 class Feed:
-    """(step, micro-step) -> this rank's raw samples, asked for in order.
+    """(step, micro-step) -> this rank's raw samples; called in order.
 
     Args:
         reader: reads one draw.
         plan: the batch arithmetic.
         rank: this learner rank.
-        workers: processes that read one step ahead; 0 reads here, when asked.
+        workers: processes that read one step ahead; 0 reads in this process, when called.
     """
 
     def __init__(self, reader: Reader, plan: RunPlan, rank: int, *, workers: int) -> None:
@@ -76,7 +76,7 @@ class Feed:
 
         Raises:
             DataError: a sample cannot be read, and the config does not say to skip it.
-            EnvironmentFault: a worker process has died, or may not have as many files open as it would take.
+            EnvironmentFault: a worker process has died, or the limit of open files is too low.
         """
         draws = self._draws(step, micro_step)
         found = self._from_workers(step) if self.workers else [self.reader[draw] for draw in draws]
@@ -113,7 +113,7 @@ class Feed:
             ) from error
 
     def _loader(self, first_step: int) -> DataLoader:
-        """Micro-steps in order from the first of a step; one step of them is kept ahead."""
+        """Batches of micro-steps in order, from the first of a step; prefetches one step."""
         micro_steps = range(self.plan.accumulation_steps)
         steps = range(first_step, self.plan.total_steps)
         return DataLoader(
@@ -128,10 +128,10 @@ class Feed:
 
 
 def _started(loader: DataLoader) -> Iterator[list]:
-    """Its batches, with the workers at work.
+    """Start the workers; returns the batches.
 
-    torch raises the death of a worker wherever this process is when it happens, in a backward pass too. Without its
-    handler whoever asks for the next batch is told.
+    torch's SIGCHLD handler raises a worker's death at any point of this process, in a backward pass too. Without it the
+    error is raised where the next batch is awaited.
     """
     handler = signal.getsignal(signal.SIGCHLD)
     batches = iter(loader)
@@ -144,14 +144,14 @@ def _start_worker(worker: int) -> None:
 
 
 class _Spawning(SpawnContext):
-    """Spawns: a forked child of a process with threads and a process group may wait for a lock for ever."""
+    """Spawns workers: a child forked from a process with threads and a process group may deadlock."""
 
     def Queue(self, maxsize: int = 0) -> Queue:
         return _Outbox(maxsize, ctx=self.get_context())
 
 
 class _Outbox(Queue):
-    """What a thread cannot put into it ends its process: by itself it would be dropped, and waited for for ever."""
+    """Ends the worker if an item cannot be sent: by default it is dropped, and the reader waits for it for ever."""
 
     def _on_queue_feeder_error(self, error: Exception, item: Any) -> None:
         say(f"samples cannot be handed over: {error}\n  fix: give /dev/shm more room, or set data.workers to 0")
@@ -159,10 +159,10 @@ class _Outbox(Queue):
 
 
 def _allow_files(number: int) -> None:
-    """Let this process, and those that it starts, have so many files open at once.
+    """Raise the limit of open files of this process, and of those that it starts, to `number`.
 
     Raises:
-        EnvironmentFault: whoever runs this machine does not allow it.
+        EnvironmentFault: the hard limit is lower.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= number:

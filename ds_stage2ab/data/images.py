@@ -21,7 +21,7 @@ from ds_stage2ab.carriers import Record
 from ds_stage2ab.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-"""Decoders that Pillow may use; among the others is one that starts another program (EPS)."""
+"""Decoders that Pillow may use; one of the others starts an external program (EPS)."""
 MAX_PIXELS = 64_000_000  # 192 MB as RGB, checked in the header before anything is decoded
 MAX_BYTES = 256 * 2**20  # no image of MAX_PIXELS in these formats needs more
 EXIF_ORIENTATION = 0x0112
@@ -44,7 +44,7 @@ _DECODER_ERRORS = (
 
 
 class Unusable(DataError):
-    """The path of an image is one that a record may have, and there is no image that could be read."""
+    """The path of an image is valid, but the file is missing or empty."""
 
 
 def find_image(root: Path, text: str) -> Path:
@@ -57,8 +57,8 @@ def find_image(root: Path, text: str) -> Path:
     Returns: absolute, resolved path.
 
     Raises:
-        Unusable: there is no such file, or it is empty; without `where`, as the next.
-        DataError: no relative path, it leads out of the root, or there is no readable regular file.
+        Unusable: there is no such file, or it is empty. Neither error has a `where`.
+        DataError: not a relative path, it leads out of the root, or there is no readable regular file.
     """
     if _URL.match(text):
         raise DataError(f"image {text!r} is a URL", fix="download it and write its path inside the image root")
@@ -90,7 +90,7 @@ def check_image(record: Record) -> None:
     """Read the header of a record's image and compare it with the record; nothing is decoded.
 
     Raises:
-        DataError: gone, no image, too large, 16 bits deep, or not `width` x `height` after EXIF orientation.
+        DataError: missing, not an image, too large, 16 bits deep, or not `width` x `height` after EXIF orientation.
     """
     with _explained(record), record.image.open("rb") as file, Image.open(file, formats=FORMATS) as image:
         _check_header(record, image)
@@ -112,9 +112,9 @@ def load_image(record: Record) -> tuple[bytes, Image.Image]:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    """As a viewer shows it, transparent parts on white: what lies under them is often black, and nobody has seen it.
+    """Convert to RGB with transparent parts white, as viewers show them; the hidden pixels are often black.
 
-    vLLM takes the same images to be transparent, and the same white: the model that writes sees what the learner sees.
+    vLLM finds the same images transparent, and makes them white too: server and learner see the same pixels.
     """
     if image.mode == "RGB" or not (image.mode in WITH_ALPHA or "transparency" in image.info):
         return image.convert("RGB")
@@ -143,7 +143,7 @@ def _check_header(record: Record, image: Image.Image) -> None:
 
 @contextmanager
 def _explained(record: Record) -> Iterator[None]:
-    """Look at the file before it is opened, and turn what a decoder raises into a DataError."""
+    """Check the file before it is opened, and convert a decoder's error to a DataError."""
     try:
         status = os.stat(record.image)
         if not stat.S_ISREG(status.st_mode):

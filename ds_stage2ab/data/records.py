@@ -1,8 +1,8 @@
 """JSONL of the data contract -> checked, quantised records.
 
 One JSON object per line with `images` (one path), `width`, `height`, `objects` and, optionally, `id`;
-`schemas/record.schema.json` describes a line. Everything else is refused, extra keys too: a misspelt
-or a second geometry would otherwise be ignored in silence.
+`schemas/record.schema.json` describes a line. Everything else is refused, extra keys too: a misspelt key
+or a second geometry would otherwise be silently ignored.
 """
 
 import json
@@ -28,13 +28,13 @@ OBJECT_KEYS = ("desc", "bbox_2d")
 OPTIONAL_KEYS = ("id",)
 MAX_PROBLEMS = 20  # listed in one error; reading stops there
 MAX_LINE_BYTES = 16 * 2**20  # 100,000 objects fit; a file without line ends must not fill the memory
-MAX_DESC_BYTES = 3_840  # as JSON: with its box the object stays below the 4,096 bytes that are read back
+MAX_DESC_BYTES = 3_840  # as JSON: with its box the object stays below the 4,096 bytes that the parser accepts
 MAX_SIDE = 100_000  # pixels; images above 64 megapixels are refused anyway
 BOM = b"\xef\xbb\xbf"
 
 
 class _Refused(ValueError):
-    """One thing that is wrong with a line, for the user."""
+    """One problem of a line, for the user."""
 
     def __init__(self, why: str, fix: str) -> None:
         super().__init__(why)
@@ -51,7 +51,7 @@ class _Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Reader:
-    """What is the same for all lines of a file, and the ids seen so far."""
+    """Settings for all lines of a file, and the ids seen so far."""
 
     path: Path
     root: Path
@@ -63,19 +63,19 @@ class _Reader:
 def read_records(
     path: Path, *, image_root: Path | None, box_format: BoxFormat, keep_unusable: bool = False
 ) -> list[Record]:
-    """Read a whole file; no image is opened, but each must be there.
+    """Read a whole file; images are not opened, but must exist.
 
     Args:
         path: the JSONL file.
         image_root: the folder that image paths start from and never leave; None: the file's own folder.
         box_format: `bins` (0..999, whole numbers or `<|coord_k|>`) or `pixel`.
-        keep_unusable: a record whose image is missing or empty is kept; who loads the image finds out.
+        keep_unusable: keep a record whose image is missing or empty; loading the image raises then.
 
     Returns: one record per line, in file order; the objects of each sorted by (y1, x1), stable.
 
     Raises:
         DataError: the file is missing, is no regular file or is empty, or lines are wrong: up to
-            `MAX_PROBLEMS` of them are listed, each with "file:line" and the object's place from 0.
+            `MAX_PROBLEMS` of them are listed, each with "file:line" and the object's index from 0.
     """
     _check_file(path)
     root = path.parent if image_root is None else image_root
@@ -111,7 +111,7 @@ def _check_file(path: Path) -> None:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(line number from 1, bytes without the line end); a line that is too long is given cut, and is the last."""
+    """(line number from 1, bytes without the line end); a line that is too long is cut, and is the last."""
     try:
         with path.open("rb") as file:
             number = 0
@@ -157,7 +157,7 @@ def _taught(truth: Truth) -> tuple[int, int]:
 
 
 def _parse(line: bytes, number: int) -> Any:
-    """A line as JSON values: strict, so that what is read is what was written."""
+    """Parse a line as strict JSON: no NaN, no infinities, no key twice."""
     if len(line) > MAX_LINE_BYTES:
         raise _Refused(f"the line is longer than {MAX_LINE_BYTES} bytes", "write one record per line")
     if number == 1 and line.startswith(BOM):
@@ -283,7 +283,7 @@ def _bins_box(values: list[Any]) -> Box:
 
 
 def _other_unit(values: list[Any]) -> str:
-    """A remedy that names the unit which the numbers look like."""
+    """A remedy that names the unit that the numbers seem to have."""
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     if len(numbers) == 4 and all(0 <= value <= 1 for value in numbers):
         return "these look like fractions of the image: multiply by 999 and round"

@@ -1,12 +1,12 @@
-"""Which record stands at which draw: the order of the data, from numbers alone.
+"""Which record belongs to which draw: the order of the data, from numbers alone.
 
 A draw g counts the raw samples of a run; step s owns the draws [sR, (s+1)R). Evaluation counts
-downwards from -1. Letters as in the contract: R samples per step, W learner ranks, p samples per
-micro-step and rank, G = R / (p W) micro-steps, N records used per epoch.
+downwards from -1. Letters: R samples per step, W learner ranks, p samples per micro-step and rank,
+G = R / (p W) micro-steps, N records used per epoch.
 
 Invariants:
 - The record of a draw depends on (seed, number of records, N, g) alone: not on W, p or what ran before.
-- Within an epoch no record comes twice.
+- Within an epoch no record appears twice.
 - The draws of all ranks and micro-steps of step s are exactly [sR, (s+1)R), each once.
 - Which records an epoch leaves out (where N is a whole number of steps) differs from epoch to epoch.
 - Where epochs wrap, N is every record: none is left out, and a step may hold the end of one epoch and the next one's
@@ -64,14 +64,14 @@ def evaluation_draw(index: int) -> int:
 
 
 def shuffled_objects(record: Record, seed: int, draw: int) -> Record:
-    """The record with its objects in an order of its own for each draw (`data.object_order: random`)."""
+    """The record with its objects in a random order that depends on the draw (`data.object_order: random`)."""
     digests = [_digest(f"{seed}/{draw}/{record.id}/{place}") for place in range(len(record.objects))]
     order = sorted(range(len(digests)), key=lambda place: (digests[place], place))
     return replace(record, objects=tuple(record.objects[place] for place in order))
 
 
 class SampleOrder:
-    """Draw -> record index, with the current epoch's permutation kept.
+    """Draw -> record index; caches the permutation of the current epoch.
 
     Args:
         seed: `training.seed`.

@@ -26,7 +26,7 @@ from ds_stage2ab.losses.attention import use_segments
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 UNLOADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, SafetensorError)
-"""What transformers and safetensors raise on a damaged or foreign folder, seen by damaging one in many ways."""
+"""What transformers and safetensors raise on a damaged or foreign folder, found by damaging one in many ways."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +40,11 @@ class Checkpoint:
 
 
 def quieten() -> None:
-    """Keep the libraries' progress bars and notes out of the run's own output; their errors stay."""
+    """Silence the libraries' progress bars and notes; their errors stay."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     deepspeed_logger.setLevel(logging.ERROR)
-    # torch tells callers of its collectives of new names; the caller is DeepSpeed.
+    # torch warns callers of its collectives of new names; the caller is DeepSpeed.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 
@@ -59,7 +59,7 @@ def start_process_group(collective_timeout_s: float) -> str:
     """
     accelerator = get_accelerator()
     local_rank = int(os.environ["LOCAL_RANK"])
-    # Before anything asks for the current device: the launcher lets every rank see every device.
+    # Before anything queries the current device: the launcher makes every device visible to every rank.
     accelerator.set_device(local_rank)
     if accelerator.device_name() == "cpu":
         # DeepSpeed would compile an operator here that only its inference uses, and fail without a compiler.
@@ -126,7 +126,7 @@ def load_checkpoint(section: ModelSection, *, min_pixels: int | None, max_pixels
 
 
 def _load_model(section: ModelSection) -> nn.Module:
-    """A model all of whose weights are from the folder: transformers fills gaps with random numbers."""
+    """Load a model, refusing a folder whose weights do not fit: transformers initialises missing ones randomly."""
     model, report = Qwen3VLForConditionalGeneration.from_pretrained(
         section.path,
         dtype=DTYPES[section.precision],
@@ -145,7 +145,7 @@ def _load_model(section: ModelSection) -> nn.Module:
 
 
 def embedding_holds_coordinates(checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
-    """Refuse a folder whose tokenizer was extended and whose embedding was not.
+    """Refuse a folder whose tokenizer was extended but whose embedding was not.
 
     Raises:
         EnvironmentFault: a coordinate token has no embedding row.
@@ -161,7 +161,7 @@ def embedding_holds_coordinates(checkpoint: Checkpoint, vocabulary: Vocabulary) 
 
 
 def position_index(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    """The model's own rotary positions of one sample, with the text row that marks where it starts."""
+    """The model's rotary positions of one sample, after a text row 0..T-1 that marks its start."""
 
     def positions(input_ids: Tensor, image_grid_thw: Tensor) -> Tensor:
         is_image = (input_ids == model.config.image_token_id).int()
@@ -190,7 +190,7 @@ def build_optimizer(objective: nn.Module, section: TrainingSection) -> torch.opt
 def build_engine(
     objective: nn.Module, optimizer: torch.optim.Optimizer, deepspeed_config: dict[str, Any]
 ) -> deepspeed.DeepSpeedEngine:
-    """Wrap the objective; the configuration is the plan's, the learning rate stays ours."""
+    """Wrap the objective in a DeepSpeed engine; the learning rate is not DeepSpeed's."""
     engine, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=deepspeed_config)
     engine.train()  # from_pretrained leaves eval mode, in which gradient checkpointing silently does nothing
     return engine

@@ -28,9 +28,9 @@ from ds_stage2ab.errors import EnvironmentFault, LocalFault
 from ds_stage2ab.runtime.ranks import World
 
 WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".gguf", ".pt", ".pth")
-"""Files of the source folder that an export does not copy: it has weights of its own."""
+"""Weight files of the source folder: an export writes its own."""
 UNWRITABLE = (OSError, RuntimeError, MemoryError, SafetensorError)
-"""What torch and safetensors raise where the disk or the memory has no room."""
+"""What torch and safetensors raise when disk or memory is full."""
 
 
 class Checkpoints:
@@ -39,9 +39,9 @@ class Checkpoints:
     Args:
         folder: `<run>/checkpoints`.
         source: the Hugging Face folder that the run started from; its tokenizer and processor files are copied.
-        image_processor: the one that the run uses; where its limits are not the source's, they are exported.
+        image_processor: that of the run; its size limits are exported where they differ from the source's.
         engine: the DeepSpeed engine.
-        whole_model: lends the plain model inside the engine, with all of its weights.
+        whole_model: gathers the full parameters of the model inside the engine.
         world: the learner ranks.
         keep_last: how many checkpoints stay on disk.
     """
@@ -64,7 +64,7 @@ class Checkpoints:
         self.whole_model = whole_model
         self.world = world
         self.keep_last = keep_last
-        self.newest = 0  # finished steps at the last one
+        self.newest = 0  # finished steps of the newest checkpoint
 
     def save(self, finished_steps: int) -> Path:
         """Write the checkpoint after `finished_steps` steps; every rank calls it. Returns its folder."""
@@ -75,7 +75,7 @@ class Checkpoints:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
         self.world.set_status("saving the state of the engine")
-        # Each rank writes a part of its own, and behind it all wait in DeepSpeed: nobody can tell the others.
+        # Each rank writes its own part, then all wait inside DeepSpeed: a rank that fails cannot tell the others.
         with _explained(self.folder, fault=LocalFault, who=f"rank {self.world.rank}: "), self.world.collective():
             self.engine.save_checkpoint(str(partial), tag="deepspeed", save_latest=False)
         with self.world.raise_together("exporting the weights"), _explained(self.folder):
@@ -112,15 +112,15 @@ class Checkpoints:
 def export(
     whole_model: WholeModel, source: Path, image_processor: Qwen2VLImageProcessorPil, destination: Path
 ) -> None:
-    """Write a Hugging Face folder that `from_pretrained` and vLLM load; no checkpoint may be there yet.
+    """Write a Hugging Face folder that `from_pretrained` and vLLM load; `destination` must not exist yet.
 
-    All ranks enter together, rank 0 writes. Adapters are merged into the weights that are written; the model keeps its
-    own. Gathered weights are in memory one tensor at a time, and one file of them on rank 0.
+    Collective; rank 0 writes. Adapters are merged into copies of the weights. One gathered tensor at a time is in
+    memory, and on rank 0 one file of them.
 
     Raises:
         OSError, SafetensorError: a file cannot be written.
-        RuntimeError, MemoryError: there is no memory for a tensor. All are raised when the ranks have gathered
-            everything, so that none is left waiting.
+        RuntimeError, MemoryError: there is no memory for a tensor. Every error is raised after the last gather, so that
+            no rank is left waiting.
     """
     writer, fault = None, None
     if whole_model.world.rank == 0:
@@ -134,7 +134,7 @@ def export(
                 if writer is not None:
                     writer.add(tensor.name, tensor.make())
         except UNWRITABLE as error:
-            # What waits for its file, and what a traceback holds, leaves room for the gathers that are still to come.
+            # Free the pending tensors, and those that the traceback holds, for the gathers still to come.
             fault, writer = fault or error.with_traceback(None), None
     if fault is not None:
         raise fault
@@ -160,7 +160,7 @@ def _export_image_size(size: dict[str, int], folder: Path) -> None:
 
     Args:
         size: areas in pixels, as transformers names them: "shortest_edge", "longest_edge".
-        folder: left as it is, byte by byte, if this is what it already gives.
+        folder: unchanged, byte by byte, if it already resizes so.
     """
     if dict(Qwen2VLImageProcessorPil.from_pretrained(folder).size) == size:
         return

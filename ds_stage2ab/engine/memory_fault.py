@@ -1,4 +1,4 @@
-"""Out of memory, in the words of the config: what did not fit, and which keys make it smaller."""
+"""Out-of-memory errors that name what did not fit, and the config keys that reduce it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from ds_stage2ab.errors import EnvironmentFault, LocalFault
 from ds_stage2ab.plan import RunPlan
 
 CPU_ALLOCATOR = "DefaultCPUAllocator"
-"""In the text of the RuntimeError that torch raises when the host gives no more memory."""
+"""In the text of torch's RuntimeError when the host's memory is exhausted."""
 
 SMALLER_PACKS = (
     "set training.global_max_length lower (data.max_pixels too, if a single sample is as long as a pack),"
@@ -31,14 +31,14 @@ SMALLER_UPDATE = (
 def memory_explained(
     what: str, plan: RunPlan, *, fix: str, fault: type[EnvironmentFault] = LocalFault
 ) -> Iterator[None]:
-    """Around whatever may take more memory than there is.
+    """Converts an out-of-memory error of the block to a fault with a remedy.
 
-    Nothing is made smaller by itself: the effective batch size is what the user said.
+    Nothing is reduced automatically: the effective batch size is the user's.
 
     Args:
         what: `rank 1 is out of memory in step 7, in a pack of 8100 tokens`.
-        fix: the keys that make it smaller.
-        fault: what is raised; where the ranks agree on failures no `LocalFault`, so that it is said once.
+        fix: the keys that reduce it.
+        fault: what is raised; inside `World.raise_together` no `LocalFault`, so that it is printed once.
 
     Raises:
         EnvironmentFault: the device or the host has no memory left.

@@ -15,9 +15,9 @@ LOCK_FILE = "run.lock"
 
 
 class RunFolder:
-    """Paths of a run's products, and the lock that says who writes them.
+    """Paths of a run's files, and the lock of the process that writes them.
 
-    The lock is the kernel's: it ends with the process that holds it, however that ends.
+    The lock is the kernel's: it is released when its process ends, however that ends.
 
     Args:
         path: `logging.root` / `logging.name`.
@@ -33,7 +33,7 @@ class RunFolder:
         self._lock: TextIO | None = None
 
     def refuse_earlier_run(self) -> None:
-        """Look before the costly part of a start.
+        """Check before the costly part of a start.
 
         Raises:
             ConfigError: the folder already holds a run.
@@ -46,13 +46,13 @@ class RunFolder:
             )
 
     def claim(self, resolved_config: dict[str, Any], sampling: dict[str, Any] | None = None) -> None:
-        """Create the folder, lock it and write the resolved config, which says that a run lies here. Rank 0 only.
+        """Create the folder, lock it and write the resolved config, which marks the folder as a run. Rank 0 only.
 
         Args:
-            sampling: how answers are drawn, written beside it.
+            sampling: how answers are sampled, written beside it.
 
         Raises:
-            ConfigError: a run is being written here, or one lies here.
+            ConfigError: the folder holds a run, or another process is writing one.
             EnvironmentFault: the folder cannot be written.
         """
         try:
@@ -83,7 +83,7 @@ class RunFolder:
             self._lock = None
 
     def abandon(self) -> None:
-        """Take the claim back: nothing was recorded yet."""
+        """Undo `claim`: nothing was recorded yet."""
         for name in (CONFIG_FILE, SAMPLING_FILE):
             (self.path / name).unlink(missing_ok=True)
         self.release()

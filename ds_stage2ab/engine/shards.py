@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 SHARD_BYTES = 2**32
-"""Of one file at most, but for a tensor that is larger: what is held in memory while a model is written."""
+"""Largest size of a file, unless a single tensor is larger; also what is held in memory while a model is written."""
 INDEX = "model.safetensors.index.json"
 
 
@@ -29,7 +29,7 @@ class ShardWriter:
         self._total = 0
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Take one tensor; it must stay as it is until `close`, or be the caller's no longer."""
+        """Add one tensor; the caller must not change it before `close`."""
         size = tensor.numel() * tensor.element_size()
         if self._pending and self._pending_bytes + size > self.shard_bytes:
             self._flush()

@@ -1,4 +1,4 @@
-"""Why a step is not applied, in words: what was not finite, whose samples, and what to do."""
+"""The errors of a step that is not applied: the cause, the samples, and what to do."""
 
 from ds_stage2ab.carriers import Skipped
 from ds_stage2ab.errors import DataError, TrainingFault
@@ -9,7 +9,7 @@ NONFINITE_FIX = "lower training.learning_rate, and look at these samples"
 
 
 def nonfinite_loss(step: int, sample_ids: list[str], loss: float) -> TrainingFault:
-    """Of a pack of this rank, before any weight has changed."""
+    """The loss of a pack of this rank is not finite; no weight has changed yet."""
     return TrainingFault(
         f"a loss of step {step + 1} is {loss}; no weight was changed by this step",
         where=_named(sample_ids),
@@ -18,7 +18,7 @@ def nonfinite_loss(step: int, sample_ids: list[str], loss: float) -> TrainingFau
 
 
 def update_not_applied(step: int, grad_norm: float, with_bad_loss: list[str], all_ids: list[str]) -> TrainingFault:
-    """The gradient of a finite loss can overflow too; then any sample may be the cause, and all are named."""
+    """The update was skipped. A finite loss can have an overflowing gradient: then all samples are named."""
     place = f"of step {step + 1} is"
     what = f"a loss {place} not finite" if with_bad_loss else f"the gradient norm {place} {grad_norm}"
     return TrainingFault(
@@ -27,7 +27,7 @@ def update_not_applied(step: int, grad_norm: float, with_bad_loss: list[str], al
 
 
 def zero_gradient(step: int, sample_ids: list[str]) -> TrainingFault:
-    """Raised after the engine's step: an optimizer with momentum or weight decay has moved weights in it."""
+    """Raised after the engine's step, in which momentum or weight decay may have changed weights."""
     return TrainingFault(
         f"the gradient norm of step {step + 1} is 0.0, though something was supervised",
         where=_named(sample_ids),

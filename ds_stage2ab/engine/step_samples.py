@@ -1,4 +1,4 @@
-"""One rank's raw samples of one step: what became of each, and the sums that the ranks add up at its end."""
+"""One rank's raw samples of one step: counts, metric terms, and the sums over ranks at its end."""
 
 import math
 from collections import Counter
@@ -15,8 +15,8 @@ class StepSamples:
     """One rank's raw samples of one step.
 
     Args:
-        drawn: the raw samples, those that could not be read among them.
-        term_names: what the channel reports of every sample.
+        drawn: the raw samples, including those that could not be read.
+        term_names: the metrics that the channel reports of every sample.
     """
 
     def __init__(self, drawn: list[Sample | Skipped], term_names: tuple[str, ...]) -> None:
@@ -39,7 +39,7 @@ class StepSamples:
         self.num_packs = 0
 
     def segments(self, made: Iterable[Segment | Skipped]) -> Iterator[Segment]:
-        """The segments among what a channel made of the samples; all are counted."""
+        """The segments among the results of a channel; skipped samples are counted too."""
         for one in made:
             if isinstance(one, Skipped):
                 self.skipped.append(one)
@@ -52,25 +52,25 @@ class StepSamples:
             yield one
 
     def assert_used_once(self) -> None:
-        """Each raw sample stood in one pack, or was skipped; a sample that was drawn twice, twice."""
+        """Assert that each raw sample was in one pack, or was skipped; a sample that was drawn twice, twice."""
         used = Counter([*self.packed_ids, *(one.sample_id for one in self.skipped)])
         assert used == Counter(self.drawn_ids), "the packs of a step hold other samples than were drawn"
 
     def count(self, pack: Pack) -> None:
-        """Note a pack of this rank that is about to be trained."""
+        """Count a pack of this rank that is about to be trained."""
         self.packed_ids += pack.sample_ids
         self.num_tokens += len(pack.input_ids)
         self.num_packs += 1
 
     def note_loss(self, pack: Pack, loss: float) -> None:
-        """Note the loss of a pack, a dummy pack among them, if it is not finite."""
+        """Record the loss of a pack, dummy packs included, if it is not finite."""
         if math.isfinite(loss):
             return
         self.nonfinite_loss = loss if self.nonfinite_loss is None else self.nonfinite_loss
         self.nonfinite_ids += pack.sample_ids if pack.real else ()
 
     def sums(self) -> dict[str, Term]:
-        """What all ranks add up: losses, the channel's terms, and sizes; the same names on every rank."""
+        """The sums to all-reduce: losses, the channel's terms, and sizes; the same names on every rank."""
         return {
             **self.losses,
             **self.terms,

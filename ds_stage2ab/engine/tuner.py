@@ -3,7 +3,7 @@
 LoRA (Hu et al. 2021) adds B A x lora_alpha / lora_rank to the frozen W of a linear layer; DoRA (Liu et al. 2024)
 rescales each row of the sum to a length that is learnt. Both start as W itself and are peft's own layers. The embedding
 table and the head get none; `tuner.trainable_token_rows` trains the rows of the coordinate tokens beside the adapters,
-in a small table of their own that is put over the frozen one. A tied head reads the same rows; a head of its own stays.
+in a small separate table laid over the frozen one. A tied head reads the same rows; an untied head stays frozen.
 """
 
 import copy
@@ -24,8 +24,8 @@ from ds_stage2ab.config.sections import TunerSection
 FULL, DORA = "full", "dora"
 EMBEDDING = "embed_tokens"
 """The module that holds the rows of the tokens."""
-_OVER_A_TABLE = ".token_adapter"  # of every name in peft's layer of trained rows
-_ADAPTED = "model."  # what holds the parts; the head stands beside it
+_OVER_A_TABLE = ".token_adapter"  # part of every name in peft's layer of trained rows
+_ADAPTED = "model."  # prefix of the parts; the head is outside of it
 _ALIGNER = ("model.visual.merger.", "model.visual.deepstack_merger_list.")
 _TOWER = "model.visual."
 _PEFT_PREFIX = "base_model.model."  # of every name in peft's adapter files
@@ -39,7 +39,7 @@ def part_of(name: str) -> str:
 
 
 def freeze_parts(model: nn.Module, parts: tuple[str, ...]) -> None:
-    """Take the named parts out of training: `vision` (tower), `aligner` (mergers), `language` (with its head)."""
+    """Freeze the named parts: `vision` (tower), `aligner` (mergers), `language` (with its head)."""
     for name, parameter in model.named_parameters():
         if part_of(name) in parts:
             parameter.requires_grad_(False)
@@ -66,11 +66,11 @@ def add_adapters(
     """Put adapters on the linear layers of the parts that train, in place, and freeze everything else.
 
     Args:
-        model: its outputs stay what they are.
+        model: changed in place; its outputs stay the same.
         tuner: `tuner` of the config, with adapters.
         frozen: `model.freeze` of the config.
         coordinate_ids: the rows that `tuner.trainable_token_rows` may name.
-        seed: of the adapters' first weights: equal on every rank.
+        seed: of the adapters' initial weights: equal on every rank.
         source: the checkpoint folder, named in the adapter's own config.
     """
     precision = model.dtype
@@ -86,7 +86,7 @@ def add_adapters(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
-    # As the rest of the model: the engine holds fp32 copies of what trains in bf16. Parameters alone: a cast of the
+    # In the model's precision: the engine holds fp32 copies of what trains in bf16. Parameters alone: a cast of the
     # whole model would round its rotary frequencies too.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(precision)
@@ -99,14 +99,14 @@ def adapters_of(model: nn.Module) -> dict[str, LoraLayer]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Merged:
-    """A tensor of the model without adapters whose outputs are those of the model with them."""
+    """A tensor of the plain model, with its adapters merged in."""
 
     name: str
     # in a plain model
     needs: tuple[str, ...]
     # names of the parameters that it is made from
     make: Callable[[], Tensor]
-    # makes it while these are there; nothing of the model is changed
+    # computes it while these are gathered; does not change the model
 
 
 def merged_tensors(model: nn.Module) -> list[Merged]:

@@ -1,8 +1,8 @@
-"""The model with all of its weights, also where ZeRO 3 keeps a part of each on every rank.
+"""The model with full parameters, under ZeRO 3 too, where each rank holds a part of each.
 
-`generate` inside gathered parameters hangs as soon as the ranks' answers differ in length: DeepSpeed's hooks release
-the parameters after every forward all the same. So under ZeRO 3 the weights are gathered, one parameter at a time,
-into a copy without hooks, which each rank uses as it likes and which is empty again afterwards.
+`generate` inside `GatheredParameters` hangs as soon as the ranks' answers differ in length: DeepSpeed's hooks still
+release the parameters after every forward. So under ZeRO 3 the weights are gathered, one parameter at a time, into a
+copy without hooks, which each rank uses independently and which is emptied afterwards.
 """
 
 import copy
@@ -18,7 +18,7 @@ from ds_stage2ab.runtime.ranks import World
 
 
 class WholeModel:
-    """Lends a model whose weights are all there, or some of them.
+    """Gathers the full parameters of a model, all of them or some.
 
     Args:
         model: the model that trains; not yet given to DeepSpeed.
@@ -31,25 +31,25 @@ class WholeModel:
         self.world = world
         self.is_partitioned = is_partitioned
         self.layout = _without_weights(model) if is_partitioned else model
-        # the model that is lent; its weights may be looked at while it is
+        # the model to use; under ZeRO 3 its parameters are empty outside of `__call__` and `part`
 
     @contextmanager
     def __call__(self) -> Iterator[nn.Module]:
-        """The whole of it, where it trains; all ranks enter together."""
+        """The model with all parameters, on the device where it trains; collective."""
         with self.part([name for name, _ in self.model.named_parameters()], self.world.device):
             yield self.layout
 
     @contextmanager
     def part(self, names: Collection[str], device: str, *, only_first: bool = False) -> Iterator[None]:
-        """Inside, the parameters of these names are there in `layout`; all ranks enter together.
+        """Inside, `layout` has the parameters of these names; collective.
 
         Args:
-            device: where gathered copies lie.
-            only_first: only on rank 0.
+            device: of the gathered copies.
+            only_first: copy on rank 0 alone.
 
         Raises:
-            RuntimeError, MemoryError: a copy has no room on this rank; the others are inside.
-            LocalFault: a gather itself has failed on this rank; the others are still in it.
+            RuntimeError, MemoryError: no memory for a copy on this rank; the other ranks are inside the block.
+            LocalFault: a gather failed on this rank; the other ranks are still in it.
         """
         if not self.is_partitioned:
             yield
@@ -67,7 +67,7 @@ class WholeModel:
     def _gather(self, names: Collection[str], device: str, *, keep: bool) -> RuntimeError | MemoryError | None:
         """Copy parameters to `layout`.
 
-        Returns: why a copy could not be made. The other ranks gather with this one: it comes to an end all the same.
+        Returns: why a copy could not be made. The gathers go on, as the other ranks take part in them.
         """
         sources, copies = dict(self.model.named_parameters()), dict(self.layout.named_parameters())
         fault = None
@@ -78,12 +78,12 @@ class WholeModel:
                         copies[name].data = sources[name].data.to(device, copy=True)
                 except (RuntimeError, MemoryError) as error:
                     fault = error
-                    self._give_back(names)  # room for what is still to be gathered
+                    self._give_back(names)  # frees memory for the remaining gathers
         return fault
 
     @contextmanager
     def _in_step(self) -> Iterator[None]:
-        """Around gathers: a rank that leaves one before its end would meet the others in another collective."""
+        """Converts a failed gather to a LocalFault: the other ranks are still in it, so no collective can follow."""
         try:
             yield
         except RuntimeError as error:

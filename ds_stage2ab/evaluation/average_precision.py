@@ -1,7 +1,7 @@
 """COCO's average precision of detections, computed by pycocotools (Lin et al. 2014, "Microsoft COCO").
 
-Categories are descriptions (stripped, lower case) that stand in the truth: predictions under another name count for
-nothing, as in COCO. At most 100 detections per image count, the best first.
+Categories are the descriptions (stripped, lower case) of true objects: predictions of other names are ignored, as in
+COCO. At most the 100 detections with the highest scores count per image.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ds_stage2ab.codec.bins import fraction_of
 from ds_stage2ab.evaluation.f1 import name_of
 
 ANY_AREA, MOST_DETECTIONS = 0, 2
-"""Places in COCOeval's tables: areas of all sizes, and 100 detections per image."""
+"""Indices into COCOeval's tables: areas of all sizes, and 100 detections per image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detections:
-    """One image: what is there, and what was found."""
+    """True and predicted objects of one image."""
 
     width: int
     height: int
@@ -33,7 +33,7 @@ class Detections:
     truth: Sequence[Truth]
     predicted: Sequence[Truth]
     scores: Sequence[float]
-    # one for each predicted object, the higher the surer
+    # one for each predicted object, higher is more certain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ class AveragePrecision:
     ap75: float | None
     # at IoU 0.75
     by_description: dict[str, float]
-    # `ap` of each description that stands in the truth
+    # `ap` of each description of true objects
 
 
 def average_precision(images: Sequence[Detections]) -> AveragePrecision:

@@ -1,6 +1,6 @@
 """`ds-stage2ab evaluate`: the held-out figures of any checkpoint, without a training run.
 
-Works alone, and under the launcher on several devices, which share the samples:
+Runs as one process, or under the launcher on several devices, which share the samples:
 `deepspeed --no_local_rank --module ds_stage2ab evaluate --config FILE --checkpoint DIR`.
 """
 
@@ -36,7 +36,7 @@ EXPORT = "hf"
 
 
 def evaluate_checkpoint(loaded: LoadedConfig, checkpoint: Path, world: World, pictures: Path | None) -> Evaluation:
-    """Judge a checkpoint on `data.validation`; the same on every rank.
+    """Evaluate a checkpoint on `data.validation`; the result is the same on every rank.
 
     Args:
         checkpoint: a Hugging Face folder, or a checkpoint of a run, which has one in `hf/`.
@@ -87,7 +87,7 @@ def evaluate_checkpoint(loaded: LoadedConfig, checkpoint: Path, world: World, pi
 
 
 def weights_folder(checkpoint: Path) -> Path:
-    """The Hugging Face folder of what the user named."""
+    """The Hugging Face folder inside a run's checkpoint, or the given folder itself."""
     for folder in (checkpoint / EXPORT, checkpoint):
         if (folder / "config.json").is_file():
             return folder

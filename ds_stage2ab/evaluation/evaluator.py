@@ -22,15 +22,15 @@ from ds_stage2ab.rollout.base import RolloutBackend, Sampling, all_drawn
 from ds_stage2ab.runtime.ranks import World
 
 WELL_FORMED = ("ok", "empty_answer")
-"""Parse states of an answer that was closed as the grammar wants."""
+"""Parse states of a complete answer."""
 
 CHUNK = 32
-"""Samples that are encoded at a time: bounds the memory that images take."""
+"""Samples that are encoded at a time: bounds the memory of images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of one held-out sample; small, so that ranks can exchange it."""
+    """Result of one held-out sample; small, as ranks exchange it."""
 
     index: int
     score: ImageScore
@@ -38,7 +38,7 @@ class Outcome:
     scores: tuple[float, ...] | None
     # of each predicted object: product of the probabilities of its tokens; None where the backend gives none
     dropped: tuple[str, ...]
-    # a reason for each complete value that was no object
+    # the reason for each dropped value
     well_formed: bool
     finish: str
     num_tokens: int
@@ -48,7 +48,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DescriptionRow:
-    """Figures of one description; a quotient with nothing below it is None."""
+    """Figures of one description; a quotient with denominator 0 is None."""
 
     description: str
     true: int
@@ -63,7 +63,7 @@ class DescriptionRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """What an evaluation found."""
+    """Result of an evaluation."""
 
     figures: dict[str, float]
     # `eval/...` name -> value over the whole set
@@ -72,18 +72,18 @@ class Evaluation:
 
 
 class Evaluator:
-    """Greedy rollouts of a fixed set, scored.
+    """Scores rollouts of a fixed set.
 
     Args:
         records: the held-out set.
         encode: record and draw -> sample.
-        backend: draws the rollouts.
-        sampling: how.
-        codec: the form that answers are read in.
+        backend: generates the rollouts.
+        sampling: the decoding parameters.
+        codec: the text form of answers.
         vocabulary: the checkpoint's ids.
         world: the learner ranks.
         pictures: folder of the PNG files.
-        num_pictures: the first so many records are drawn.
+        num_pictures: how many records are drawn, from the first.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Evaluator:
         self.num_pictures = num_pictures
 
     def run(self, finished_steps: int) -> Evaluation:
-        """Judge the weights after `finished_steps` steps, the same on every rank; rank 0 draws pictures."""
+        """Evaluate the weights after `finished_steps` steps, the same on every rank; rank 0 draws pictures."""
         start = time.monotonic()
         doing = f"the evaluation after step {finished_steps}"
         indices = range(self.world.rank, len(self.records), self.world.size)
@@ -140,10 +140,10 @@ class Evaluator:
         return self.encode(self.records[index], evaluation_draw(index))
 
     def _scored(self, indices: range, rollouts: list[Rollout]) -> list[Rollout]:
-        """The rollouts with their probabilities; all ranks enter together.
+        """The rollouts with their probabilities; collective.
 
         Every rank scores as often as the one with the most samples, since ZeRO 3 gathers in every forward; a rank that
-        has no more scores an empty answer to the first record. Images are read again: all of them would not fit.
+        has no more scores an empty answer to the first record. Images are read again: all would not fit in memory.
         """
         scored = []
         for place in range(self.world.all_reduce_max(len(indices))[0]):
@@ -181,7 +181,7 @@ class Evaluator:
 
 
 def _scores(parsed: ParsedRollout, probabilities: Probabilities | None) -> tuple[float, ...] | None:
-    """Of each object the product of the probabilities of its tokens."""
+    """For each object, the product of the probabilities of its tokens."""
     if probabilities is None:
         return None
     return tuple(math.exp(probabilities.log_probs[slice(*found.tokens)].sum()) for found in parsed.objects)
@@ -218,7 +218,7 @@ def evaluated(outcomes: Sequence[Outcome], records: Sequence[Record], seconds: f
 
 
 def _figures(outcomes: Sequence[Outcome], seconds: float) -> dict[str, float]:
-    """`eval/...` name -> value over the whole set; a mean over nothing is left out."""
+    """`eval/...` name -> value over the whole set; a mean of nothing is left out."""
     total = set_score([outcome.score for outcome in outcomes])
     count = len(outcomes)
     dropped = Counter(reason for outcome in outcomes for reason in outcome.dropped)

@@ -1,4 +1,4 @@
-"""How good predicted objects are: F1 with and without descriptions, precision, recall, IoU of the matched.
+"""Scores of predicted objects: F1 with and without descriptions, precision, recall, IoU of the matched.
 
 Invariants:
 - A pair counts only with IoU >= 0.5 and, where descriptions count, equal descriptions (stripped, lower case).
@@ -42,8 +42,8 @@ class ImageScore:
 class SetScore:
     """Figures of a set of images, each in 0..1 but `predicted_per_true`.
 
-    Nothing predicted and nothing true is right: F1, precision and recall are 1. Nothing predicted where
-    something is true, or the other way round, makes all three 0. Without a pair the IoU is 0.
+    With nothing predicted and nothing true F1, precision and recall are 1; if only one of the two is
+    empty, all three are 0. Without a pair the IoU is 0.
     """
 
     f1: float
@@ -59,7 +59,7 @@ class SetScore:
     recall_boxes: float
     matched_iou_boxes: float
     predicted_per_true: float
-    # objects predicted per true one; with nothing true their number, or 1 if nothing is predicted either
+    # predicted / true; with nothing true the number of predicted, or 1 if that is 0 too
 
 
 def score_image(predicted: Sequence[Truth], truth: Sequence[Truth]) -> ImageScore:
@@ -83,13 +83,13 @@ def score_image(predicted: Sequence[Truth], truth: Sequence[Truth]) -> ImageScor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DescriptionCounts:
-    """What became of the objects of one description over a set."""
+    """Counts of one description over a set."""
 
     predicted: int
     true: int
     matched: int
     iou_sum: float
-    # over the matched
+    # over the matched pairs
 
 
 def count_by_description(
@@ -98,7 +98,7 @@ def count_by_description(
     """Description (stripped, lower case) -> its counts, in alphabetical order.
 
     Args:
-        images: the predicted, the true, and the pairs of `score_image` of each.
+        images: (predicted, true, pairs of `score_image`) of each.
     """
     predicted: Counter[str] = Counter()
     true: Counter[str] = Counter()
@@ -142,7 +142,7 @@ def set_score(images: Iterable[ImageScore]) -> SetScore:
 
 
 def name_of(truth: Truth) -> str:
-    """What descriptions are compared by."""
+    """The form in which descriptions are compared."""
     return truth.desc.strip().lower()
 
 

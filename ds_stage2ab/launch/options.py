@@ -14,7 +14,7 @@ MAX_DEVICE = 4095
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
-    """Which devices serve and which learn; no devices: the CPU."""
+    """Devices of the servers and of the learner; none: the CPU."""
 
     rollout: tuple[int, ...]
     train: tuple[int, ...]

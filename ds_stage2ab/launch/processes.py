@@ -1,7 +1,7 @@
-"""The processes of one launch: started, watched, and ended together, each with all that it has started itself.
+"""The processes of one launch: started, watched and ended together, each with its descendants.
 
-Between the launcher and each of its processes stands a keeper (`launch/supervisor.py`) that ends the process when the
-launcher has ended, SIGKILL included. Every wait has a bound, and looks for signals meanwhile.
+Each process runs under a supervisor (`launch/supervisor.py`), which ends it when the launcher has ended, SIGKILL
+included. Every wait is bounded, and checks for signals.
 """
 
 import http.client
@@ -33,16 +33,16 @@ LOOPBACK = "127.0.0.1"
 LEARNER_GRACE_S = 20
 SERVER_GRACE_S = 6
 LONGEST_END_S = LEARNER_GRACE_S + ORPHANS_S + KILL_S + 1
-"""For a keeper, which then is killed itself."""
+"""Longest wait for a supervisor to end; then it is killed."""
 HEALTH_S = 2
 """Longest wait for a connection, and for the answer to /health."""
 ROUND_S = 1
 TAIL_LINES = 20
 TAIL_BYTES = 16_384
 OF_NANOBIND = ("nanobind: ", " - leaked ", " - ... skipped remainder", "See https://nanobind.")
-"""How the lines begin that its modules, vLLM's among them, write at a Python's end: thirty, behind why it ended."""
+"""Start of the lines that nanobind's modules, vLLM's among them, write at exit: thirty, after the error itself."""
 AGAIN_S = 2
-"""A second signal counts when it comes that long after the first: one Ctrl-C can arrive twice."""
+"""Seconds after the first signal from which a second one counts: one Ctrl-C can arrive twice."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -56,12 +56,12 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManagedProcess:
-    """One process of the launch, as its keeper."""
+    """One process of the launch, under its supervisor."""
 
     name: str
     supervisor: subprocess.Popen
     log: Path | None
-    # None: it writes where the launcher does
+    # None: it has the launcher's output
 
     @property
     def code(self) -> int | None:
@@ -72,7 +72,7 @@ class ManagedProcess:
         self.supervisor.stdin.close()
 
     def last_words(self) -> str:
-        """The end of its log, indented, without what says nothing."""
+        """The end of its log, indented, without blank lines and nanobind's."""
         if self.log is None:
             return ""
         with self.log.open("rb") as file:
@@ -84,7 +84,7 @@ class ManagedProcess:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """A rollout server and where it answers."""
+    """A rollout server and its address."""
 
     url: str
     port: int
@@ -111,7 +111,7 @@ class Server:
 
 
 class ProcessGroup:
-    """Everything that one launch has started: nothing of it outlives the `with` block."""
+    """All processes of one launch; none outlives the `with` block."""
 
     def __init__(self) -> None:
         self.members: list[ManagedProcess] = []
@@ -146,7 +146,7 @@ class ProcessGroup:
             raise Interrupted(self._signal)
 
     def pause(self, seconds: float) -> None:
-        """Sleep, but not through a signal."""
+        """Sleep; raises Interrupted if a signal comes."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             self.check()
@@ -154,14 +154,14 @@ class ProcessGroup:
         self.check()
 
     def start(self, name: str, command: list[str], environment: dict[str, str], log: Path) -> ManagedProcess:
-        """A server, with a log of its own."""
+        """Start a server, which writes to `log`."""
         with log.open("wb") as file:
             output = {"stdout": file, "stderr": subprocess.STDOUT}
             supervisor = self._supervise([str(SERVER_GRACE_S), CHILD, *command], environment, output)
         return self._take_in(ManagedProcess(name=name, supervisor=supervisor, log=log))
 
     def start_learner(self, command: list[str], environment: dict[str, str]) -> ManagedProcess:
-        """The DeepSpeed launcher; it writes where this process does."""
+        """Start the DeepSpeed launcher, which writes to this process's output."""
         supervisor = self._supervise([str(LEARNER_GRACE_S), RANKS, *command], environment, {})
         return self._take_in(ManagedProcess(name="the learner", supervisor=supervisor, log=None))
 
@@ -174,7 +174,7 @@ class ProcessGroup:
         return process
 
     def end(self) -> None:
-        """The learner first, then all servers at once, then whatever a killed keeper has left."""
+        """End the learner first, then all servers at once, then what a killed supervisor has left behind."""
         self.stopped += [process.name for process in self.members if process.code is None]
         for group in ([process for process in self.members if process.log is None], self.members):
             for process in group:
@@ -199,10 +199,10 @@ class ProcessGroup:
 def wait_until_ready(
     processes: ProcessGroup, servers: list[Server], longest_s: float, tell: Callable[[int, float], None]
 ) -> None:
-    """Until every server answers.
+    """Wait until every server answers.
 
     Args:
-        longest_s: for all of them together.
+        longest_s: seconds for all of them together.
         tell: called in each round with the number of servers that are ready, and the seconds waited.
 
     Raises:
@@ -226,5 +226,5 @@ def wait_until_ready(
             )
         if waiting:
             processes.pause(ROUND_S)
-    for server in servers:  # what answered may not have been ours
+    for server in servers:  # the server that answered may be another launch's
         server.refuse_if_ended()

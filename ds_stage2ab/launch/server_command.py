@@ -1,4 +1,4 @@
-"""What a vLLM server is started with, as pure functions; `rollout/server/handshake.py` checks the same flags."""
+"""vLLM's command line, as pure functions of the config; `rollout/server/handshake.py` checks the same flags."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ LOCAL_NAMES = (LOOPBACK, "localhost")
 
 
 def share_devices(servers: Sequence[ServerSection], devices: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The devices of each server, in order: equally many replicas of each. No devices: none for each.
+    """The devices of each server, in order: equally many replicas each; without devices, none each.
 
     Raises:
         ConfigError: they do not make whole replicas, equally many per server.
@@ -58,7 +58,7 @@ def server_command(
     devices: tuple[int, ...],
     transfer: str = GLOO_TRANSFER,
 ) -> tuple[list[str], dict[str, str]]:
-    """The command line of one rollout server, and what it adds to the environment.
+    """The command line of one rollout server, and its additional environment variables.
 
     Args:
         python: of the environment that has vLLM.
@@ -86,7 +86,7 @@ def server_command(
         options["--mm-processor-kwargs"] = json.dumps(pixels)
     words = [str(python), "-m", "vllm.entrypoints.openai.api_server", *(w for pair in options.items() for w in pair)]
     environment = {"VLLM_SERVER_DEV_MODE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    words += ["--enable-scale-out", "--no-mm-device-do-normalize"]  # tells its pixels, as they are on the learner
+    words += ["--enable-scale-out", "--no-mm-device-do-normalize"]  # opens /render; pixels as the learner's
     if devices:
         return words, {**environment, "CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))}
     return [*words, "--enforce-eager"], {**environment, CACHE_GIB: "1"}

@@ -1,12 +1,11 @@
-"""One command whose whole tree of processes ends with whoever asked for it.
+"""Runs one command, and ends its whole tree of processes when the launcher ends.
 
 `python -m ds_stage2ab.launch.supervisor GRACE_S child|ranks COMMAND...` runs the command. Standard input is a pipe
-into which nobody writes: when its other end closes, on purpose or because its holder was killed, the command gets
-SIGTERM and GRACE_S seconds, and then whatever is left of its tree SIGTERM, 2 seconds, and SIGKILL. With `ranks` the
-first SIGTERM goes to the learner ranks: DeepSpeed would pass it on to one rank after the other, or not at all.
-SIGTERM to the keeper cuts all waiting short.
+without data: when the launcher closes it, or is killed, the command gets SIGTERM and GRACE_S seconds, and then the rest
+of its tree SIGTERM, 2 seconds, and SIGKILL. With `ranks` the first SIGTERM goes to the learner ranks: DeepSpeed would
+pass it on to one rank after the other, or not at all. SIGTERM to the supervisor ends all waits at once.
 
-Orphans of the tree become children of the keeper, whatever session they are in, so none is missed. Exit code: that of
+Orphans of the tree become children of the supervisor, in whatever session, so none is missed. Exit code: that of
 the command, 128 + n if signal n ended it.
 """
 
@@ -32,9 +31,9 @@ SIGNAL_CODES = 128
 """A shell's exit code of a process that signal n ended is 128 + n."""
 LOOK_S = 0.2
 ORPHANS_S = 2
-"""Between SIGTERM and SIGKILL for what the command has left behind."""
+"""Seconds between SIGTERM and SIGKILL for descendants that the command has left behind."""
 KILL_S = 5
-"""For processes to be gone after SIGKILL; the kernel may hold one that waits for a device."""
+"""Longest wait for processes to be gone after SIGKILL; the kernel may hold one that waits for a device."""
 
 
 def adopt_orphans() -> None:
@@ -54,7 +53,7 @@ def descendants(root: int) -> list[int]:
 
 
 def _processes() -> Iterator[tuple[int, int]]:
-    """(process, parent) of all that live; a dead one that nobody has waited for is none."""
+    """(process, parent) of all living processes; zombies are left out."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             with suppress(OSError):  # it has just ended
@@ -84,7 +83,7 @@ def signal_all(pids: list[int], number: int) -> None:
             os.kill(pid, number)
 
 
-class Keeper:
+class Supervisor:
     """See the module.
 
     Args:
@@ -100,7 +99,7 @@ class Keeper:
         self._hurry = False
 
     def keep(self, command: list[str]) -> int:
-        """Run the command to its end, or to that of the one who asked for it; returns the exit code."""
+        """Run the command until it or the launcher ends; returns the exit code."""
         signal.signal(signal.SIGTERM, lambda number, frame: self._be_quick())
         for number in (signal.SIGINT, signal.SIGHUP):  # not ignored: that would be inherited
             signal.signal(number, lambda number, frame: None)
@@ -123,19 +122,19 @@ class Keeper:
         self._hurry = True
 
     def _reap(self) -> None:
-        """Take note of children and adopted orphans that have ended."""
+        """Record the exit codes of children and adopted orphans that have ended."""
         with suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 self._codes[ended[0]] = os.waitstatus_to_exitcode(ended[1])
 
     def _end(self, child: int) -> None:
-        """Leave nothing below this process."""
+        """End every process below this one."""
         everybody = descendants(os.getpid())
         first = learner_ranks(os.getpid()) if self.whom == RANKS else [child]
         first = [pid for pid in first if pid in everybody] or everybody
         signal_all(first, signal.SIGTERM)
         self._wait(self.grace_s, lambda: child in self._codes and not set(first) & set(descendants(os.getpid())))
-        signal_all(descendants(os.getpid()), signal.SIGTERM)  # whom those have left behind
+        signal_all(descendants(os.getpid()), signal.SIGTERM)  # descendants that those have left behind
         self._wait(ORPHANS_S, lambda: not descendants(os.getpid()))
         deadline = time.monotonic() + KILL_S
         while (left := descendants(os.getpid())) and time.monotonic() < deadline:
@@ -153,4 +152,4 @@ class Keeper:
 
 if __name__ == "__main__":
     grace_s, whom, *command = sys.argv[1:]
-    sys.exit(Keeper(float(grace_s), whom).keep(command))
+    sys.exit(Supervisor(float(grace_s), whom).keep(command))

@@ -1,6 +1,6 @@
-"""Over which of vLLM's weight transfer engines a launched learner sends: NCCL where both ends have the same one.
+"""Chooses the weight transfer engine of a launched learner: NCCL if both ends have the same version of it.
 
-Each end is asked in its own Python: what either of them has installed is not known here.
+Each end is queried in its own Python environment.
 """
 
 import subprocess
@@ -16,7 +16,7 @@ from ds_stage2ab.runtime.shutdown import end_with_parent
 
 ASK = "import torch; print(*torch.cuda.nccl.version(), sep='.')"
 LONGEST_S = 120
-"""An import of torch from a cold disk."""
+"""Seconds; enough to import torch from a cold disk."""
 
 
 def choose_transfer(learner: Path, server: Path, pause: Callable[[float], None]) -> tuple[str, str]:
@@ -24,7 +24,7 @@ def choose_transfer(learner: Path, server: Path, pause: Callable[[float], None])
 
     Args:
         learner, server: the Python of each end.
-        pause: sleeps so many seconds; what it raises ends the asking.
+        pause: sleeps so many seconds; may raise to end the query.
     """
     mine, its = nccl_version(learner, pause), nccl_version(server, pause)
     if mine is not None and mine == its:
@@ -34,7 +34,7 @@ def choose_transfer(learner: Path, server: Path, pause: Callable[[float], None])
 
 
 def nccl_version(python: Path, pause: Callable[[float], None]) -> str | None:
-    """Of the torch that this Python has; None where it has none. Nothing is left of the process that is asked."""
+    """NCCL version of this Python's torch; None if it has none. Leaves no process behind."""
     with tempfile.TemporaryFile("w+", errors="replace") as answer:
         try:
             asked = subprocess.Popen(
@@ -42,7 +42,7 @@ def nccl_version(python: Path, pause: Callable[[float], None]) -> str | None:
                 stdin=subprocess.DEVNULL,
                 stdout=answer,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # a terminal's Ctrl-C is the launcher's matter
+                start_new_session=True,  # a terminal's Ctrl-C is handled by the launcher
                 preexec_fn=end_with_parent,  # noqa: PLW1509
             )
         except OSError:
@@ -54,13 +54,13 @@ def nccl_version(python: Path, pause: Callable[[float], None]) -> str | None:
 
 
 def _code(asked: subprocess.Popen, pause: Callable[[float], None]) -> int | None:
-    """Its exit code; None if it would take too long."""
+    """Its exit code; None after LONGEST_S."""
     deadline = time.monotonic() + LONGEST_S
     try:
         while asked.poll() is None and time.monotonic() < deadline:
             pause(LOOK_S)
         return asked.returncode
     finally:
-        asked.kill()  # nothing happens to one that has ended
+        asked.kill()  # no effect on a process that has ended
         with suppress(subprocess.TimeoutExpired):
             asked.wait(KILL_S)

@@ -1,7 +1,7 @@
 """Attention over a pack, segment by segment.
 
-Scaled dot-product attention over a whole pack takes a mask of its length squared, and its work grows with that square.
-Each segment attends to itself alone, so the same numbers come from one causal attention per segment without a mask.
+Scaled dot-product attention over a whole pack needs a mask of its length squared, and as much work.
+Each segment attends to itself alone, so one causal attention per segment without a mask gives the same numbers.
 """
 
 from itertools import pairwise
@@ -30,7 +30,7 @@ def attend_by_segment(
 
     Args:
         query_BHTD: [1, heads, T, head width] with segments; keys and values may have fewer heads.
-        attention_mask: not looked at with segments; it would say the same.
+        attention_mask: ignored with segments; it would have the same effect.
         segment_lengths: tokens of each segment, together T; None: plain attention with the mask, as for `generate`.
 
     Returns: ([1, T, heads, head width], None).
@@ -43,14 +43,14 @@ def attend_by_segment(
 
 
 def use_segments(model: nn.Module) -> None:
-    """Let the language model of a Qwen3-VL whose attention is `sdpa` attend so where it is told the segments."""
+    """Make the language model of a Qwen3-VL whose attention is `sdpa` attend by segment where segments are given."""
     AttentionInterface.register(BY_SEGMENT, attend_by_segment)
     AttentionMaskInterface.register(BY_SEGMENT, sdpa_mask)
     model.set_attn_implementation({"text_config": BY_SEGMENT})
 
 
 def segment_arguments(model: nn.Module, boundaries: tuple[int, ...]) -> dict[str, list[int]]:
-    """What `forward` must be told of a pack; nothing where another attention reads it from the position ids.
+    """Arguments of `forward` for a pack; none if the attention implementation reads the position ids.
 
     Args:
         boundaries: S+1 offsets of the segments in the pack.

@@ -26,7 +26,7 @@ from ds_stage2ab.codec.bins import MAX_BIN, NUM_BINS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotDistribution:
-    """What the model believes at each coordinate slot."""
+    """The predicted distribution at each coordinate slot."""
 
     log_p_MK: Tensor
     # log softmax over the coordinate ids alone
@@ -35,10 +35,10 @@ class SlotDistribution:
 
 
 def slot_distribution(logits_MV: Tensor, coordinate_ids_K: Tensor) -> SlotDistribution:
-    """Split the logits at coordinate slots into where-in-the-bins and whether-a-coordinate-at-all."""
+    """Split the logits at coordinate slots into a distribution over bins and the total coordinate probability."""
     logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
     inside_MK = logits_MV.index_select(-1, coordinate_ids_K)
-    # Where nearly all mass is inside, the two sums differ by their rounding alone, either way.
+    # Where nearly all mass is inside, rounding alone could make this positive.
     log_mass_M = (torch.logsumexp(inside_MK, dim=-1) - torch.logsumexp(logits_MV, dim=-1)).clamp(max=0)
     return SlotDistribution(log_p_MK=F.log_softmax(inside_MK, dim=-1), log_mass_M=log_mass_M)
 

@@ -1,7 +1,7 @@
 """The objective: a pack goes in, the sum of its samples' losses and its terms come out.
 
-The module that DeepSpeed wraps. It scales nothing: mean over samples, ranks and packs is the window's
-business. Contract of `forward`: `loss` is the plain sum over the pack's segments of
+The module that DeepSpeed wraps. It does not scale: the means over samples, ranks and packs are taken in
+`engine.window`. Contract of `forward`: `loss` is the plain sum over the pack's segments of
 
     sample loss = text CE + sum over terms of weight * mean of the term over the sample's slots or boxes
 
@@ -55,7 +55,7 @@ class Objective(nn.Module):
     def forward(self, pack: Pack) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """The sum of the sample losses (0-d fp32) and name -> detached (sum, count), for `TERM_NAMES`.
 
-        Of a pack that is not real both are zero, the loss still attached to every parameter used.
+        For a dummy pack both are zero, and the loss still depends on every parameter used.
         """
         num_samples = len(pack.boundaries) - 1
         supervised_M = pack.weights.nonzero().squeeze(-1)
@@ -78,7 +78,7 @@ class Objective(nn.Module):
         """Logits that predict the supervised tokens (first pass) and the coordinate slots (last pass).
 
         Pass 0 reads the tokens themselves; each further pass reads, at every coordinate slot, the embedding
-        that the pass before expected there. The vision tower runs once.
+        that the pass before predicted there. The vision tower runs once.
         """
         vision = self.model.get_image_features(pack.vision.pixel_values, pack.vision.image_grid_thw, return_dict=True)
         embed, detach = self.model.get_input_embeddings(), self.section.softctx_grad_mode == "em_detach"
@@ -86,7 +86,7 @@ class Objective(nn.Module):
         for index in range(pack.num_passes):
             first, last = index == 0, index == pack.num_passes - 1
             with torch.set_grad_enabled(torch.is_grad_enabled() and (first or last or not detach)):
-                # A fresh look-up each time: placeholder rows must stay bitwise what the model compares with.
+                # Embedded again in each pass: placeholder rows must stay bitwise what the model compares with.
                 inputs_TD = embed(pack.input_ids)
                 if not first:
                     expected_MD = self._expected_embedding(slot_logits.detach() if detach else slot_logits)

@@ -1,10 +1,10 @@
-"""Which predicted object stands for which true one: the cheapest assignment by exact IoU.
+"""The assignment of predicted to true objects: the cheapest one by exact IoU.
 
-A pair costs 1 - IoU, a prediction without a partner `fp_cost`, a true object without one `fn_cost`. What is
-learned from a rollout hangs on this, so the result is a function of the objects alone: both lists are sorted
-by (box, desc) first, and the solver sees the same matrix whatever the order in which they came. Between
-assignments of equal cost the solver's choice on the sorted matrix stands; it only adds, subtracts and compares
-doubles, and no two different IoUs of boxes share one, so the choice is the same on every platform.
+A pair costs 1 - IoU, a prediction without a partner `fp_cost`, a true object without one `fn_cost`. Targets
+depend on the result, so it is a function of the objects alone: both lists are sorted by (box, desc) first, and
+the solver sees the same matrix for any order of the input. Between assignments of equal cost the solver's
+choice on the sorted matrix stands; it only adds, subtracts and compares doubles, and no two different IoUs of
+boxes share one, so the choice is the same on every platform.
 
 Invariants:
 - Every prediction is in exactly one of `pairs` and `spurious`, every true object in exactly one of `pairs` and
@@ -12,7 +12,7 @@ Invariants:
 - A pair has an IoU of at least `iou_gate`, and its true object is among the prediction's `candidate_top_k` best.
 - No other choice among such pairs costs less.
 - Permuting either list permutes the result (objects equal in box and description take each other's places).
-- Descriptions play no part but to order objects of equal boxes.
+- Descriptions only order objects of equal boxes.
 """
 
 from collections.abc import Sequence
@@ -40,12 +40,12 @@ def match_boxes(
         predicted: [P] in any order.
         truth: [G] in any order.
         candidate_top_k: how many true objects a prediction may be matched to: the best by IoU, then by the
-            distance of the centres, then by their place among the sorted.
+            distance of the centres, then by their sorted position.
         iou_gate: the least IoU of a pair, in 0..1.
         fp_cost: of a prediction without a partner, >= 0.
         fn_cost: of a true object without a partner, >= 0.
 
-    Returns: the assignment, as places in the lists that were given.
+    Returns: the assignment, as indices into the given lists.
     """
     assert candidate_top_k >= 1, f"candidate_top_k {candidate_top_k}"
     assert fp_cost >= 0 and fn_cost >= 0, f"fp_cost {fp_cost}, fn_cost {fn_cost}"
@@ -67,7 +67,7 @@ def match_boxes(
 
 
 def _order(objects: Sequence[Truth | ParsedObject]) -> list[int]:
-    """Places of the objects, sorted by box and then by description; equal ones stay as they came."""
+    """Indices of the objects, sorted by box and then by description; the sort is stable."""
     return sorted(range(len(objects)), key=lambda place: (objects[place].box, objects[place].desc))
 
 

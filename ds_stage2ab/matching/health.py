@@ -1,9 +1,9 @@
-"""What a B step reports of each rollout, as (sum, count) pairs that add up over samples, packs and ranks.
+"""Metrics of each rollout of a B step, as (sum, count) pairs that add up over samples, packs and ranks.
 
 Invariants:
-- Every rollout has the same names, `TERM_NAMES`, whatever became of it.
+- Every rollout has the same names, `TERM_NAMES`.
 - The rates of the parse states add up to 1, those of the drop reasons to `rollout/values_dropped_rate`.
-- A quotient with nothing below it has count 0: it is left out of the mean, never counted as 0 or 1.
+- A quotient with denominator 0 has count 0: it is left out of the mean, never counted as 0 or 1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Term = tuple[float, float]
 
 
 def rollout_terms(rollout: Rollout, parsed: ParsedRollout, match: Match, truth: Sequence[Truth]) -> dict[str, Term]:
-    """Metric name -> (sum, count) of one rollout; the matched are those of training, whatever their description."""
+    """Metric name -> (sum, count) of one rollout; matches are those of training, by boxes alone."""
     matched, predicted, true = len(match.pairs), len(parsed.objects), len(truth)
     values = predicted + len(parsed.dropped)
     same = sum(_name(parsed.objects[p].desc) == _name(truth[g].desc) for p, g in match.pairs)
@@ -45,10 +45,10 @@ def rollout_terms(rollout: Rollout, parsed: ParsedRollout, match: Match, truth: 
 def target_terms(
     target: Target, parsed: ParsedRollout, match: Match, truth: Sequence[Truth], *, iou_gate: float
 ) -> dict[str, Term]:
-    """Metric name -> (sum, count) of what became of one rollout.
+    """Metric name -> (sum, count) of the target of one rollout.
 
     Args:
-        iou_gate: the least IoU of a pair: a spurious object that has it with a true one says that one twice.
+        iou_gate: the least IoU of a pair: a spurious object that has it with a true one is a duplicate.
     """
     iou_PG = pairwise_iou([parsed.objects[place].box for place in match.spurious], [one.box for one in truth])
     duplicates = int((iou_PG.max(axis=1, initial=0.0) >= iou_gate).sum())
@@ -66,7 +66,7 @@ def target_terms(
 
 
 def _name(desc: str) -> str:
-    """What two descriptions are compared by."""
+    """The form in which descriptions are compared."""
     return desc.strip().lower()
 
 

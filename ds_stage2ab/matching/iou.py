@@ -12,7 +12,7 @@ def pairwise_iou(first: Sequence[Box], second: Sequence[Box]) -> NDArray[np.floa
     """Intersection over union of every box of one list with every box of another.
 
     Boxes are continuous areas in bins: the width is x2 - x1, with no pixel added. All areas are whole
-    numbers below 10^6, so each quotient is the double next to the true one, on every platform.
+    numbers below 10^6, so each quotient is the double nearest to the true one, on every platform.
 
     Args:
         first: [P] boxes with x2 > x1 and y2 > y1.

@@ -1,15 +1,15 @@
-"""A rollout's ids -> the objects that can be learned from, and the prefix that is kept.
+"""A rollout's ids -> the objects to learn from, and the prefix to keep.
 
-Nothing is repaired and nothing is guessed: `scan` says which values of the answer are complete, every
-complete value is kept or dropped for one reason, and the prefix ends behind the last complete value.
+Nothing is repaired and nothing is guessed: `scan` finds the complete values of the answer, each is kept or
+dropped for one reason, and the prefix ends after the last one.
 
 Invariants:
 - Every complete value is in `objects` or in `dropped`, once; both are in generated order.
 - The bytes of `prefix_ids` are the first bytes of the response, up to the end of the last complete value; without one
   they are the codec's own opening.
 - `prefix_ids` are generated ids but for the token in which the cut falls.
-- The first `num_anchored` of them are generated ids; behind them stands no coordinate token.
-- No ids whatsoever raise an error, and what is behind the end of the scan changes nothing but the state.
+- The first `num_anchored` of them are generated ids; there is no coordinate token after them.
+- No ids raise an error, and ids after the end of the scan change only the state.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from ds_stage2ab.ops.scan import MAX_KEY_DIGITS
 STATES = (
     "no_json",  # the opening was not read
     "empty_answer",  # closed, without any value
-    "ok",  # closed, nothing behind
-    "trailing_garbage",  # closed, and something (white space counts) behind
+    "ok",  # closed, nothing after it
+    "trailing_garbage",  # closed, with something (white space counts) after it
     "malformed",  # ended by a byte or token that cannot continue
-    "truncated_first_object",  # ended because there is no more, before the first value was complete
-    "truncated",  # ended because there is no more
+    "truncated_first_object",  # the ids ended before the first value was complete
+    "truncated",  # the ids ended before the close
 )
 """One per rollout: the first that applies."""
 
 REASONS = (
-    "key_invalid",  # no object, a key twice (its own included), or a key that is neither `desc` nor a geometry
-    "missing_desc",  # no `desc`, or it is no string or blank
+    "key_invalid",  # not an object, a key twice (its own included), or a key that is neither `desc` nor a geometry
+    "missing_desc",  # no `desc`, or it is blank or not a string
     "missing_geom",  # no geometry at all
-    "unknown_geom",  # a geometry of another kind, beside `bbox_2d` or in its place
-    "poly_unsupported",  # a polygon, beside `bbox_2d` or in its place
-    "wrong_arity",  # `bbox_2d` is no list of four
-    "non_coord_token",  # one of the four is no coordinate token
+    "unknown_geom",  # a geometry of another kind, beside `bbox_2d` or instead of it
+    "poly_unsupported",  # a polygon, beside `bbox_2d` or instead of it
+    "wrong_arity",  # `bbox_2d` is not a list of four
+    "non_coord_token",  # one of the four is not a coordinate token
     "bbox_invalid",  # x2 <= x1 or y2 <= y1
 )
 """Why a complete value was dropped: the first that applies."""
 
 MAX_NUMBER = 10**MAX_KEY_DIGITS - 1
 ROOM = 10_000
-"""Numbers that are free behind the one where further objects begin: more than any answer has objects."""
+"""Numbers that must be free above the first appended one: more than any answer has objects."""
 DESC_KEY = "desc"
 BOX_KEY = "bbox_2d"
 POLYGON_KEYS = frozenset({"poly", "poly_2d", "polygon", "polygon_2d", "segmentation"})
@@ -91,7 +91,7 @@ def parse_rollout(token_ids: Sequence[int], vocabulary: Vocabulary, codec: Codec
 
 
 def _next_number(numbers: Sequence[int]) -> int:
-    """One more than the highest number behind which there is room: the grammar reads no more than MAX_NUMBER."""
+    """One more than the highest number with room above it: the grammar reads no more than MAX_NUMBER."""
     above = MAX_NUMBER + 1
     for number in sorted({0, *numbers}, reverse=True):
         if above - number > ROOM:
@@ -169,10 +169,10 @@ def _tokens(starts: list[int], first: int, last: int) -> tuple[int, int]:
 
 
 def _num_anchored(token_ids: Sequence[int], found: Scan, vocabulary: Vocabulary) -> int:
-    """Number of ids up to and with the anchor: the last coordinate token of the last complete value.
+    """Number of ids up to and including the anchor: the last coordinate token of the last complete value.
 
-    A tokenizer splits every text at added tokens, so nothing can merge across an anchor that is one. Of a value without
-    coordinates the anchor is the last token that ends at or before its first byte; without a value there is none.
+    A tokenizer splits every text at added tokens, so nothing merges across a coordinate token. The anchor of a value
+    without one is the last token that ends at or before the value's first byte; without a value there is no anchor.
     """
     if not found.values:
         return 0
@@ -187,11 +187,11 @@ def _num_anchored(token_ids: Sequence[int], found: Scan, vocabulary: Vocabulary)
 def _prefix(
     token_ids: Sequence[int], found: Scan, vocabulary: Vocabulary, codec: Codec
 ) -> tuple[tuple[int, ...], int]:
-    """The ids up to the cut, and how many of them were generated as they are."""
+    """The ids up to the cut, and how many of them are generated ids."""
     if not found.values:
         return tuple(vocabulary.encode(codec.opening)), 0
     cut = found.values[-1].last
-    place = bisect_left(found.starts, cut)  # the first token that starts at the cut or behind it
+    place = bisect_left(found.starts, cut)  # the first token that starts at the cut or after it
     if found.starts[place] == cut:
         return tuple(token_ids[:place]), place
     kept = vocabulary.written(token_ids[place - 1])[: cut - found.starts[place - 1]]

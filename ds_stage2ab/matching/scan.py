@@ -1,4 +1,4 @@
-"""The scan of a response, as the parser wants it: rows of the values' nodes, and the bytes that they point into."""
+"""The scan of a response as a tree: the nodes of its values, and the bytes that they point into."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class Node(NamedTuple):
     last: int
     # [first, last) bytes in the text of the response
     slot: int
-    # of a coordinate, and of a string that is one and nothing else: its place among the ids; else -1
+    # of a coordinate, and of a string that holds exactly one: its index in the ids; else -1
     number: int
-    # its bin; of a value with a numbered key: that number; else -1
+    # the bin of a coordinate; the number of a value with a numbered key; else -1
     inside: list[Node]
     # of an object: key, value, key, value, ...; of an array: its elements
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
-    """What one pass over a response found; `ds_stage2ab/ops/scan.py` says what that is."""
+    """Result of one pass over a response, as described in `ds_stage2ab/ops/scan.py`."""
 
     values: tuple[Node, ...]
     # the complete values, in generated order
@@ -41,11 +41,11 @@ class Scan:
     starts: list[int]
     # [T+1] offset of each token's first byte; the last entry is the number of bytes
     opening_end: int
-    # offset behind the opening; -1 if it was not read
+    # offset after the opening; -1 if it was not read
     ended: Literal["closed", "refused", "end"]
-    # at the outermost close, by a byte or token that cannot continue, or because there is no more
+    # at the outermost close, at a byte or token that cannot continue, or with the ids
     behind: bool
-    # closed, and something stands behind the close
+    # whether something follows the close
 
 
 def scan(token_ids: Sequence[int], vocabulary: Vocabulary, codec: Codec) -> Scan:

@@ -1,12 +1,12 @@
-"""A true answer -> what it teaches, every token of it supervised: Channel A's targets, and Channel B's rewritten ones.
+"""Fully supervised targets: those of Channel A, and the rewritten ones of Channel B.
 
-A rewritten target is the answer that Channel A would teach for the same objects, but for one thing: where the model
-found an object, its own coordinates are what is read, and the true ones what is learned. What it made up, said twice or
-wrote wrongly is left out, what it missed is put in.
+A rewritten target is the answer of Channel A for the same objects, with one difference: the ids of a matched object are
+the model's own coordinates, and its `bins` the true ones. Spurious, duplicate and dropped objects are left out, missed
+ones are added.
 
 Invariants:
-- Every true object stands in the answer exactly once, by its true description, and has four slots.
-- `ids` are `encode_answer`'s of the objects as they are read.
+- Every true object is in the answer exactly once, with its true description and four slots.
+- `ids` are `encode_answer`'s of the objects with the coordinates of the input.
 - Coordinate tokens have weight 0, descriptions `desc_ce_weight`, all else 1.
 """
 
@@ -30,11 +30,11 @@ def answer_target(
     desc_ce_weight: float,
     where: str,
 ) -> Target:
-    """Teach the answer that lists `objects`.
+    """The target of the answer that lists `objects`.
 
     Args:
-        objects: N objects as they are read.
-        boxes: N objects whose boxes are learned at the places of those of `objects`.
+        objects: N objects with the coordinates of the input.
+        boxes: N objects whose boxes are the targets for those of `objects`.
         desc_ce_weight: cross-entropy weight of the tokens of a description's value.
         where: the sample, for the message.
 
@@ -72,8 +72,7 @@ def rewritten_target(
         parsed: the rollout.
         match: of `parsed.objects` with `truth`.
         truth: the true objects in the order of `data.object_order`.
-        said_order: matched objects in the order in which the model said them, missed ones behind; else all of them in
-            the order of `truth`.
+        said_order: matched objects in generated order, then the missed ones; else all of them in the order of `truth`.
         desc_ce_weight: as in `answer_target`.
         where: as in `answer_target`.
 

@@ -1,6 +1,6 @@
 """One picture of a run: loss and its terms, evaluation, coordinates, learning rate, speed, matches and rollouts.
 
-A step of Channel B has other targets than one of Channel A, so no line runs through both.
+Steps of Channel B have other targets than those of Channel A, so no line runs through both.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def draw_curves(history: History, path: Path, title: str) -> None:
 
 
 def smoothed(steps: Sequence[int], values: Sequence[float], half_life: float) -> list[float]:
-    """Exponential moving average over steps (not over points), unbiased at its start; non-finite values are passed by.
+    """Exponential moving average over steps (not over points), unbiased at its start; non-finite values are skipped.
 
     With decay d = 0.5^((s_i - s_(i-1)) / half_life): mean_i = (d w_(i-1) mean_(i-1) + v_i) / (d w_(i-1) + 1).
     """
@@ -163,7 +163,7 @@ def _draw_matches(axes: Axes, history: History) -> None:
 def _draw_rollouts(axes: Axes, history: History) -> None:
     for name, colour in zip(ROLLOUT_CURVES, COLOURS, strict=False):
         _line(axes, history.steps, name, name.removeprefix("rollout/"), colour)
-    axes.set_ylim(-0.02, 1.02)  # rates of 0 are the rule, and to be seen
+    axes.set_ylim(-0.02, 1.02)  # rates are often 0, which must be visible
     right = _right_axis(axes)
     _line(right, history.steps, "rollout/tokens_per_second", "tokens per second (right)", COLOURS[3])
     highest = right.get_ylim()[1]
@@ -250,7 +250,7 @@ def _finish(
     lines = [line for side in (axes, right) if side is not None for line in side.get_legend_handles_labels()[0]]
     handles: dict[str, Line2D] = {}
     for line in lines:
-        handles.setdefault(str(line.get_label()), line)  # a colour is told once, as the first channel drew it
+        handles.setdefault(str(line.get_label()), line)  # one entry for each colour, that of the first channel
     if handles:
         if len(channels) > 1:
             handles |= {f"{channel} steps": _style_handle(channel) for channel in channels}

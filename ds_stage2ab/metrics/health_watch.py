@@ -1,10 +1,10 @@
-"""Says when Channel B's rollouts become unhealthy, and ends a run whose config asks for it.
+"""Warns when Channel B's rollouts become unhealthy, and ends the run if the config says so.
 
 Invariants:
 - A threshold acts after `patience` B steps in a row that cross it; steps of Channel A in between change nothing.
 - It warns once, and again only after a B step that did not cross it.
-- A figure that a step does not have (nothing was generated, nothing was true) crosses nothing.
-- What it says depends on the steps' summed terms alone, so all ranks warn and stop together.
+- A missing figure (nothing was generated, nothing was true) crosses no threshold.
+- It depends on the steps' summed terms alone, so all ranks warn and stop together.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Values = Mapping[str, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """What one key of the section looks at."""
+    """The metrics that one key of the section watches."""
 
     key: str
     step: str
-    # the metric of a B step, in words
+    # the metric of a B step, or a sum of metrics
     evaluation: str
     # the metric of an evaluation; empty: it has none
     above: bool
@@ -87,13 +87,13 @@ class HealthWatch:
         self._streaks = {(name, act): 0 for name in NAMES for act in ("warn", "stop")}
 
     def after_step(self, step: int, channel: str, terms: Mapping[str, tuple[float, float]]) -> list[str]:
-        """What to warn of after the step `step`, counted from 0.
+        """The warnings after the step `step`, counted from 0.
 
         Args:
             terms: metric name -> (sum, count) over all ranks.
 
         Raises:
-            TrainingFault: a threshold that stops was crossed for too long.
+            TrainingFault: a `stop` threshold was crossed in `patience` B steps in a row.
         """
         if channel != "B":
             return []
@@ -113,7 +113,7 @@ class HealthWatch:
         return warnings
 
     def after_evaluation(self, values: Values) -> list[str]:
-        """What to warn of after an evaluation, at once; it never stops a run."""
+        """The warnings after an evaluation, whatever the patience; it never stops a run."""
         return [
             f"{figure.evaluation} is {value:.3g}, {_side(figure)} {limit:g}; {figure.remedy}"
             for figure in FIGURES

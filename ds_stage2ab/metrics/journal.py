@@ -53,7 +53,7 @@ Entry = StepRecord | EvaluationRecord
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """A run as its journal tells it, in order of steps."""
+    """The records of a run, in order of steps."""
 
     steps: tuple[StepRecord, ...]
     evaluations: tuple[EvaluationRecord, ...]
@@ -95,8 +95,8 @@ def from_line(line: str) -> Entry:
 def read_history(path: Path) -> History:
     """Read `metrics.jsonl`.
 
-    A line replaces every earlier line at or after its own place: a run that resumed from a checkpoint
-    writes some steps again. A last line without a line end (a process died in mid-write) is left out.
+    A line replaces every earlier line at or after its own step: a run that resumed from a checkpoint
+    writes some steps again. A last line without a line end (its process died while writing) is left out.
 
     Raises:
         DataError: a complete line is not one that `to_line` writes.

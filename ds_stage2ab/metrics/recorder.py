@@ -80,7 +80,7 @@ class Metrics:
             sink.evaluation(record)
 
     def warn(self, text: str) -> None:
-        """Tell whoever watches."""
+        """Send a warning to every sink."""
         for sink in self._sinks:
             sink.warning(text)
 
@@ -91,7 +91,7 @@ class Metrics:
 
 
 def step_values(result: StepResult) -> dict[str, float]:
-    """All metrics of a step: `loss/total` is the mean over the raw samples of the step, whatever the terms say."""
+    """All metrics of a step: `loss/total` is `result.loss`, the mean over the raw samples of the step."""
     values = reduce_terms(result.terms)
     values["loss/total"] = result.loss
     values["train/grad_norm"] = result.grad_norm

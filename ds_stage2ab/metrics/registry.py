@@ -35,7 +35,7 @@ class Metric:
     reduction: Reduction
     channel: Channel
     better: Better
-    # what a good run does to it; colours the final table
+    # the better direction; colours the final table
     meaning: str
     # one sentence
 

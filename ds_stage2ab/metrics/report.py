@@ -19,14 +19,14 @@ from ds_stage2ab.metrics.sinks import number
 
 CURVES_NAME = "curves.png"
 WINDOW = 10  # logging steps averaged at each end of the run: a single step is noise
-WINDOW_SHARE = 4  # at most every fourth part of a short run, so the ends do not meet
+WINDOW_SHARE = 4  # at most a quarter of a short run, so the ends do not overlap
 DROP_REASONS = "eval/drop_"
 TRAINING_ROWS = (
     *("loss/total", "coord/mean_abs_error_bins", "coord/mass"),
     *("match/f1", "match/predicted_per_true", "rollout/truncation_rate"),
     *("train/tokens_per_second", "rollout/tokens_per_second", "time/step_s", "time/rollout_s"),
 )
-"""Those that only steps of Channel B have appear where such steps ran."""
+"""Those of Channel B appear only if it ran."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class SummaryRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What `write_report` made."""
+    """Result of `write_report`."""
 
     run: str
     # name of the run folder
@@ -60,10 +60,10 @@ class Report:
 
 
 def write_report(run_dir: Path) -> Report:
-    """(Re)create `curves.png` in a run folder from its `metrics.jsonl`, and sum the run up.
+    """(Re)create `curves.png` in a run folder from its `metrics.jsonl`, and summarise the run.
 
     Raises:
-        ConfigError: the folder holds no journal, or one without a line.
+        ConfigError: the folder holds no journal, or an empty one.
         DataError: the journal is damaged.
     """
     journal = run_dir / FILE_NAME
@@ -79,7 +79,7 @@ def write_report(run_dir: Path) -> Report:
 
 
 def summary_rows(history: History) -> tuple[SummaryRow, ...]:
-    """The first and the last evaluation, both ends of the training, and what went wrong.
+    """Rows for the first and last evaluation, both ends of the training, and what went wrong.
 
     The ends of the training are means over the first and the last logging steps of a channel: `WINDOW` of
     them, or a quarter of a short run. Values that are not finite are left out of a mean.
@@ -109,7 +109,7 @@ def _evaluation_rows(evaluations: Sequence[EvaluationRecord]) -> list[SummaryRow
 
 
 def _is_an_empty_reason(name: str, *evaluations: EvaluationRecord) -> bool:
-    """One of the many reasons to drop a value, for which none was dropped."""
+    """Whether this is a reason to drop a value that dropped none."""
     return name.startswith(DROP_REASONS) and not any(record.metrics.get(name) for record in evaluations)
 
 
@@ -154,7 +154,7 @@ def _run_rows(steps: Sequence[StepRecord], evaluations: Sequence[EvaluationRecor
 
 
 def summary_table(rows: Sequence[SummaryRow], title: str) -> Table:
-    """The closing table: metric, before, after, difference; green where the run helped, red where it hurt."""
+    """The closing table: metric, before, after, difference; green for better, red for worse."""
     table = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
     table.add_column("metric")
     for column in ("before", "after", "difference"):

@@ -1,4 +1,4 @@
-"""Where records go: a JSONL journal, TensorBoard events, a stream that a person watches."""
+"""Where records go: a JSONL journal, TensorBoard events, the console."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from ds_stage2ab.errors import EnvironmentFault
 from ds_stage2ab.metrics.journal import Entry, EvaluationRecord, StepRecord, to_line
 
-PACE_RECORDS = 20  # logging steps over which the speed behind the ETA is measured: recent, yet not jumpy
+PACE_RECORDS = 20  # logging steps over which the speed of the ETA is measured: recent, but not jumpy
 SHOWN_SKIPPED = 3  # sample ids named in one console line; the journal names all
 EVALUATION_SHOWN = ("eval/f1", "eval/f1_boxes", "eval/precision", "eval/recall", "eval/parse_ok_rate", "eval/seconds")
 
@@ -29,14 +29,14 @@ class Sink(Protocol):
         """Take the record of an evaluation."""
 
     def warning(self, text: str) -> None:
-        """Take what a person should see now."""
+        """Show a warning to the user."""
 
     def close(self) -> None:
         """Release files and the terminal; nothing follows."""
 
 
 class JsonlSink:
-    """Appends to `metrics.jsonl`: each line is one write of the kernel's append mode, nothing is buffered.
+    """Appends to `metrics.jsonl`: each line is one unbuffered append.
 
     Args:
         path: the journal. A torn last line, left by a process that died, is cut off.
@@ -57,7 +57,7 @@ class JsonlSink:
         self._write(record)
 
     def warning(self, text: str) -> None:
-        """Nothing: the figures that it speaks of are in the records."""
+        """Ignored: its figures are in the records."""
 
     def close(self) -> None:
         os.close(self._file)
@@ -104,7 +104,7 @@ class TensorBoardSink:
         self._writer.flush()
 
     def warning(self, text: str) -> None:
-        """Nothing: the figures that it speaks of are in the records."""
+        """Ignored: its figures are in the records."""
 
     def close(self) -> None:
         self._writer.close()
@@ -159,13 +159,13 @@ class ConsoleSink:
 
 
 class Pace:
-    """How fast the run goes: the last logging steps and their wall times (evaluations in between included)."""
+    """The speed of the run: the last logging steps and their wall times (evaluations in between included)."""
 
     def __init__(self) -> None:
         self._marks: deque[tuple[int, float]] = deque(maxlen=PACE_RECORDS)
 
     def eta_seconds(self, record: StepRecord, total_steps: int) -> float:
-        """Seconds until `total_steps`, judged with this record; the first one knows only its own duration."""
+        """Seconds until `total_steps`, including this record; the first record has only its own duration."""
         self._marks.append((record.step, record.wall_time))
         first_step, first_time = self._marks[0]
         steps = record.step - first_step
@@ -193,7 +193,7 @@ class _Bar:
         )
 
     def update(self, record: StepRecord, eta: float) -> None:
-        # Not before the first step: what fails earlier must find the terminal as it was.
+        # Not before the first step: an earlier failure must leave the terminal as it was.
         self._progress.start()
         self._progress.update(
             self._task,

@@ -16,16 +16,16 @@ def make_packs(
     """Pack a rank's segments of one step, a function of their order and lengths alone.
 
     Args:
-        segments: in draw order, none longer than `capacity`; may wait for what it yields next.
+        segments: in draw order, none longer than `capacity`; may block for the next one.
         capacity: `training.global_max_length`, tokens.
         packing: False gives one segment per pack.
-        online: pack while segments still come; else all of them are taken first, which makes fewer packs.
+        online: pack while segments arrive; else collect all of them first, which makes fewer packs.
         num_passes: forward passes of the expectation loop.
 
     Yields: (pack, whether it is the rank's last).
     """
     if online:
-        # Without packing each segment fills a pack, and is handed out when the next one has come.
+        # Without packing each segment fills a pack, which is yielded when the next segment arrives.
         room, max_open = (_length, MAX_OPEN) if packing else (lambda segment: capacity, 1)
         groups = pack_online(segments, room, capacity, max_open=max_open)
     else:
@@ -72,5 +72,5 @@ def collate(segments: list[Segment], *, num_passes: int) -> Pack:
 
 
 def dummy_pack(segment: Segment, *, num_passes: int) -> Pack:
-    """A pack that runs through every module and loss term and contributes exactly nothing."""
+    """A dummy pack: it runs through every module and loss term, and contributes exactly zero."""
     return replace(collate([segment], num_passes=num_passes), real=False)

@@ -1,11 +1,11 @@
-"""Items -> packs while the items still come.
+"""Items -> packs while the items arrive.
 
 Invariants:
 - every item is in exactly one pack, and no pack's sum exceeds the capacity
-- the result is a function of the items in their order alone, not of when they come
+- the result is a function of the items in their order alone, not of when they arrive
 - items keep their order within a pack
 - at most `max_open` packs are open at any moment; when none has room, the fullest is closed, on a tie the oldest
-- exactly the last pack is marked as last, and is known to be when it is handed out
+- exactly the last pack is marked as last when it is yielded
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +14,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 MAX_OPEN = 4
-"""More would fill packs a little better and hand the first one out later."""
+"""More would fill packs a little better and yield the first one later."""
 
 
 def pack_online(
@@ -25,7 +25,7 @@ def pack_online(
     A pack that is closed before the items end was closed by an item which needs another one, so it is never the last.
 
     Args:
-        items: may wait for what it yields next.
+        items: may block for the next one.
         length_of: an item's size, from 1 to `capacity`, tokens.
         capacity: pack size, tokens.
         max_open: packs that may have room at once.

@@ -22,7 +22,7 @@ NUM_FLAGS = 2
 
 
 class Flags(Protocol):
-    """What the ranks exchange at the end of a block; `world.Agreement` is one."""
+    """What the ranks exchange at the end of a block; `runtime.ranks.Agreement` is one."""
 
     flags: list[int]
     # set in the block by each rank; after it the largest of each over all ranks
@@ -36,7 +36,7 @@ def synchronized_rounds(
     """Yield (pack, is the last round) until no rank holds another pack.
 
     Args:
-        packs: this rank's (pack, whether it is its last). Getting the next one may wait, and it may fail.
+        packs: this rank's (pack, whether it is its last). Getting the next one may block or raise.
         dummy_pack: makes one; called only if another rank still has a pack.
         agree: a block at whose end a failure of any rank is raised on all, and `NUM_FLAGS` flags are exchanged.
     """

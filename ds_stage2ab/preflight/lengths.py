@@ -1,6 +1,6 @@
-"""Rule 4 as far as it can be told without a tokenizer: the tokens of images, from the sizes that records name.
+"""Rule 4 as far as it can be checked without a tokenizer: image tokens, from the sizes in the records.
 
-No image is opened: a record says how large its own is, and `preprocessor_config.json` what becomes of it.
+No image is opened: a record gives the size of its image, and `preprocessor_config.json` how it is resized.
 """
 
 from __future__ import annotations
@@ -29,34 +29,34 @@ class ImageLimits:
 
     @property
     def most_tokens(self) -> int:
-        """Of any image."""
+        """Most tokens of any image."""
         return self.max_pixels // self.side**2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lengths:
-    """How prompt and answer share their room, in tokens."""
+    """How prompt and answer share the length limit, in tokens."""
 
     limit: int
     # the lower one of `training.global_max_length` and the model's position limit, if that is known
     answer: int
-    # the longest one
+    # the longest answer
     image: int | None
-    # the largest one; None: not known
+    # the largest image; None: not known
     is_counted: bool
-    # over the records; else `image` is what the pixel limits allow
+    # whether `image` was counted over the records; else it is what the pixel limits allow
 
     @property
     def left_for_words(self) -> int:
-        """What the words of the prompt may take beside the largest image and the longest answer."""
+        """Tokens left for the text of the prompt beside the largest image and the longest answer."""
         return self.limit - self.answer - (self.image or 0)
 
 
 def image_sizes(file: Path) -> list[Size] | None:
-    """The size that each line of a JSONL names; None where the file is not on this machine.
+    """The image sizes in a JSONL file; None if the file is not on this machine.
 
     Raises:
-        DataError: the file cannot be read or is empty, or a line names no size; all else is left to the run.
+        DataError: the file cannot be read or is empty, or a line has no size; the run checks everything else.
     """
     if not file.exists():
         return None
@@ -86,7 +86,7 @@ def _size(line: bytes, where: str) -> Size:
 
 
 def read_image_limits(folder: Path, data: DataSection) -> ImageLimits | None:
-    """What `preprocessor_config.json` says of image sizes, and the config over it; None where the file does not."""
+    """Size limits of `preprocessor_config.json`, overridden by the config; None if the file gives none."""
     try:
         values = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
         size = values["size"]
@@ -126,7 +126,7 @@ def share_of_room(
     cap: int,
     position_limit: int | None,
 ) -> Lengths:
-    """Rule 4 on what can be counted.
+    """Rule 4 on the numbers that are known.
 
     Args:
         answered: for each set of records that the model will answer, the sizes of its images; None: not known.

@@ -1,6 +1,6 @@
-"""What a run would do, said before there is one: no torch, no GPU, and no file but the config has to be there.
+"""Preflight report (dry run) of a config: no torch, no GPU, and no file but the config has to be there.
 
-The checkpoint's sizes and the records are read where they are on this machine; what is not here is named as unknown.
+The checkpoint's sizes and the records are read if they are on this machine; what is not is reported as unknown.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from ds_stage2ab.preflight.memory import Memory, ModelShape, estimate, read_shap
 from ds_stage2ab.preflight.warnings import run_warnings
 
 RECORDS = "--records"
-NUM_FIRST = 3  # steps of a kind that are named one by one
+NUM_FIRST = 3  # steps of a channel that are listed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreflightReport:
-    """Everything that is said of one config."""
+    """Everything that is reported of one config."""
 
     file: Path
     config: Config
     plan: RunPlan
     rollout_devices: int
-    # beside the learners': of all servers together, or those that the user has for them
+    # beside the learners': those of all servers, or those that the user has for them
     num_records: int | None
     lengths: Lengths
     memory: Memory | None
@@ -49,12 +49,12 @@ class PreflightReport:
 
     @property
     def waiting_steps(self) -> float:
-        """Share of the steps through which the rollout devices wait: those of Channel A."""
+        """Share of the steps in which the rollout devices are idle: those of Channel A."""
         return float(1 - self.plan.b_ratio) if self.uses_servers else 1.0
 
     @property
     def waiting_time(self) -> float:
-        """Share of the time of all devices that these waits are, if every step lasts alike."""
+        """Idle share of the time of all devices, if all steps take equally long."""
         return self.waiting_steps * self.rollout_devices / (self.plan.learners + self.rollout_devices)
 
 
@@ -66,7 +66,7 @@ def preflight_report(
     Args:
         file: the YAML file.
         overrides: what `overrides.read_overrides` made of the command line.
-        learners: learner ranks; None: the number that the config speaks of by itself, else 1.
+        learners: learner ranks; None: the number that the config implies.
         rollout_devices: devices of all rollout servers together; None: one replica per server.
         records: number of training records, for where `data.train` is not on this machine.
 
@@ -159,7 +159,7 @@ def _unused_devices(backend: str, rollout_devices: int | None) -> tuple[str, ...
 
 
 def first_steps(channel: str, b_ratio: Fraction, total_steps: int | None) -> list[int]:
-    """Numbers of the first few steps of a channel, as a run counts them: from 1.
+    """Numbers of the first few steps of a channel, counted from 1.
 
     The first n steps hold floor(n b) B steps, so the k-th B step is number ceil(k / b); they hold ceil(n (1 - b)) A
     steps, so the k-th A step is number floor((k - 1) / (1 - b)) + 1.
@@ -183,7 +183,7 @@ def due_steps(cadence: Cadence) -> list[int]:
 
 
 def as_data(report: PreflightReport) -> dict:
-    """The outlook for a program, in JSON's types; null is what is not known, or is not there."""
+    """The report as JSON values; null: unknown, or absent."""
     plan, section = report.plan, report.config.rollout_matching
     steps_known = plan.total_steps is not None
     return {

@@ -1,4 +1,4 @@
-"""What is allowed in a config and probably not meant: said by `ds-stage2ab plan` and in the opening lines of a run."""
+"""Warnings about valid but unlikely settings, for `ds-stage2ab plan` and the opening lines of a run."""
 
 from fractions import Fraction
 
@@ -10,7 +10,7 @@ from ds_stage2ab.plan import RunPlan, rollout_timeout_s
 
 
 def run_warnings(config: Config, plan: RunPlan) -> tuple[str, ...]:
-    """One line each, of a run with this plan."""
+    """The warnings of a run with this plan, one line each."""
     rollouts = config.rollout_matching
     _, stage_warnings = runnable_zero_stage(config.model.precision, config.deepspeed.zero_stage)
     return (
@@ -37,7 +37,7 @@ def _ratio_warnings(b_ratio: Fraction, total_steps: int | None) -> tuple[str, ..
 
 
 def _server_warnings(rollouts: RolloutMatchingSection) -> tuple[str, ...]:
-    """vLLM's `--api-key` guards the routes of /v1 alone."""
+    """vLLM's `--api-key` only protects the /v1 routes."""
     servers = rollouts.vllm.server.servers if rollouts.rollout_backend == "vllm" else ()
     reached = [server.base_url for server in servers if not is_loopback(server.base_url)]
     if not reached:
@@ -50,7 +50,7 @@ def _server_warnings(rollouts: RolloutMatchingSection) -> tuple[str, ...]:
 
 
 def _timeout_warnings(rollouts: RolloutMatchingSection, collective_timeout_s: float) -> tuple[str, ...]:
-    """The request of a server that hangs goes to another one, so a rank may wait for both."""
+    """A request to a server that hangs is sent to another one, so a rank may wait for both."""
     if rollouts.rollout_backend != "vllm":
         return ()
     one = rollout_timeout_s(rollouts.vllm.server.infer_timeout_s, rollouts.max_new_tokens)

@@ -1,4 +1,4 @@
-"""What every rollout backend is: samples in, one rollout each out, in the same order."""
+"""The interface of rollout backends: samples in, one rollout each out, in the same order."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +13,7 @@ from ds_stage2ab.errors import DataError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """Every field of decoding, so that nothing is left to a checkpoint's generation_config.json."""
+    """All decoding parameters, so that none is left to a checkpoint's generation_config.json."""
 
     temperature: float
     # 0 is greedy
@@ -27,7 +27,7 @@ class Sampling:
     repeat_terminate: RepeatTerminateSection
     # the guard's limits
     with_probabilities: bool
-    # whether a rollout says how probable its tokens were
+    # whether a rollout carries the probabilities of its tokens
 
 
 SEED_BYTES = 8
@@ -44,12 +44,12 @@ def request_seed(seed: int, draw: int, sample_id: str) -> int:
 
 
 def weight_version(start_id: str, finished_steps: int) -> str:
-    """What every rollout carries: which start of the learner, and how many steps its weights have seen."""
+    """The weight version of a rollout: which start of the learner, and how many finished steps."""
     return f"{start_id}/{finished_steps}"
 
 
 def training_sampling(section: RolloutMatchingSection) -> Sampling:
-    """How Channel B draws."""
+    """Decoding parameters of Channel B."""
     return Sampling(
         temperature=section.decoding.temperature,
         top_p=section.decoding.top_p,
@@ -62,7 +62,7 @@ def training_sampling(section: RolloutMatchingSection) -> Sampling:
 
 
 def evaluation_sampling(section: RolloutMatchingSection, decoding: DecodingSection) -> Sampling:
-    """How held-out answers are drawn: by `evaluation.decoding`, without a repetition penalty."""
+    """Decoding parameters of held-out answers: `evaluation.decoding`, without a repetition penalty."""
     return Sampling(
         temperature=decoding.temperature,
         top_p=decoding.top_p,
@@ -75,21 +75,21 @@ def evaluation_sampling(section: RolloutMatchingSection, decoding: DecodingSecti
 
 
 class RolloutBackend(Protocol):
-    """Draws rollouts with the current weights of the learner."""
+    """Generates rollouts with the current weights of the learner."""
 
     streams: bool
-    # `generate` returns at once, and its rollouts come one by one
+    # whether `generate` returns at once and yields rollouts as they arrive
     probe_gap: float | None
-    # how far what wrote them computes from the learner, nats per token; None: it is the learner
+    # gap between the servers' log-probabilities and the learner's, nats per token; None: not probed, or no servers
     transfer: Transfer | None
-    # the last one of weights to what writes them; None: there is none
+    # the last transfer of weights to the servers; None: there was none
     score: Callable[[Sample, Sequence[int]], Probabilities] | None
-    # how probable the learner finds an answer; all ranks enter together. None: rollouts carry their own probabilities
+    # the learner's probabilities of an answer; collective. None: `generate` records them, or they are never needed
 
     def current_weights(self, finished_steps: int) -> AbstractContextManager[None]:
-        """All ranks enter it together; inside, `generate` uses the weights after so many steps.
+        """Collective; inside, `generate` uses the weights after so many steps.
 
-        Inside, each rank may generate as often as it likes, for as many samples as it has.
+        Inside, each rank may generate any number of times, for any number of samples.
         """
         ...
 
@@ -98,23 +98,23 @@ class RolloutBackend(Protocol):
     ) -> Iterable[Rollout | DataError]:
         """One rollout for each sample, in the samples' order, each stamped with the weights' version.
 
-        A sample that whoever draws refuses has its error there, as a value: whether it is skipped is the caller's word.
+        A sample that is refused yields its DataError as a value: the caller decides whether to skip it.
         """
         ...
 
     def resolved(self, sampling: Sampling) -> dict[str, Any]:
-        """What is handed on so that answers are drawn this way, in the same words whoever draws."""
+        """The decoding parameters as passed on to the generator, under the same names for every backend."""
         ...
 
     def verify_weights(self, finished_steps: int) -> None:
-        """Show that rollouts would be of the weights after so many steps; all ranks enter together."""
+        """Verify that rollouts would use the weights after so many steps; collective."""
         ...
 
 
 def sampling_record(
     backend: RolloutBackend, section: RolloutMatchingSection, evaluation: DecodingSection
 ) -> dict[str, Any]:
-    """How a run draws, as its backend hands it on: the same record for the same config, whoever draws."""
+    """The decoding parameters of a run: the same for the same config, for every backend that generates."""
     return {
         "training": backend.resolved(training_sampling(section)),
         "evaluation": backend.resolved(evaluation_sampling(section, evaluation)),
@@ -122,7 +122,7 @@ def sampling_record(
 
 
 def all_drawn(made: Iterable[Rollout | DataError]) -> list[Rollout]:
-    """What `generate` made, where no sample may be skipped.
+    """The rollouts of `generate`, where no sample may be skipped.
 
     Raises:
         DataError: a sample was refused.

@@ -1,7 +1,7 @@
 """Sampling inside a greedy `generate`, one random stream per row.
 
 The Gumbel-max trick (Gumbel 1954; Maddison et al. 2014): the argmax of log p + G, with G = -log(-log U) for
-independent uniform U, is a draw from p. Each row takes its U from a generator of its own, so a request draws
+independent uniform U, is a sample from p. Each row has its own generator for U, so a request is sampled
 the same whatever rows stand beside it.
 """
 
@@ -15,7 +15,7 @@ from ds_stage2ab.rollout.base import Sampling
 
 
 def draw_processors(sampling: Sampling, seeds: Sequence[int]) -> list[LogitsProcessor]:
-    """What turns the argmax of `generate` into a draw: temperature, top k, nucleus, noise. Greedy needs nothing.
+    """Processors that make greedy `generate` sample: temperature, top k, top p, noise. None for greedy decoding.
 
     Args:
         sampling: temperature, top_k and top_p act in this order.
@@ -32,7 +32,7 @@ def draw_processors(sampling: Sampling, seeds: Sequence[int]) -> list[LogitsProc
 
 
 class GumbelNoise(LogitsProcessor):
-    """Adds standard Gumbel noise to the scores [B, V], drawn on the CPU from one generator per row."""
+    """Adds standard Gumbel noise to the scores [B, V], generated on the CPU by one generator per row."""
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -1,8 +1,8 @@
 """Rollouts by Hugging Face `generate` on the learner's own weights.
 
 At most `decode_batch_size` rows are alive at any moment: requests are decoded in chunks of that many,
-sorted by prompt length so that a chunk pads little, and returned in request order. Each request draws from a
-random stream of its own, so that its answer does not depend on its neighbours.
+sorted by prompt length so that a chunk pads little, and returned in request order. Each request has its own
+random stream, so that its answer does not depend on the others in its chunk.
 """
 
 import time
@@ -32,7 +32,7 @@ class HfBackend:
     """Decodes on this rank.
 
     Args:
-        whole_model: all ranks enter it together; inside, a model with all of its weights.
+        whole_model: gathers the full parameters; collective.
         vocabulary: the checkpoint's ids; its vision placeholders are never sampled.
         positions: position ids of one prompt alone.
         decode_batch_size: most rows alive at any moment.
@@ -56,7 +56,7 @@ class HfBackend:
         seed: int,
     ) -> None:
         self.whole_model = whole_model
-        self.model: nn.Module | None = None  # inside `current_weights` alone
+        self.model: nn.Module | None = None  # only inside `current_weights`
         self.vocabulary = vocabulary
         self.positions = positions
         self.decode_batch_size = decode_batch_size
@@ -65,7 +65,7 @@ class HfBackend:
 
     @contextmanager
     def current_weights(self, finished_steps: int) -> Iterator[None]:
-        """Inside, the weights are at hand: they are the learner's own, and always those of now."""
+        """Inside, the full parameters are there: the learner's own, so always current."""
         with self.whole_model() as self.model:
             try:
                 yield
@@ -73,7 +73,7 @@ class HfBackend:
                 self.model = None
 
     def verify_weights(self, finished_steps: int) -> None:
-        """Nothing: the weights are the learner's own."""
+        """Nothing to do: the weights are the learner's own."""
 
     def generate(self, samples: list[Sample], sampling: Sampling, *, finished_steps: int) -> list[Rollout]:
         """One rollout for each sample, in order; inside `current_weights`."""
@@ -91,7 +91,7 @@ class HfBackend:
         return [rollouts[index] for index in range(len(samples))]
 
     def resolved(self, sampling: Sampling) -> dict[str, Any]:
-        """What `generate` and the processors beside it are given."""
+        """The parameters of `generate` and of the logits processors."""
         config = generation_config(sampling, self.vocabulary)
         return {
             "temperature": sampling.temperature,
@@ -159,12 +159,12 @@ class HfBackend:
 
 
 class _Prompts:
-    """The prompts of all requests back to back, packed chunk by chunk for `generate`.
+    """The prompts of all requests concatenated, packed chunk by chunk for `generate`.
 
     Args:
         samples: in request order.
         positions: position ids of one prompt alone.
-        pad_id: stands in the padding.
+        pad_id: the token of the padding.
     """
 
     def __init__(self, samples: list[Sample], positions: Positions, *, pad_id: int) -> None:
@@ -193,7 +193,7 @@ class _Prompts:
 
 
 def _probabilities(recorder: ProbabilityRecorder, output_ids: Tensor, lengths: Tensor) -> list[Probabilities]:
-    """Those of each row's response, which has no stop and nothing behind."""
+    """The probabilities of each row's response, without the stop and the padding."""
     log_probs_BL, masses_BL = (part.numpy() for part in recorder.result(output_ids))
     return [
         Probabilities(log_probs=log_probs_BL[row, :length], coordinate_mass=masses_BL[row, :length])
@@ -202,7 +202,7 @@ def _probabilities(recorder: ProbabilityRecorder, output_ids: Tensor, lengths: T
 
 
 def _pad_id(vocabulary: Vocabulary) -> int:
-    """A token that can never be sampled if there is one, since `generate` counts padding among what it penalises.
+    """A token that can never be sampled if there is one, since the repetition penalty counts padding too.
 
     Not the image placeholder: the model compares the number of those with its patches.
     """
@@ -212,7 +212,7 @@ def _pad_id(vocabulary: Vocabulary) -> int:
 def generation_config(sampling: Sampling, vocabulary: Vocabulary) -> GenerationConfig:
     """Every field set, so that none is inherited from the checkpoint.
 
-    `generate` itself is always greedy: what makes a draw of it are the processors of `rollout.draws`.
+    `generate` itself is always greedy: the processors of `rollout.draws` make it sample.
     """
     return GenerationConfig(
         do_sample=False,
@@ -232,9 +232,9 @@ def generation_config(sampling: Sampling, vocabulary: Vocabulary) -> GenerationC
 
 @contextmanager
 def _as_decoder(model: Any) -> Iterator[None]:
-    """Eval mode and a blank generation config inside; both as before afterwards, whatever happens.
+    """Eval mode and a blank generation config inside; both are always restored.
 
-    `generate` fills every field that ours leaves at None from the model's own config, the checkpoint's file.
+    `generate` fills every field that is None in the given config from the model's own config, the checkpoint's file.
     """
     training, own_config = model.training, model.generation_config
     model.eval()

@@ -1,4 +1,4 @@
-"""How probable the model found what it wrote, recorded while `generate` runs; one row of scores is kept at a time."""
+"""Records the probabilities of generated tokens while `generate` runs; keeps one row of scores at a time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from transformers import LogitsProcessor
 
 
 class ProbabilityRecorder(LogitsProcessor):
-    """Changes nothing; to stand before the processors that draw, so that it sees the model's own distribution.
+    """Changes nothing; must come before the processors that sample, so that it sees the model's own distribution.
 
     Args:
         coordinate_ids: [1000] on the scores' device.
@@ -16,9 +16,9 @@ class ProbabilityRecorder(LogitsProcessor):
 
     def __init__(self, coordinate_ids: Tensor) -> None:
         self.coordinate_ids = coordinate_ids
-        self.previous_BV: Tensor | None = None  # log-probabilities of the token that is drawn next
-        self.log_probs: list[Tensor] = []  # of each drawn token, [B] each
-        self.masses: list[Tensor] = []  # of all coordinate tokens where each token was drawn, [B] each
+        self.previous_BV: Tensor | None = None  # log-probabilities of the token that is sampled next
+        self.log_probs: list[Tensor] = []  # of each sampled token, [B] each
+        self.masses: list[Tensor] = []  # of all coordinate tokens at each position, [B] each
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         self._note(input_ids[:, -1])

@@ -21,13 +21,13 @@ from ds_stage2ab.carriers import Finish, Rollout
 from ds_stage2ab.errors import EnvironmentFault
 
 MAX_FILE_BYTES = 64 * 2**20
-"""No file becomes larger, unless a single line is: 64 MiB, some 20,000 answers of 500 tokens, still open in an
+"""Largest size of a file of several lines: 64 MiB, some 20,000 answers of 500 tokens, can still be opened in an
 editor."""
 DIGEST_BYTES = 16
 SERVED = "vllm "
-"""Begins the source of what a server drew, before its address."""
+"""Prefix of the source of a server's rollout, before the server's address."""
 REPLAYED = "replay of "
-"""Begins the source of what a recording gave, before the source that stands there."""
+"""Prefix of the source of a replayed rollout, before its first source."""
 FILE_NAME = re.compile(r"rank-(\d{5,})(?:\.(\d+))?\.jsonl")
 
 
@@ -36,7 +36,7 @@ class RecordedRollout:
     """One line, its fields in the order in which they are written."""
 
     finished_steps: int
-    # of the learner when it drew
+    # of the learner when it was sampled
     draw: int
     sample_id: str
     prompt_digest: str
@@ -51,23 +51,23 @@ class RecordedRollout:
 
     @property
     def weight_steps(self) -> str:
-        """How many steps the weights that wrote it had seen, as their version says."""
+        """Finished steps of the weights that generated it, from their version."""
         return self.weight_version.rpartition("/")[2]
 
 
 def prompt_digest(prompt_ids: Sequence[int]) -> str:
-    """What tells prompts apart: blake2b of the ids with commas between them, 16 bytes in hex."""
+    """Identifies a prompt: blake2b of the ids with commas between them, 16 bytes in hex."""
     text = ",".join(map(str, prompt_ids))
     return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).hexdigest()
 
 
 def replayed(source: str) -> str:
-    """The source of a rollout that a recording gave; however often it was recorded, it was drawn once."""
+    """The source of a replayed rollout; the prefix appears once, however often it was recorded."""
     return REPLAYED + source.removeprefix(REPLAYED)
 
 
 def is_served(source: str) -> bool:
-    """Whether a server drew it, now or when it was first recorded."""
+    """Whether a server generated it, now or when it was first recorded."""
     return source.removeprefix(REPLAYED).startswith(SERVED)
 
 
@@ -90,7 +90,7 @@ def to_line(finished_steps: int, rollout: Rollout) -> bytes:
 
 
 def from_line(line: bytes) -> RecordedRollout:
-    """The inverse of `to_line`. Raises ValueError, with words, on any other line."""
+    """The inverse of `to_line`. Raises ValueError, with a message, on any other line."""
     values = json.loads(line)
     names = [field.name for field in fields(RecordedRollout)]
     if not isinstance(values, dict) or sorted(values) != sorted(names):
@@ -112,7 +112,7 @@ def recorded_files(folder: Path) -> list[tuple[int, int, Path]]:
 
 
 class RolloutLog:
-    """Appends to the files of one rank, each rollout at once and whole.
+    """Appends to the files of one rank, each rollout at once and completely.
 
     Args:
         folder: `rollouts/` of the run folder; made when the first rollouts come.
@@ -132,7 +132,7 @@ class RolloutLog:
         return self.folder / f"rank-{self.rank:05d}{part}.jsonl"
 
     def __call__(self, step: int, rollouts: Sequence[Rollout]) -> None:
-        """Write the rollouts that were drawn after `step` finished steps.
+        """Write the rollouts that were sampled after `step` finished steps.
 
         Raises:
             EnvironmentFault: the file cannot be written.
@@ -149,7 +149,7 @@ class RolloutLog:
             ) from error
 
     def _append(self, line: bytes) -> None:
-        """The whole line, or nothing of it."""
+        """Write the whole line, or nothing of it."""
         if not self._is_mended:
             _drop_half_line(self.path)
             self._is_mended = True
@@ -163,7 +163,7 @@ class RolloutLog:
                 while written < len(line):
                     written += file.write(line[written:])
             except OSError:
-                with suppress(OSError):  # what stopped the writing is what is told
+                with suppress(OSError):  # report the first error
                     file.truncate(before)
                 raise
 
@@ -174,7 +174,7 @@ def _size(path: Path) -> int:
 
 
 def _drop_half_line(path: Path) -> None:
-    """Cut off what a process left behind that was killed as it wrote: nothing was trained on it."""
+    """Cut off the incomplete line of a process that was killed while writing: nothing was trained on it."""
     size = _size(path)
     if not size:
         return

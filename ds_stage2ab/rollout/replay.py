@@ -1,7 +1,7 @@
-"""The rollouts of a recorded run once more: Channel B without a model that writes, the same on any number of ranks.
+"""Replays the rollouts of a recorded run: Channel B without generation, the same on any number of ranks.
 
 A rollout is looked up by its draw, and used where sample, prompt, seed and number of finished steps are those of the
-recording. Whether the weights are the same too nothing here can tell: they are where nothing else was changed.
+recording. The weights cannot be compared: they are the same if nothing else was changed.
 """
 
 import bisect
@@ -21,12 +21,12 @@ from ds_stage2ab.rollout.record import RecordedRollout, from_line, is_served, pr
 ROLLOUTS = "rollouts"
 """The folder of a run that holds its recording."""
 PROMPT_KEYS = "data.system_prompt, data.user_prompt, data.min_pixels, data.max_pixels and model.path"
-"""What a prompt's ids follow from: of the model its tokenizer and its chat template."""
+"""The keys that determine a prompt's ids; model.path by its tokenizer and its chat template."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
-    """Where the line of each draw begins; 20 bytes for each, so that a long run fits in memory.
+    """Index of the recorded lines by draw; 20 bytes for each, so that a long run fits in memory.
 
     The three arrays have one entry for each draw, `draws` ascending.
     """
@@ -34,7 +34,7 @@ class Recording:
     folder: Path
     files: tuple[Path, ...]
     is_served: bool
-    # whether servers drew it: packs were closed as answers came, and so must they be now, for the same sums
+    # whether servers generated it: packs were made online, and must be now, for the same sums
     draws: array
     file_of: array
     # index into `files`
@@ -62,10 +62,10 @@ class Recording:
 
 
 def read_recording(run: Path) -> Recording:
-    """Look through a recording: every line is checked, the place of each draw is kept.
+    """Index a recording: every line is checked, the place of each draw is kept.
 
-    A last line without a line end is left out: a process was killed as it wrote. Of two lines of one rank for one draw
-    the later counts, as in a run that went on from a checkpoint.
+    A last line without a line end is left out: its process was killed while writing. Of two lines of one rank for one
+    draw the later counts, as in a run that resumed from a checkpoint.
 
     Args:
         run: the run folder, or its folder `rollouts/`.
@@ -137,7 +137,7 @@ def _rollout_of(line: bytes, where: str) -> RecordedRollout:
 class ReplayBackend:
     """Gives each sample the rollout that was recorded for its draw.
 
-    It draws nothing for evaluations, which are not recorded: those need a backend that has the weights.
+    Evaluations are not recorded: they need a backend that has the weights.
 
     Args:
         recording: what was recorded.
@@ -156,22 +156,22 @@ class ReplayBackend:
         self.seed = seed
 
     def current_weights(self, finished_steps: int) -> AbstractContextManager[None]:
-        """Nothing: no weights are needed to read."""
+        """Nothing to do: reading needs no weights."""
         return nullcontext()
 
     def resolved(self, sampling: Sampling) -> dict[str, Any]:
-        """Nothing: answers were drawn when they were recorded."""
+        """Empty: answers were sampled when they were recorded."""
         return {}
 
     def verify_weights(self, finished_steps: int) -> None:
-        """Nothing: the recorded versions are looked at one by one."""
+        """Nothing to do: the recorded versions are checked one by one."""
 
     def generate(self, samples: list[Sample], sampling: Sampling, *, finished_steps: int) -> list[Rollout]:
-        """The recorded rollout of each sample, in the samples' order, with the version of the weights of now.
+        """The recorded rollout of each sample, in the samples' order, with the current weight version.
 
         Raises:
             ConfigError: this run asks for other samples, prompts, seeds, steps or lengths than were recorded.
-            DataError: the recording was changed as this run read it.
+            DataError: the recording was changed while this run read it.
         """
         assert not sampling.with_probabilities, "no probabilities are recorded"
         return [self._rollout(sample, sampling, finished_steps) for sample in samples]
@@ -210,7 +210,7 @@ class ReplayBackend:
         )
 
     def _refuse_another_run(self, found: RecordedRollout, sample: Sample, finished_steps: int) -> None:
-        """What was recorded must be what would be asked now, in this order: each key explains the ones after it."""
+        """Raise if the recorded request is another one; in this order, as each difference explains the later ones."""
         seed, digest = request_seed(self.seed, sample.draw, sample.id), prompt_digest(sample.prompt_ids)
         rows = (
             (

@@ -1,4 +1,4 @@
-"""How probable the learner finds an answer that it did not write: one forward over prompt and answer."""
+"""The learner's probabilities of an answer that it did not generate: one forward over prompt and answer."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,14 +12,14 @@ from ds_stage2ab.losses.attention import segment_arguments
 Positions = Callable[[Tensor, Tensor], Tensor]
 """(input_ids [T], image_grid_thw [images, 3]) -> position_ids [4, T]."""
 ROWS = 256
-"""Places whose distributions exist at once in fp32: of a vocabulary of 152,000 each takes 0.6 MB."""
+"""Positions whose distributions exist at once in fp32: of a vocabulary of 152,000 each takes 0.6 MB."""
 
 
 @torch.no_grad()
 def answer_logits(model: nn.Module, sample: Sample, response: Sequence[int], positions: Positions) -> Tensor:
-    """The model's logits where each token of the response was drawn, [T, V] on its device.
+    """The logits that predict each token of the response, [T, V] on the model's device.
 
-    Under ZeRO 3 a collective like every forward: all ranks enter together.
+    Under ZeRO 3 a collective, like every forward.
     """
     first, device = len(sample.prompt_ids), next(model.parameters()).device
     ids = torch.tensor([*sample.prompt_ids, *response])
@@ -42,11 +42,11 @@ def answer_logits(model: nn.Module, sample: Sample, response: Sequence[int], pos
 
 
 class Scorer:
-    """Gives answers the probabilities that `generate` would have recorded while it wrote them.
+    """Computes the probabilities that `generate` would have recorded for its own answers.
 
     Args:
-        model: the model that trains, as DeepSpeed's hooks know it.
-        vocabulary: its vision tokens are never drawn and have no share.
+        model: the model that trains, with DeepSpeed's hooks.
+        vocabulary: its vision tokens are never sampled and have probability 0.
         positions: position ids of one sequence alone.
     """
 
@@ -57,7 +57,7 @@ class Scorer:
         self.positions = positions
 
     def __call__(self, sample: Sample, response: Sequence[int]) -> Probabilities:
-        """Of each token of the response; all ranks enter together, with any samples, and with answers of any length."""
+        """Of each token of the response; collective, with any sample and any length of answer on each rank."""
         logits_TV = answer_logits(self.model, sample, response, self.positions)
         drawn_T = torch.tensor(response, dtype=torch.long, device=logits_TV.device)
         log_probs, masses = [], []

@@ -1,7 +1,7 @@
-"""The learner ranks: who am I, and the few things that all ranks do together.
+"""The learner ranks: the number of this one, and the few things that all ranks do together.
 
-Every method of `World` but `doing` is a collective: all ranks call it, in the same order, or none does. A rank that
-waits in vain for the others, because one of them has died or hangs, says so and names what each was doing.
+Every method of `World` but `set_status` is a collective: all ranks call it, in the same order, or none does. When a
+collective fails because a rank has died or hangs, the error lists what the missing ranks were doing.
 """
 
 import os
@@ -22,17 +22,17 @@ T = TypeVar("T")
 
 WAITING = "waiting for the others"
 ASK_TIMEOUT = timedelta(seconds=LAST_QUESTIONS_S)
-"""For the notes of the other ranks."""
+"""Time-out for reading the other ranks' status."""
 MEET_TIMEOUT = timedelta(seconds=30)
-"""For a connection to rank 0, which waits for it already."""
+"""Time-out for a connection to the store on rank 0, which is already open."""
 MAX_NAMED = 8
-"""Ranks whose doings a message lists."""
+"""Most ranks whose status a message lists."""
 LOST_SIGNS = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "timeout", "broken pipe")
-"""In the texts of a RuntimeError from a collective whose other end has gone."""
+"""In the texts of a RuntimeError from a collective whose peer is gone."""
 
 
 def fill_launcher_variables() -> None:
-    """Let a script that no launcher started run as one rank; a launcher's own variables win."""
+    """Set the launcher's variables for a single rank; a launcher's own win."""
     if "RANK" in os.environ:
         return
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
@@ -49,7 +49,7 @@ class World:
     """The default process group of this run.
 
     Args:
-        device: where collectives take their tensors ("cpu" for Gloo, "cuda:<local rank>" for NCCL).
+        device: of the tensors of collectives ("cpu" for Gloo, "cuda:<local rank>" for NCCL).
     """
 
     def __init__(self, device: str) -> None:
@@ -63,7 +63,7 @@ class World:
             self.set_status(self.now)
 
     def _open_notes(self) -> dist.TCPStore:
-        """What each rank is doing, held by rank 0 beside the process group: readable when that has broken."""
+        """The store of the ranks' status, on rank 0 and outside the process group: readable when that has failed."""
         first, host, server = self.rank == 0, os.environ["MASTER_ADDR"], None
         if first:
             server = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
@@ -74,10 +74,10 @@ class World:
         return notes
 
     def set_status(self, what: str) -> None:
-        """Note what this rank is at now, for the others to read if it never comes back from it."""
+        """Publish what this rank is doing, for the other ranks to read if it dies or hangs."""
         self.now = what
         if self._notes is not None:
-            with suppress(RuntimeError):  # rank 0 is gone, and its store with it: the next collective says so
+            with suppress(RuntimeError):  # rank 0 and its store are gone: the next collective raises
                 self._notes.set(str(self.rank), what)
 
     def all_reduce_max(self, *values: int) -> list[int]:
@@ -111,12 +111,12 @@ class World:
         return box[0]
 
     def close(self) -> None:
-        """Leave the process group: on the interpreter's own way down its threads may abort the process."""
+        """Destroy the process group: at the interpreter's exit its threads may abort the process."""
         dist.destroy_process_group()
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
-        """Around a collective of our own: nobody who has come to it is who the others wait for."""
+        """Marks this rank as waiting in a collective, so that messages list only the ranks that have not arrived."""
         before = self.now
         self.set_status(WAITING)
         with self.collective():
@@ -125,10 +125,10 @@ class World:
 
     @contextmanager
     def collective(self) -> Iterator[None]:
-        """Around anything that waits for the other ranks: what a lost rank causes becomes a fault with words.
+        """Converts the error of a collective that lost a rank to a fault with a message.
 
         Raises:
-            LostRanks: another rank has gone, or has not come within the process group's time-out.
+            LostRanks: another rank is gone, or has not arrived within the process group's time-out.
         """
         try:
             yield
@@ -144,9 +144,9 @@ class World:
             ) from error
 
     def _others(self) -> list[tuple[int, str]]:
-        """(rank, what it is doing) of the ranks that are not waiting themselves, as far as rank 0 can still tell.
+        """(rank, status) of the ranks that are not waiting themselves, if rank 0 can still be read.
 
-        A thread asks: the store of a rank 0 that is stopped takes the question and never answers, time-out or not.
+        Read in a thread: the store of a stopped rank 0 accepts the request and never answers, in spite of the time-out.
         """
         if self._notes is None:
             return []
@@ -156,7 +156,7 @@ class World:
         try:
             return answers.get(timeout=ASK_TIMEOUT.total_seconds())
         except Empty:
-            self._notes = None  # whatever we put there would wait behind the question
+            self._notes = None  # further requests would wait for this one
             return [(0, "not known, it does not answer")]
 
     def _noted(self, notes: dist.TCPStore) -> list[tuple[int, str]]:
@@ -164,24 +164,24 @@ class World:
         try:
             noted = [rank for rank in others if notes.check([str(rank)])]
             doing = [notes.get(str(rank)).decode() for rank in noted]
-        except RuntimeError:  # torch.distributed's own: its store has gone with rank 0
+        except RuntimeError:  # torch.distributed's own: the store is gone with rank 0
             return [(0, "not known, it is gone")]
         return [pair for pair in zip(noted, doing, strict=True) if pair[1] != WAITING][:MAX_NAMED]
 
     def raise_together(self, doing: str, *, num_flags: int = 0) -> "Agreement":
-        """`with world.raise_together("reading the data"):` around a block that may fail on some ranks.
+        """`with world.raise_together("reading the data"):` for a block that may fail on some ranks.
 
         Args:
             doing: what the block does, in words.
-            num_flags: numbers that the ranks exchange together with the news of a failure; see `Agreement.flags`.
+            num_flags: numbers that the ranks exchange with the failures; see `Agreement.flags`.
         """
         return Agreement(self, doing, num_flags)
 
 
 class Agreement:
-    """At the end of the block all ranks exchange what happened; if one failed, every rank raises the same error.
+    """At the end of the block all ranks exchange whether they failed; if one did, every rank raises the same error.
 
-    The lowest failing rank speaks for all, so that all ranks leave with its message and exit code.
+    It is the error of the lowest failing rank, so that all ranks exit with its message and exit code.
 
     Attributes:
         flags: set inside the block by each rank; after it, the largest of each over all ranks.
@@ -198,17 +198,17 @@ class Agreement:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
         if isinstance(error, LocalFault):
-            return False  # whoever raised it cannot tell the others, or has none left
+            return False  # it could not be exchanged, or there are no other ranks left
         try:
             failed, *self.flags = self.world.all_reduce_max(int(error is not None), *self.flags)
             seen = self.world.gather(_portable(error)) if failed else []
         except LostRanks as lost:
-            if isinstance(error, Stage2Error):  # nobody else will ever hear of it
+            if isinstance(error, Stage2Error):  # the other ranks will never report it
                 raise LocalFault(f"rank {self.world.rank}: {error.why}", where=error.where, fix=error.fix) from lost
             if error is None:
                 raise
             error.add_note(f"rank {self.world.rank} could not tell the others: {lost}")
-            return False  # our own error goes on as it is
+            return False  # this rank's own error goes on
         self.world.set_status(f"what follows {self.doing}")
         if not failed:
             return False
@@ -220,7 +220,7 @@ class Agreement:
 
 
 def _portable(error: BaseException | None) -> Stage2Error | None:
-    """An error that can travel to another rank."""
+    """An error that can be sent to another rank."""
     if error is None or isinstance(error, Stage2Error):
         return error
     return Stage2Error(f"{type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""How a rank ends when it does not end by itself: at once, with words, and without leaving anything behind."""
+"""How a rank exits early: at once, with a message, and without leaving processes behind."""
 
 import ctypes
 import faulthandler
@@ -25,15 +25,15 @@ def end_with_parent() -> None:
 
 
 def install_sigterm_handler(rank: int, doing: Callable[[], str]) -> None:
-    """On SIGTERM say what this rank was at, and leave with exit code 4; to be called in the main thread.
+    """On SIGTERM print what this rank was doing, and exit with code 4; to be called in the main thread.
 
-    On SIGUSR1 it says where every thread is, and goes on.
+    On SIGUSR1 print the stack of every thread, and go on.
 
-    The launcher sends it to every rank when one has died. Python's own handlers wait until the main thread runs Python
-    again, which it does not while it waits for a dead rank: so a thread reads the signal from the wake-up pipe.
+    The launcher sends SIGTERM to every rank when one has died. Python's own handlers wait until the main thread runs
+    Python again, which it does not while it waits for a dead rank: so a thread reads the signal from the wake-up pipe.
 
     Args:
-        doing: what the rank is at, in words.
+        doing: returns what the rank is doing.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -50,39 +50,39 @@ def install_sigterm_handler(rank: int, doing: Callable[[], str]) -> None:
         )
         exit_now(EXIT_ENVIRONMENT)
 
-    faulthandler.register(signal.SIGUSR1)  # says where every thread is, also while the main thread waits
+    faulthandler.register(signal.SIGUSR1)  # prints every stack, also while the main thread is blocked
     threading.Thread(target=wait, name="SIGTERM", daemon=True).start()
 
 
 def say(fault: object) -> None:
-    """`error: ...` to whoever reads stderr, in one piece: the ranks share it."""
+    """Write `error: ...` to stderr in one piece, because the ranks share it."""
     os.write(sys.__stderr__.fileno(), f"error: {fault}\n".encode())
 
 
 def report_error(error: Stage2Error, rank: int, *, speaks: bool) -> int:
-    """Say what ends this rank, once for all ranks unless it is this rank's own fault; returns the exit code.
+    """Print the error that ends this rank, once for all ranks unless it is a LocalFault; returns the exit code.
 
     Args:
-        speaks: this rank says what all ranks have agreed on.
+        speaks: whether this rank prints the errors that all ranks raise.
     """
     if speaks or isinstance(error, LocalFault):
         say(error)
     if rank == 0 and isinstance(error, LocalFault):
-        time.sleep(LAST_QUESTIONS_S)  # it holds the notes that others who wait in vain are about to read
+        time.sleep(LAST_QUESTIONS_S)  # rank 0 holds the status that the other ranks are about to read
     return exit_code(error)
 
 
 def exit_now(code: int) -> NoReturn:
-    """End the process now: on the interpreter's own way down a thread of the process group may abort or wait."""
+    """End the process now: at the interpreter's exit a thread of the process group may abort or block."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """For `sys.excepthook`: a rank that failed in a way nobody foresaw must not wait for the others.
+    """For `sys.excepthook`: a rank with an unexpected error must not wait for the others.
 
-    To the real stderr: torch.distributed puts a buffer in its place around this hook.
+    Writes to the real stderr: torch.distributed replaces it by a buffer around this hook.
     """
     traceback.print_exception(kind, error, trace, file=sys.__stderr__)
     sys.__stderr__.flush()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 class Clock:
     """`with clock("data"): ...` adds the block's seconds to `seconds["data"]`.
 
-    A phase inside another counts for itself alone, so that the phases add up to the time that has passed in them.
+    A phase inside another is not counted in the outer one, so that the phases add up to the time passed in them.
     """
 
     def __init__(self) -> None:

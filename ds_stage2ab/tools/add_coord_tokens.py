@@ -1,8 +1,8 @@
-"""Give a Qwen3-VL checkpoint the 1,000 coordinate tokens `<|coord_0|>` .. `<|coord_999|>`.
+"""Adds the 1,000 coordinate tokens `<|coord_0|>` .. `<|coord_999|>` to a Qwen3-VL checkpoint.
 
 Works on folders, not on models: tokenizer and `config.json` are rewritten, each safetensors file that holds the
-embedding table or an untied head is rewritten with more rows, everything else is copied as it is. So any size and any
-sharding takes no more memory than its largest shard.
+embedding table or an untied head is rewritten with more rows, everything else is copied. So it takes no more memory
+than the largest shard, for any size.
 
 Invariants:
 - Each coordinate is one id; the ids are consecutive and ordered by k.
@@ -56,7 +56,7 @@ def enlarge(rows: torch.Tensor, first_id: int) -> torch.Tensor:
     """[V, D] -> [W, D], W = max(V, first_id + K): rows before `first_id` unchanged, coordinates from there on. Rows of
     `rows` at and after `first_id` are padding that no token uses.
 
-    In float64, so that the number of threads, which decides the order of sums, does not show in what is written."""
+    In float64, so that the number of threads, which decides the order of sums, does not change the result."""
     old = rows[:first_id]
     mean = old.mean(0, dtype=torch.float64)
     second_moment = torch.linalg.vector_norm(old, dtype=torch.float64).square() / old.numel()

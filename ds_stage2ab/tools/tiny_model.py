@@ -1,4 +1,4 @@
-"""A small, ordinary Qwen3-VL, made from nothing: the model of the quick start and of the tests.
+"""Makes a small, ordinary Qwen3-VL with random weights, for the quick start and the tests.
 
 `python -m ds_stage2ab.tools.tiny_model --out DIR --seed N` writes a Hugging Face folder that `from_pretrained` and vLLM
 load like any Qwen3-VL: 1.7 M parameters, no coordinate tokens yet (`ds-stage2ab add-coord-tokens` adds them).
@@ -6,7 +6,7 @@ load like any Qwen3-VL: 1.7 M parameters, no coordinate tokens yet (`ds-stage2ab
 Invariants:
 - The folder is a function of the seed and of the size alone.
 - Text is split as Qwen's tokenizer splits it, and the answers' punctuation is merged as it is there: ` [{"`, `]},` and
-  `}}` are tokens, so a value's end, the separator behind it and the next value's begin share tokens.
+  `}}` are tokens, so a value's end, the separator after it and the next value's begin share tokens.
 - Pictures whose sides are multiples of PATCH x MERGE and whose area lies in PIXELS are not resampled.
 """
 

@@ -1,6 +1,6 @@
-"""The routes of a vLLM server that a run needs, in the one shape that is supported: that of vLLM 0.32.
+"""The routes of a vLLM server that a run needs, as vLLM 0.32 has them.
 
-Nothing else knows a path. `handshake.py` looks at the server before anything is asked of it.
+Paths are known here alone. `handshake.py` checks the server before any other call.
 """
 
 import base64
@@ -42,19 +42,19 @@ NEEDED_ROUTES = (
 )
 REPLICA = "X-data-parallel-rank"
 CACHE_TRIES, CACHE_PAUSE_S = 10, 0.2
-"""A cache cannot be emptied while a request that has just been aborted still holds a block."""
+"""A cache cannot be reset while a request that has just been aborted still holds a block."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendered:
-    """A chat request as the server would give it to its engine."""
+    """A chat request as the server would pass it to its engine."""
 
     image: bytes
-    # what it made of the request's one image, its pixel values among it, as they are in memory
+    # the request's one image after processing, as raw bytes that contain its pixel values
     stop_ids: tuple[int, ...]
     # tokens that end an answer: the request's own, and what the server adds
     ignores_eos: bool
-    # whether the ends that the checkpoint knows are none
+    # whether the checkpoint's own end tokens are ignored
 
 
 class ServerApi:
@@ -62,8 +62,8 @@ class ServerApi:
 
     Args:
         base_url: scheme, host and port.
-        timeout_s: of a connection, and of a call that draws nothing.
-        connections: requests at once at most.
+        timeout_s: of a connection, and of a call that generates nothing.
+        connections: most requests at once.
     """
 
     def __init__(self, base_url: str, *, timeout_s: float, connections: int) -> None:
@@ -72,27 +72,27 @@ class ServerApi:
         self.timeout_s = timeout_s
 
     def longest_s(self, read_s: float) -> float:
-        """No call that may wait so long for its answer takes longer, with its tries and the pauses between them."""
+        """Longest time of a call with the read time-out `read_s`, with its tries and the pauses between them."""
         return TRIES * (self.timeout_s + read_s + LONGEST_PAUSE_S)
 
     def get(self, path: str) -> Any:
         return self.client.call("GET", path, read_s=self.timeout_s, repeat=True)
 
     def chat(self, body: dict[str, Any], *, read_s: float, replica: int | None = None) -> Any:
-        """One completion; it is seeded and changes nothing, so it may be asked for again.
+        """One completion; it is seeded and has no side effects, so it may be repeated.
 
         Args:
-            read_s: longest wait for it.
-            replica: which of the server's draws it; None: the server chooses.
+            read_s: read time-out.
+            replica: which of the server's generates it; None: the server chooses.
         """
         headers = None if replica is None else {REPLICA: str(replica)}
         return self.client.call("POST", "/v1/chat/completions", body, read_s=read_s, repeat=True, headers=headers)
 
     def render(self, body: dict[str, Any], *, read_s: float) -> Rendered:
-        """What becomes of a chat request before anything is drawn for it."""
+        """A chat request as it reaches the engine; generates nothing."""
         reply = self.client.call("POST", "/v1/chat/completions/render", body, read_s=read_s, repeat=True)
         (image,) = reply["features"]["kwargs_data"]["image"]
-        sampling = reply["sampling_params"]  # without what is as vLLM has it by default
+        sampling = reply["sampling_params"]  # vLLM leaves out its defaults
         return Rendered(
             image=base64.b64decode(image, validate=True),
             stop_ids=tuple(sampling.get("stop_token_ids") or ()),
@@ -100,12 +100,12 @@ class ServerApi:
         )
 
     def tokenize(self, text: str) -> tuple[int, ...]:
-        """The ids of a text; nothing is put before or behind."""
+        """The ids of a text, without special tokens."""
         body = {"model": MODEL_NAME, "prompt": text, "add_special_tokens": False}
         return tuple(int(token) for token in self._post("/tokenize", body, repeat=True)["tokens"])
 
     def weight_version(self) -> str:
-        """The version that the last complete update gave its weights."""
+        """The version that the last complete update set."""
         return str(self.get("/weight_info")["weight_version"])
 
     def world_size(self) -> int:
@@ -117,14 +117,14 @@ class ServerApi:
         return int(self.get("/get_world_size?include_dp=false")["world_size"])
 
     def pause(self) -> None:
-        """Let no request in; there is none of ours."""
+        """Let no request in, and abort what is running: nothing of this run is."""
         self._post("/pause?mode=abort", repeat=True)
 
     def resume(self) -> None:
         self._post("/resume", repeat=True)
 
     def clear_caches(self) -> None:
-        """Forget everything that was computed with the weights of now.
+        """Empty all caches of the current weights.
 
         Raises:
             ServerUnavailable: the prefix cache stays in use.
@@ -139,11 +139,11 @@ class ServerApi:
         self._post("/reset_encoder_cache", repeat=True)
 
     def join_group(self, invitation: dict[str, Any], *, timeout_s: float) -> None:
-        """Let the server's workers meet the learner as the invitation says; returns when they have."""
+        """Let the server's workers join the learner's group; returns when they have."""
         self._post("/init_weight_transfer_engine", {"init_info": invitation}, read_s=timeout_s)
 
     def start_update(self, *, timeout_s: float) -> None:
-        """Begin an update; one that an earlier learner left open is closed first, all its weights come anew."""
+        """Begin an update; one that an earlier learner left open is closed first, as all weights are sent again."""
         try:
             self._post("/start_weight_update", read_s=timeout_s)
         except ReadTimeout:
@@ -151,7 +151,7 @@ class ServerApi:
         except ServerUnavailable as error:
             try:
                 self._post("/finish_weight_update", {}, read_s=timeout_s)
-            except (ServerUnavailable, ClientError):  # none was open: what failed first is what a person must know
+            except (ServerUnavailable, ClientError):  # none was open: report the first error
                 raise error from None
             self._post("/start_weight_update", read_s=timeout_s)
 
@@ -161,9 +161,9 @@ class ServerApi:
         self._post("/update_weights", {"update_info": info}, read_s=timeout_s)
 
     def abandon_update(self) -> None:
-        """Close an update that will not be finished: until then the server has a model that ends it when it is run.
+        """Close an update that will not be finished: the server would crash if it ran the half-updated model.
 
-        A bucket that nobody can take closes it; where none is open the server refuses the bucket, and that is all.
+        An invalid bucket closes it; where none is open the server only refuses the bucket.
         """
         with suppress(ServerUnavailable, ClientError):
             self._post("/update_weights", {"update_info": {}})
@@ -177,10 +177,10 @@ class ServerApi:
 
 @contextmanager
 def as_server_fault(url: str, doing: str, *, fix: str = "") -> Iterator[None]:
-    """What a server did not do, as the fault that ends the run.
+    """Converts the failure of a call to the fault that ends the run.
 
     Raises:
-        ServerFault: names the server, what was asked of it, and what to do.
+        ServerFault: names the server, what was called, and what to do.
     """
     try:
         yield

@@ -1,8 +1,8 @@
-"""Rollouts by vLLM servers on devices of their own, with weights that are proven to be the learner's.
+"""Rollouts by vLLM servers on separate devices, with weights that are verified to be the learner's.
 
-Before rollouts are drawn all ranks bring the servers to the weights of now, see the new version at every server, and
-probe what the servers compute. While they are drawn each rank keeps its own permits at every server filled; afterwards
-it sees the same version again.
+Before rollouts are sampled all ranks send the current weights to the servers, check the version at every server, and
+probe what the servers compute. Meanwhile each rank keeps its permits at every server in use; afterwards it checks the
+version again.
 """
 
 import time
@@ -28,21 +28,21 @@ from ds_stage2ab.rollout.server.weight_sync import WeightSync
 from ds_stage2ab.runtime.ranks import World
 
 WRONG_SAMPLE = (400, 413, 422)
-"""What a server says of an image or a prompt; other refusals (404, 401) are not about the sample."""
+"""Status codes that concern an image or a prompt; others (404, 401) are not about the sample."""
 ASK_AGAIN = "look at the server's own log; the rollouts of a step are complete or the step is not trained"
 
 
 class VllmBackend:
-    """Asks servers.
+    """Generates rollouts on servers.
 
     Args:
         servers: all of them.
         replicas: of each server.
-        permits: requests that this rank may have in flight at each.
-        needs: how a prompt is put to them, and the longest wait for one answer.
-        sync: brings the weights there.
-        probe: compares what they compute; its gap is reported.
-        score: says how probable the learner finds an answer; servers say it of its tokens alone.
+        permits: requests that this rank may have in flight at each server.
+        requirements: how a prompt is put to them, and the longest wait for one answer.
+        sync: sends the weights.
+        probe: compares log-probabilities; its gap is reported.
+        score: computes the learner's probabilities of an answer.
         world: the learner ranks.
         seed: `training.seed`.
         probe_every: transfers between two probes.
@@ -66,7 +66,7 @@ class VllmBackend:
     ) -> None:
         self.servers = servers
         self.replicas = replicas
-        # A server at which this rank has no permit gets no request of its.
+        # A server where this rank has no permit gets none of its requests.
         self.shares = [count if permit else 0 for count, permit in zip(replicas, permits, strict=True)]
         self.permits = permits
         self.sync = sync
@@ -78,19 +78,19 @@ class VllmBackend:
         self.seed = seed
         self.infer_timeout_s = requirements.infer_timeout_s
         self.probe_every = probe_every
-        self.sent = 0  # times that weights were sent
-        self.probed = ""  # version of the last probe; none of what was sent since
+        self.sent = 0  # number of transfers of weights
+        self.probed = ""  # weight version of the last probe; empty if weights were sent since
         self.probe_gap: float | None = None
         # of the last probe, nats per token
 
     @property
     def transfer(self) -> Transfer | None:
-        """The last one of this start."""
+        """The last transfer of this start."""
         return self.sync.last
 
     @contextmanager
     def current_weights(self, finished_steps: int) -> Iterator[None]:
-        """Inside, every server has the weights of now.
+        """Inside, every server has the current weights; collective.
 
         Raises:
             ServerFault: on every rank, a server does not take the weights, has another version after a second
@@ -103,14 +103,14 @@ class VllmBackend:
                 with self.world.raise_together("looking at the weights' versions"):
                     self._refuse_other_versions(finished_steps, self.servers)
         if sent:
-            self.probed = ""  # what was sent last has not been
+            self.probed = ""  # not probed since this transfer
             self.sent += 1
         if sent and self.sent % self.probe_every == 0:
             self._probe()
         yield
 
     def verify_weights(self, finished_steps: int) -> None:
-        """Bring the servers to the weights of now and probe them, whatever the interval; all ranks enter together.
+        """Send the servers the current weights and probe them, whatever the interval; collective.
 
         Raises:
             ServerFault: as `current_weights`.
@@ -126,12 +126,12 @@ class VllmBackend:
     def generate(
         self, samples: list[Sample], sampling: Sampling, *, finished_steps: int
     ) -> Iterator[Rollout | DataError]:
-        """One rollout for each sample, in order, each as soon as it is there; inside `current_weights`.
+        """One rollout for each sample, in order, each as soon as it arrives; inside `current_weights`.
 
-        A sample that a server refuses has its error there, as a value: every server would refuse it.
+        A sample that a server refuses yields its DataError as a value: every server would refuse it.
 
         Raises:
-            ServerFault: no server answers a request, or one has other weights when all are drawn.
+            ServerFault: no server answers a request, or one has other weights when all are sampled.
         """
         version = weight_version(self.sync.start_id, finished_steps)
 
@@ -142,7 +142,7 @@ class VllmBackend:
         return self._in_order(drawn, finished_steps, len(samples))
 
     def resolved(self, sampling: Sampling) -> dict[str, Any]:
-        """What a request tells a server; the guard's limits hold here too, whatever the server makes of them."""
+        """The decoding parameters of a request; the guard's limits are applied here too, whatever the server does."""
         told = self.conversation.decoding(sampling)
         return {
             "temperature": told["temperature"],
@@ -158,7 +158,7 @@ class VllmBackend:
     def _in_order(
         self, drawn: RequestPool[Rollout | DataError], finished_steps: int, count: int
     ) -> Iterator[Rollout | DataError]:
-        # A request waits for those before it for its permit, and each of them for every server in turn.
+        # A request may wait for its permit until those before it have ended, and each of them may try every server.
         longest = self.infer_timeout_s * TRIES * len(self.servers) * (1 + count)
         yield from drawn.results(within_s=longest)
         kept = [server for n, server in enumerate(self.servers) if n not in drawn.lost]
@@ -197,10 +197,10 @@ class VllmBackend:
         )
 
     def _guarded(self, answer: Answer, sampling: Sampling) -> tuple[tuple[int, ...], str]:
-        """The answer up to where the repetition guard ends it, and whether it did.
+        """The answer up to where the repetition guard ends it, and how it ended.
 
-        A guard inside the server only saves what would be cut here: the ids alone tell that a rule was broken, so an
-        answer to which it gave its stop is a repetition too, as in `generate`. At the limit no stop was forced.
+        The guard inside the server only saves tokens that would be cut here: the ids alone show that a rule was broken,
+        so an answer that it ended by force is a repetition too, as in `generate`. At the limit no stop was forced.
         """
         end = first_repeat(answer.response_ids, self.vocabulary.coordinate_bins, sampling.repeat_terminate)
         if end is None or end == sampling.max_new_tokens:
@@ -208,7 +208,7 @@ class VllmBackend:
         return answer.response_ids[:end], "repeat"
 
     def _someone_sees_another(self, version: str) -> bool:
-        """Whether any rank sees a server with another version; all ranks enter together."""
+        """Whether any rank sees a server with another version; collective."""
         with self.world.raise_together("looking at the weights' versions"):
             other = any(self._version_at(server) != version for server in self.servers)
         return bool(self.world.all_reduce_max(int(other))[0])
@@ -216,7 +216,7 @@ class VllmBackend:
     def _refuse_other_versions(
         self, finished_steps: int, servers: Sequence[ServerApi], *, may_be_gone: bool = False
     ) -> None:
-        """What a server that is gone by now gave before had the version that was seen before: it counts."""
+        """Raise if a server has other weights; a lost one passes if it `may_be_gone`: it was checked before."""
         wanted = weight_version(self.sync.start_id, finished_steps)
         for server in servers:
             try:
@@ -238,7 +238,7 @@ class VllmBackend:
 
 
 def _refused(url: str, sample: Sample, error: ClientError) -> DataError:
-    """The fault of a sample that a server does not take.
+    """The fault of a sample that a server refuses.
 
     Raises:
         ServerFault: the refusal is not about the sample.

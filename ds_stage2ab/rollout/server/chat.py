@@ -1,4 +1,4 @@
-"""A sample as a chat request of vLLM, and its answer as a rollout. Pure, but for the check of the answer.
+"""A sample as a chat request of vLLM, and the reply to it, checked. Sends nothing.
 
 Every sampling field is set: what a request leaves out, a server takes from its own defaults or from the checkpoint's
 generation_config.json.
@@ -57,7 +57,7 @@ ANSWER = Draft202012Validator(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """What every prompt of a run shares."""
+    """What all prompts of a run share."""
 
     system_prompt: str | None
     user_prompt: str
@@ -76,7 +76,7 @@ class Conversation:
         return [{"role": "system", "content": [{"type": "text", "text": self.system_prompt}]}, user]
 
     def request(self, sample: Sample, sampling: Sampling, seed: int) -> dict[str, Any]:
-        """The body of a chat request; how an answer is drawn follows from it alone."""
+        """The body of a chat request; it alone determines how the answer is sampled."""
         return {
             **self.question(sample),
             **self.decoding(sampling),
@@ -84,7 +84,7 @@ class Conversation:
         }
 
     def question(self, sample: Sample) -> dict[str, Any]:
-        """What is asked, and how the reply is wanted."""
+        """The prompt, and the form of the reply."""
         return {
             "model": MODEL_NAME,
             "messages": self.messages(sample.image),
@@ -94,7 +94,7 @@ class Conversation:
         }
 
     def decoding(self, sampling: Sampling) -> dict[str, Any]:
-        """Every field that shapes the draw."""
+        """All fields that affect sampling."""
         return {
             **self.fixed(),
             "temperature": sampling.temperature,
@@ -109,7 +109,7 @@ class Conversation:
         }
 
     def guarded(self, sampling: Sampling) -> dict[str, Any]:
-        """What the repetition guard inside the server is told; a server without it answers too, and goes on longer."""
+        """Arguments of the repetition guard inside the server; a server without it only generates longer."""
         if not has_rules(sampling.repeat_terminate):
             return {}
         counted = self.coordinate_ids if sampling.repeat_terminate.max_objects is not None else ()
@@ -117,7 +117,7 @@ class Conversation:
         return {"vllm_xargs": params.arguments()}
 
     def fixed(self) -> dict[str, Any]:
-        """What no config changes."""
+        """Fields that no config changes."""
         return {
             "n": 1,
             "min_p": 0.0,
@@ -133,7 +133,7 @@ class Conversation:
         }
 
     def probe(self, sample: Sample, *, num_tokens: int, seed: int) -> dict[str, Any]:
-        """A request for tokens and how probable the model found them; sampled, as greedy ones are all but sure."""
+        """A request for tokens and their log-probabilities; sampled, as greedy tokens have probabilities near 1."""
         plain = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
         return {
             **self.question(sample),
@@ -154,18 +154,17 @@ class Answer:
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
-    # the stop removed
+    # without the stop
     finish: Literal["stop", "length"]
     log_probs: tuple[float, ...]
-    # of the response, if they were asked for
+    # of the response, if requested
 
 
 def read_answer(reply: Any, vocabulary: Vocabulary) -> Answer:
-    """Take a chat reply apart.
+    """Check a chat reply and convert it.
 
     Raises:
-        ServerUnavailable: it is not what such a reply looks like, or names ids that the vocabulary does not have or
-            that no answer may hold.
+        ServerUnavailable: it is malformed, or holds ids that the vocabulary does not have or no answer may hold.
     """
     fault = next(iter(ANSWER.iter_errors(reply)), None)
     if fault is not None:
@@ -193,7 +192,7 @@ def read_answer(reply: Any, vocabulary: Vocabulary) -> Answer:
 
 
 def other_prompt(url: str, sample: Sample, seen: Sequence[int]) -> ServerFault:
-    """The server made other ids of a prompt than the learner did."""
+    """The fault of a server that makes other ids of a prompt than the learner."""
     pairs = zip(sample.prompt_ids, seen, strict=False)
     place = next((n for n, (mine, its) in enumerate(pairs) if mine != its), min(len(seen), len(sample.prompt_ids)))
     return ServerFault(

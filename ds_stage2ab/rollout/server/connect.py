@@ -1,4 +1,4 @@
-"""The rollout servers of a config -> a backend that uses them: looked at, their permits dealt out to the ranks."""
+"""The rollout servers of a config -> a backend: servers are checked, their permits divided among the ranks."""
 
 from collections.abc import Callable, Sequence
 
@@ -30,7 +30,7 @@ def open_servers(
     seed: int,
     probe_tolerance: float,
 ) -> VllmBackend:
-    """Look at the servers once, by rank 0, and give every rank its permits.
+    """Check the servers once, on rank 0, and give every rank its permits.
 
     Args:
         section: `custom.extra.rollout_matching.vllm`.
@@ -44,7 +44,7 @@ def open_servers(
         probe_tolerance: nats per token.
 
     Raises:
-        ServerFault: a server is not as it must be; with everything that is wrong at any.
+        ServerFault: a server does not meet the requirements; with all problems of all servers.
         ConfigError: fewer permits than ranks.
     """
     wanted = section.server.servers
@@ -69,7 +69,7 @@ def open_servers(
 
 
 def _looked_at(section: VllmSection, requirements: Requirements, world: World) -> list[ServerInfo]:
-    """What each server is: rank 0 looks, once."""
+    """What each server is; checked once, on rank 0."""
     facts = []
     with world.raise_together("looking at the rollout servers"):
         if world.rank == 0:

@@ -1,4 +1,4 @@
-"""Calls to several servers at the same time: one that hangs costs its own time-outs, and no other waits for it."""
+"""Concurrent calls to several servers: one that hangs reaches its own time-out, and does not delay the others."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -8,10 +8,10 @@ R = TypeVar("R")
 
 
 def at_once(calls: Sequence[Callable[[], R]], *, within_s: float) -> list[R]:
-    """What each returns, in order; of several that raise, the first in that order is told.
+    """The results, in order; of several errors the first in that order is raised.
 
     Args:
-        calls: each ends by time-outs of its own.
+        calls: each has its own time-out.
         within_s: longer than any of them can take.
     """
     pool = ThreadPoolExecutor(max_workers=len(calls), thread_name_prefix="servers")

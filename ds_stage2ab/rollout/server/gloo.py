@@ -1,6 +1,6 @@
-"""A Gloo group of one learner rank and a server's workers, apart from the groups that either already has.
+"""A Gloo group of one learner rank and a server's workers, separate from the groups that either already has.
 
-Learner and server both import this, so it needs nothing but torch.
+Learner and server both import this, so it needs only torch.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ class GlooGroup:
     """Joins at once; every wait is bounded.
 
     Args:
-        store: where the members meet.
+        store: the rendezvous of the members.
         rank: of this member.
         size: members.
-        timeout: of the joining, and of every transfer.
+        timeout: of joining, and of every transfer.
     """
 
     def __init__(self, store: dist.Store, rank: int, size: int, timeout: timedelta) -> None:
@@ -31,28 +31,28 @@ class GlooGroup:
         self._group = dist.ProcessGroupGloo(store, rank, size, timeout)
 
     def begin(self, tensor: Tensor) -> dist.Work:
-        """Begin to send a tensor from the learner to all others; there, begin to receive it into one like it.
+        """Begin to broadcast a tensor from the learner; on a worker, begin to receive it into one like it.
 
-        All members begin the same tensors in the same order. Its bytes travel, so any type does.
+        All members begin the same tensors in the same order. Tensors are sent as bytes, so any dtype works.
         """
         options = dist.BroadcastOptions()
         options.rootRank, options.rootTensor, options.timeout = SENDER, 0, self.timeout
         return self._group.broadcast([tensor.view(-1).view(torch.uint8)], options)
 
     def finish(self, begun: dist.Work) -> None:
-        """Wait until a tensor has gone, or has come.
+        """Wait until a tensor has been sent, or received.
 
         Raises:
-            RuntimeError: a member has gone or does not come in time.
+            RuntimeError: a member is gone, or late.
         """
         begun.wait(self.timeout)
 
 
 def join(address: str, port: int, rank: int, size: int, timeout: timedelta) -> GlooGroup:
-    """Meet at the learner's store, from another process.
+    """Join a group at the learner's store, from another process.
 
     Raises:
-        RuntimeError: nobody answers there in time.
+        RuntimeError: the store does not answer in time.
     """
     store = dist.TCPStore(address, port, is_master=False, timeout=timeout)
     return GlooGroup(store, rank, size, timeout)
@@ -63,9 +63,9 @@ class GlooLink:
 
     Args:
         address: of this machine, as the server sees it.
-        port: where the workers meet the learner; None: the operating system chooses.
+        port: of the store; None: the operating system chooses.
         size: members of the group.
-        timeout_s: of the joining, and of every bucket.
+        timeout_s: of joining, and of every bucket.
 
     Raises:
         RuntimeError: the port is taken.
@@ -78,7 +78,7 @@ class GlooLink:
 
     @property
     def place(self) -> str:
-        """Where the workers meet the learner, host:port."""
+        """Address of the store, host:port."""
         return f"{self.address}:{self._store.port}"
 
     def invitation(self) -> dict[str, Any]:
@@ -95,10 +95,10 @@ class GlooLink:
         self._group = GlooGroup(self._store, SENDER, self.size, self.timeout)
 
     def send(self, tensors: Sequence[Tensor]) -> None:
-        """Give the workers a bucket, one tensor behind the other.
+        """Send the workers a bucket, tensor after tensor.
 
         Raises:
-            RuntimeError: a worker has gone or does not come in time.
+            RuntimeError: a worker is gone, or late.
         """
         assert self._group is not None, "join comes first"
         for begun in [self._group.begin(tensor.cpu()) for tensor in tensors]:

@@ -1,7 +1,7 @@
-"""What a run must know of a server before it relies on it, all in one page where something is wrong.
+"""What is checked of a server before a run relies on it; all problems are reported together.
 
-Nothing of the server is changed here, but that one which an earlier learner left paused is let go on, and an update
-that was left open is given up.
+The server is not changed, except that one which an earlier learner left paused is resumed, and an update that was left
+open is abandoned.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +32,7 @@ LIKE_LEARNER = (
     " data.min_pixels and data.max_pixels are given to a server by --mm-processor-kwargs"
 )
 MOST_CALLS = 20
-"""To one server in a handshake."""
+"""Upper bound of the calls to one server in a handshake."""
 IS_VLLM = "use a vLLM of the supported range, and name the server itself in base_url, not what stands before it"
 ITS_LOG = "look at the server's own log, and start it again"
 CONTROL_TIMEOUT = "custom.extra.rollout_matching.vllm.server.timeout_s"
@@ -40,12 +40,12 @@ CONTROL_TIMEOUT = "custom.extra.rollout_matching.vllm.server.timeout_s"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirements:
-    """What the run asks of every server."""
+    """What the run requires of every server."""
 
     conversation: Conversation
     vocabulary: Vocabulary
     sample: Sample
-    # a real one, whose prompt the server must read as the learner does
+    # a real one, whose prompt the server must tokenise as the learner does
     decode_batch_size: int
     room: int
     # tokens of the longest prompt and answer
@@ -57,7 +57,7 @@ class Requirements:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerInfo:
-    """What a server is."""
+    """What was found out about a server."""
 
     world_size: int
     # devices
@@ -74,13 +74,13 @@ class _Line:
 
 
 def check_servers(servers: Sequence[ServerApi], sizes: Sequence[int], requirements: Requirements) -> list[ServerInfo]:
-    """Look at all servers at once.
+    """Check all servers at once.
 
     Args:
-        sizes: devices of one replica of each, by the config; asked of servers that can tell.
+        sizes: devices of one replica of each server, by the config; used where a server cannot tell.
 
     Raises:
-        ServerFault: names everything that is wrong at any server, with a remedy for each.
+        ServerFault: names all problems of all servers, with a remedy for each.
     """
     looks = [partial(_look, server, size, requirements) for server, size in zip(servers, sizes, strict=True)]
     longest = MOST_CALLS * max(server.longest_s(requirements.infer_timeout_s) for server in servers)
@@ -104,7 +104,7 @@ def _look(server: ServerApi, size: int, requirements: Requirements) -> tuple[Ser
 
 
 def _wrong(server: ServerApi, requirements: Requirements) -> Iterator[_Line]:
-    """Everything wrong, in the order in which one thing hides the next."""
+    """All problems, in the order in which one hides the next."""
     reach = "start it, or correct base_url; when it has just been started, wait for its /health"
     opened = _asked(lambda: server.get("/openapi.json")["paths"], "reached", fix=reach)
     if isinstance(opened, _Line):
@@ -140,7 +140,7 @@ def _wrong_settings(server: ServerApi, requirements: Requirements) -> Iterator[_
 
 
 def _compared(info: dict[str, Any], requirements: Requirements) -> Iterator[_Line]:
-    """What a server runs with beside what it must run with."""
+    """Settings of a server that differ from the required ones."""
     model = info["model_config"]
     dtype = {"fp32": "float32", "bf16": "bfloat16"}[requirements.precision]
     transfer = _transfer(info)
@@ -170,7 +170,7 @@ def _compared(info: dict[str, Any], requirements: Requirements) -> Iterator[_Lin
 
 
 def _wrong_coordinates(server: ServerApi, requirements: Requirements) -> Iterator[_Line]:
-    """Answers hold coordinate tokens, prompts need not: another tokenizer may read a prompt alike."""
+    """Compare the ids of coordinate tokens: prompts need not hold any, so two tokenizers may agree on a prompt."""
     texts, wanted = [coordinate_token(k) for k in range(NUM_BINS)], requirements.vocabulary.coordinate_ids
     ids = _asked(lambda: server.tokenize("".join(texts)), "coordinate ids", refused=LIKE_LEARNER)
     if isinstance(ids, _Line):
@@ -183,7 +183,7 @@ def _wrong_coordinates(server: ServerApi, requirements: Requirements) -> Iterato
 
 
 def _wrong_prompt(server: ServerApi, requirements: Requirements) -> Iterator[_Line]:
-    """One real prompt, answered by one token: the engine lives, and reads the prompt as the learner does."""
+    """Generate one token for a real prompt: the engine works, and tokenises the prompt as the learner does."""
     body = requirements.conversation.probe(requirements.sample, num_tokens=1, seed=0)
     limit = requirements.infer_timeout_s
     reply = _asked(lambda: server.chat(body, read_s=limit), "an answer", key=INFER_TIMEOUT, refused=LIKE_LEARNER)
@@ -202,7 +202,7 @@ def _wrong_prompt(server: ServerApi, requirements: Requirements) -> Iterator[_Li
 
 
 def _wrong_rendering(server: ServerApi, requirements: Requirements, body: dict[str, Any]) -> Iterator[_Line]:
-    """What the engine is given: pixels, as two ways to reduce an image give as many patches, and ends of an answer."""
+    """Compare pixels, as two ways to resize an image may give as many patches, and the ends of an answer."""
     stop = requirements.conversation.stop_id
     asked = {**body, "stop_token_ids": [stop], "min_tokens": 0}
     seen = _asked(lambda: server.render(asked, read_s=requirements.infer_timeout_s), "pixel values", key=INFER_TIMEOUT)
@@ -224,14 +224,14 @@ def _wrong_rendering(server: ServerApi, requirements: Requirements, body: dict[s
 
 
 def _pixels(requirements: Requirements) -> Iterator[bytes]:
-    """The learner's pixel values as they may lie in a server's memory: as made, or in the model's precision."""
+    """The learner's pixel values as they may be in a server's memory: as made, or in the model's precision."""
     made = requirements.sample.vision.pixel_values.contiguous()
     for values in (made, made.bfloat16()) if requirements.precision == "bf16" else (made,):
         yield values.view(torch.uint8).numpy().tobytes()
 
 
 def _let_go(server: ServerApi) -> None:
-    """It may have been left in the middle of an update too."""
+    """Resume a paused server, which may have been left in the middle of an update."""
     if server.get("/is_paused")["is_paused"]:
         server.abandon_update()
         server.resume()
@@ -257,7 +257,7 @@ def _transfer(info: dict[str, Any]) -> str | None:
 
 
 def _tells_replicas(server: ServerApi) -> bool:
-    """Whether it knows `include_dp`: one that does not answers as if nothing had been said."""
+    """Whether it knows `include_dp`: a server that does not ignores it."""
     parameters = server.get("/openapi.json")["paths"]["/get_world_size"]["get"].get("parameters")
     return any(parameter["name"] == "include_dp" for parameter in parameters or ())
 
@@ -265,12 +265,12 @@ def _tells_replicas(server: ServerApi) -> bool:
 def _asked(
     ask: Callable[[], Any], what: str, *, key: str = CONTROL_TIMEOUT, refused: str = IS_VLLM, fix: str = ""
 ) -> Any:
-    """The answer, or the line that says that there is none, with a remedy for what was seen.
+    """The result of a call, or the line that reports its failure, with a remedy.
 
     Args:
-        key: bounds the wait for this answer.
-        refused: what to do when the server understands the question and refuses it.
-        fix: what to do, whatever was seen.
+        key: the config key of the call's time-out.
+        refused: the remedy if the server refuses the request.
+        fix: the remedy of every failure.
     """
     try:
         return ask()

@@ -1,7 +1,7 @@
-"""Proof of behaviour: the server says how probable its weights found some tokens, the learner scores the same tokens.
+"""Compares the log-probabilities that a server reports of some tokens with the learner's.
 
-Versions and checksums can be right while a server computes with something else, a packed copy of old weights say; what
-it computes cannot be wrong and agree. All ranks score together, so that under ZeRO 3 every rank enters every gathering.
+Versions and checksums can be right while a server computes with something else, such as a packed copy of old weights;
+its log-probabilities would show it. All ranks score together, since under ZeRO 3 a forward is a collective.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from ds_stage2ab.rollout.server.handshake import IS_VLLM, Requirements
 from ds_stage2ab.runtime.ranks import World
 
 PROBE_TOKENS = 32
-"""At most: a server has room for a prompt and an answer."""
+"""At most: fewer if the prompt leaves less room."""
 PROBE_SEED = 20
 
 
@@ -27,9 +27,9 @@ class Probe:
     """Compares the servers with the learner on one prompt with an image.
 
     Args:
-        model: the model that trains, as DeepSpeed's hooks know it.
+        model: the model that trains, with DeepSpeed's hooks.
         world: the learner ranks.
-        needs: the sample whose prompt and image are used, and how the servers are asked.
+        requirements: the sample whose prompt and image are used, and how requests are made.
         positions: position ids of one sequence alone.
         tolerance: largest mean absolute difference, nats per token.
     """
@@ -53,10 +53,10 @@ class Probe:
         self.num_tokens = min(PROBE_TOKENS, requirements.room - len(requirements.sample.prompt_ids))
 
     def __call__(self, servers: Sequence[ServerApi], replicas: Sequence[int], *, read_s: float) -> float:
-        """The largest gap of any replica of any server, nats per token; all ranks enter together.
+        """The largest gap of any replica of any server, nats per token; collective.
 
         Args:
-            servers: used on rank 0 alone.
+            servers: called on rank 0 alone.
             replicas: of each.
             read_s: longest wait for a server's answer.
 
@@ -95,14 +95,14 @@ class Probe:
         return float((mine - torch.tensor(answer.log_probs, dtype=torch.float64)).abs().mean())
 
     def _log_probs(self, response: Sequence[int]) -> Tensor:
-        """How probable the learner finds each token of the response, [T]."""
+        """The learner's log-probability of each token of the response, [T]."""
         logits_TV = answer_logits(self.model, self.sample, response, self.positions)
         log_probs_TV = torch.log_softmax(logits_TV.double(), dim=-1).cpu()
         return log_probs_TV.gather(1, torch.tensor(response)[:, None])[:, 0]
 
 
 def _numbers(replicas: int) -> Sequence[int | None]:
-    """How each replica is asked for: by number where there are several, as each has taken the weights by itself."""
+    """The replicas to probe: each by its number where there are several, as each loads the weights by itself."""
     return range(replicas) if replicas > 1 else (None,)
 
 

@@ -1,7 +1,7 @@
 """The learner's end of vLLM's own `nccl` weight transfer engine: tensors go from GPU to GPU.
 
-vLLM's workers take an id of NCCL by HTTP, which is made here, so that neither side needs the other's package; both need
-NCCL of one version. Nothing here has been run on a GPU.
+vLLM's workers get NCCL's unique id, made here, by HTTP, so neither side needs the other's package; both need the same
+version of NCCL. Nothing here has been run on a GPU.
 """
 
 import base64
@@ -16,7 +16,7 @@ from torch.cuda import nccl
 from ds_stage2ab.rollout.server.gloo import SENDER
 
 LOOK_S = 0.001
-"""Between two looks whether the device has done what it was told."""
+"""Seconds between two polls of the device."""
 
 
 class NcclLink:
@@ -25,7 +25,7 @@ class NcclLink:
     Args:
         device: of this rank, "cuda:0".
         size: members of the group: this rank and the server's workers.
-        timeout_s: of the joining, and of every bucket.
+        timeout_s: of joining, and of every bucket.
 
     Raises:
         RuntimeError: NCCL cannot be used here.
@@ -45,7 +45,7 @@ class NcclLink:
     def join(self) -> None:
         """Wait for the workers; the caller watches, as NCCL has no time-out for this.
 
-        vLLM's workers then reduce one number, and so must this rank.
+        vLLM's workers then all-reduce one number, and so must this rank.
         """
         with torch.cuda.device(self.device):
             self._comm = nccl.init_rank(self.size, self._id, SENDER)
@@ -53,10 +53,10 @@ class NcclLink:
             self._wait()
 
     def send(self, tensors: Sequence[Tensor]) -> None:
-        """Give the workers a bucket: a broadcast for each tensor, as they take them.
+        """Send the workers a bucket: one broadcast for each tensor.
 
         Raises:
-            TimeoutError: the workers do not take it in time.
+            TimeoutError: the workers do not receive it in time.
         """
         with torch.cuda.device(self.device):
             kept = [tensor.to(self.device) for tensor in tensors]

@@ -1,7 +1,7 @@
-"""A rank's requests to several servers: every server kept full up to this rank's permits there, and never above them.
+"""A rank's requests to several servers: at each server as many in flight as this rank has permits, never more.
 
 Each permit has a thread that takes the next request of its server as soon as it has an answer. When a server fails a
-request for good, what is left of its share goes to the others, whole requests each; they keep their own permits.
+request for good, its remaining requests go to the other servers, which keep their own permits.
 """
 
 import threading
@@ -15,10 +15,10 @@ from ds_stage2ab.errors import ServerFault
 R = TypeVar("R")
 
 LOOK_S = 1.0
-"""How long a thread sleeps before it looks for a request again, should nobody wake it."""
+"""How long a thread waits for a notification before it looks for a request again."""
 
 Ask = Callable[[int, int, int], R]
-"""(request, server, attempt) -> its result; may raise `Lost`, or anything else, which ends the whole."""
+"""(request, server, attempt) -> its result; may raise `ServerLost`, or any other error, which ends the batch."""
 
 
 class ServerLost(Exception):
@@ -31,7 +31,7 @@ class RequestPool(Generic[R]):
     Args:
         shares: the requests of each server, ascending.
         permits: how many requests of this rank each server may have in flight.
-        ask: draws one.
+        ask: sends one request.
     """
 
     def __init__(self, shares: Sequence[range], permits: Sequence[int], ask: Ask) -> None:
@@ -43,7 +43,7 @@ class RequestPool(Generic[R]):
         self.lost: set[int] = set()
         # servers that have failed a request for good
         self.gave: set[int] = set()
-        # servers of which a result was taken
+        # servers that have answered a request
         self.changed = threading.Condition()
         pool = ThreadPoolExecutor(max_workers=sum(permits), thread_name_prefix="rollouts")
         for server, count in enumerate(permits):
@@ -52,10 +52,10 @@ class RequestPool(Generic[R]):
         pool.shutdown(wait=False)
 
     def results(self, *, within_s: float) -> Iterator[R]:
-        """Each as soon as it and those before it are there.
+        """The results in order, each as soon as it is there.
 
         Args:
-            within_s: longest wait for one; no thread waits longer for an answer.
+            within_s: longest wait for one; no call of `ask` takes longer.
 
         Raises:
             ServerFault: no server has answered a request by then.
@@ -96,7 +96,7 @@ class RequestPool(Generic[R]):
             return None
 
     def _give_up(self, server: int, request: int, attempt: int, error: ServerLost) -> None:
-        """Deal what this server has left out to the others with permits; with none left the batch ends."""
+        """Move this server's remaining requests to the others with permits; without any the batch ends."""
         with self.changed:
             self.lost.add(server)
             rest = [(request, attempt + 1), *self.waiting[server]]

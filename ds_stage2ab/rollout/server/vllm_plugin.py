@@ -1,4 +1,4 @@
-"""What runs inside a vLLM server: weights that the learner sends over Gloo, and images cut as the learner cuts them.
+"""The plugin of a vLLM server: receives the learner's weights over Gloo, and resizes images as the learner does.
 
 vLLM finds `register` by the entry point in pyproject.toml when this package is installed in its environment, without
 dependencies. vLLM's own engines need NCCL; this one works on every device, by way of host memory.
@@ -26,15 +26,15 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from ds_stage2ab.config.servers import GLOO_TRANSFER
 from ds_stage2ab.rollout.server.gloo import GlooGroup, join
 
-FIRST_WORKER = 1  # in the group; 0 is the learner
-AHEAD = 4  # tensors that are on their way while one is loaded: small ones lie between large ones
+FIRST_WORKER = 1  # rank in the group; 0 is the learner
+AHEAD = 4  # tensors that are in flight while one is loaded: small ones lie between large ones
 
 
 def register() -> None:
-    """Offer the engine under its name: `--weight-transfer-config '{"backend": "ds_stage2ab_gloo"}'`.
+    """Register the engine: `--weight-transfer-config '{"backend": "ds_stage2ab_gloo"}'`.
 
-    And let images be reduced by Pillow, as the learner does: torchvision, which vLLM's environment has, gives other
-    pixels for the same image.
+    And let Pillow resize images, as in the learner: torchvision, which vLLM's environment has, gives other pixels for
+    the same image.
     """
     WeightTransferEngineFactory.register_engine(GLOO_TRANSFER, __name__, GlooEngine.__name__)
     AutoImageProcessor.register(
@@ -43,12 +43,12 @@ def register() -> None:
 
 
 class Qwen2VLImageProcessor(Qwen2VLImageProcessorPil):
-    """Pillow's, under the name by which checkpoints ask for an image processor."""
+    """Pillow's, under the class name that checkpoints give for their image processor."""
 
 
 @dataclass
 class InitInfo(WeightTransferInitInfo):
-    """Where the learner waits, and how long either side waits for the other."""
+    """Address of the learner's store, and the time-out of both sides."""
 
     address: str
     port: int
@@ -74,7 +74,7 @@ class GlooEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
     group: GlooGroup | None = None
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
-        """Meet the learner; a group of an earlier learner is left."""
+        """Join the learner's group; leave that of an earlier learner."""
         self.shutdown()
         parallel = self.parallel_config
         rank = FIRST_WORKER + parallel.data_parallel_index * parallel.world_size + parallel.rank
@@ -82,13 +82,13 @@ class GlooEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         self.group = join(init_info.address, init_info.port, rank, init_info.size, timeout)
 
     def start_weight_update(self) -> None:
-        """Linear layers keep a packed copy of their weights on some devices: vLLM's reload makes it anew."""
+        """Begin vLLM's reload, which also rebuilds the packed weights that linear layers keep on some devices."""
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict) -> None:
-        """As the base class, without its wait for an accelerator: there may be none, and nothing here is in flight.
+        """As the base class, without its accelerator synchronisation: there may be none, and nothing is in flight.
 
-        After a bucket that has not come, vLLM takes the update for ended: the model must be one that can be run.
+        After a failed bucket vLLM considers the update ended, so the model must be left in a state that can run.
         """
         try:
             self.receive_weights(self.parse_update_info(update_info))
@@ -98,13 +98,13 @@ class GlooEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
             raise
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
-        """Take one bucket."""
+        """Receive and load one bucket."""
         if self.group is None:
             raise RuntimeError("no learner has met this server since it was started: start the run again")
         self.model.load_weights(_arriving(update_info, self.group, self.device))
 
     def finish_weight_update(self) -> None:
-        """Complete the reload, and with it the head."""
+        """Complete the reload, and renew the heads."""
         finalize_layerwise_reload(self.model, self.model_config)
         renew_heads(self.model)
 
@@ -113,7 +113,7 @@ class GlooEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
 
 
 def _arriving(bucket: UpdateInfo, group: GlooGroup, device: torch.device) -> Iterator[tuple[str, Tensor]]:
-    """Name and tensor, one by one; memory of its own for each, as vLLM keeps them until their layer is complete."""
+    """Name and tensor, one by one; each in its own memory, as vLLM keeps them until their layer is complete."""
     coming: deque[tuple[str, Tensor, Work]] = deque()
     for name, dtype, shape in zip(bucket.names, bucket.dtype_names, bucket.shapes, strict=True):
         tensor = torch.empty(shape, dtype=getattr(torch, dtype))
@@ -130,9 +130,9 @@ def _arrived(name: str, tensor: Tensor, begun: Work, group: GlooGroup, device: t
 
 
 def forget_incomplete_layers(model: nn.Module) -> None:
-    """Let a reload end with the old weights of every layer that has not got all of its new ones.
+    """End a reload with the old weights of every layer that did not get all of its new ones.
 
-    They would be made of memory that nobody has written, and what has come would be counted again in the next reload.
+    Otherwise it would be built from uninitialised memory, and received tensors would count again in the next reload.
     """
     for layer in model.modules():
         info = get_layerwise_info(layer)
@@ -142,10 +142,10 @@ def forget_incomplete_layers(model: nn.Module) -> None:
 
 
 def renew_heads(model: nn.Module) -> None:
-    """Make the packed copy of every output head anew.
+    """Rebuild the packed weights of every output head.
 
-    vLLM's reload processes a tied table once, as the embedding; the head would go on with its packed copy of the old
-    one, while every checksum of the weights says that they are new.
+    vLLM's reload processes a tied table once, as the embedding; the head would keep the packed copy of the old weights,
+    while every checksum matches the new ones.
     """
     for module in model.modules():
         if isinstance(module, ParallelLMHead):

@@ -1,8 +1,8 @@
-"""New weights to the servers: all of them, tensor by tensor in buckets, before rollouts are drawn.
+"""Sends all weights to the servers, in buckets of tensors, before rollouts are sampled.
 
-Every learner rank enters every gathering (ZeRO 3); rank 0 alone speaks to the servers. Per server: pause, empty the
-caches, start, update, finish with the version, and resume whatever happens. The weights that train are never touched:
-adapters are merged tensor by tensor in copies.
+Every learner rank takes part in every gather (ZeRO 3); rank 0 alone calls the servers. Per server: pause, empty the
+caches, start, update, finish with the version, and resume in any case. The weights that train are not changed:
+adapters are merged into copies, tensor by tensor.
 """
 
 import socket
@@ -27,11 +27,11 @@ from ds_stage2ab.rollout.server.http_client import ClientError, ReadTimeout, Ser
 from ds_stage2ab.rollout.server.nccl import NcclLink, is_usable
 from ds_stage2ab.runtime.ranks import World
 
-SPARE_S = 5.0  # that a watched call may take above its own time-out
+SPARE_S = 5.0  # margin of a watched call above its own time-out
 
 
 class ParameterProvider(Protocol):
-    """Lends single tensors of the model that trains, also under ZeRO 3; `engine.whole_model` does."""
+    """Gathers single parameters of the model that trains, also under ZeRO 3; `engine.whole_model` does."""
 
     model: nn.Module
 
@@ -47,10 +47,10 @@ class ExportTensor(Protocol):
 
 
 class Link(Protocol):
-    """Rank 0's end of the way to the workers of one server; a bucket travels while the server is told of it by HTTP."""
+    """Rank 0's end of the group with one server's workers; a bucket is sent during the HTTP call that announces it."""
 
     place: str
-    # where the workers meet rank 0
+    # the rendezvous of the group
 
     def invitation(self) -> dict[str, Any]: ...
 
@@ -73,16 +73,16 @@ class Target:
 
 
 class WeightSync:
-    """Brings the servers to the learner's weights.
+    """Sends the learner's weights to the servers.
 
     Args:
-        lent: lends the parameters that tensors are made from.
-        tensors: everything that is sent, as a plain checkpoint names it.
+        provider: gathers the parameters that tensors are made from.
+        tensors: all tensors to send, named as in a plain checkpoint.
         world: the learner ranks.
-        targets: the servers; used on rank 0 alone.
+        targets: the servers; called on rank 0 alone.
         start_id: first half of every version of this start.
-        bucket_bytes: tensors that are gathered and sent together.
-        timeout_s: longest wait for a bucket, on both sides.
+        bucket_bytes: size of the tensors that are gathered and sent together.
+        timeout_s: of a bucket, on both sides.
     """
 
     def __init__(
@@ -103,14 +103,14 @@ class WeightSync:
         self.start_id = start_id
         self.bucket_bytes = bucket_bytes
         self.timeout_s = timeout_s
-        self.version = ""  # that the servers have been brought to
-        self.last: Transfer | None = None  # of this start
+        self.version = ""  # of the servers' weights; empty during a transfer
+        self.last: Transfer | None = None  # the last transfer of this start
 
     def sync_weights(self, finished_steps: int, *, again: bool = False) -> bool:
-        """Send the weights of now, unless the servers have them; all ranks enter together. Returns whether it did.
+        """Send the current weights, unless the servers have them; collective. Returns whether it did.
 
         Raises:
-            ServerFault: on every rank, a server did not take them.
+            ServerFault: on every rank, a server did not load them.
         """
         version = weight_version(self.start_id, finished_steps)
         if version == self.version and not again:
@@ -146,7 +146,7 @@ class WeightSync:
         except BaseException:
             target.link = None  # its workers see the connection close
             target.api.abandon_update()
-            with suppress(ServerUnavailable, ClientError):  # what failed first is what a person must know
+            with suppress(ServerUnavailable, ClientError):  # report the first error
                 target.api.resume()
             raise
         with as_server_fault(target.api.url, "resuming the server"):
@@ -161,7 +161,7 @@ class WeightSync:
             target.api.start_update(timeout_s=self.timeout_s)
 
     def _connect(self, target: Target) -> None:
-        """Open the meeting place, call the workers there, and join; whichever fails first ends it."""
+        """Open the link, call the workers to it, and join; the first failure ends it."""
         target.link = self._link(target)
         call = partial(target.api.join_group, target.link.invitation(), timeout_s=self.timeout_s)
         calls = [(target, call), (target, target.link.join)]
@@ -203,17 +203,17 @@ class WeightSync:
     def _together(
         self, doing: str, calls: Sequence[tuple[Target, Callable[[], None]]], *, meeting: bool = False
     ) -> None:
-        """Run calls that wait for each other, each in a thread that may be left behind; the first that fails ends all.
+        """Run calls that wait for each other, each in a thread; raise the first failure without waiting for the rest.
 
         Args:
-            meeting: a server that answers that it failed has not reached rank 0; else its own words say why.
+            meeting: an error reply means that the workers cannot reach rank 0; else the reply says why.
 
         Raises:
-            ServerFault: one failed, or they were not done in time; names where the workers meet rank 0.
+            ServerFault: one failed, or was not done in time; names where the workers meet rank 0.
         """
         pool = ThreadPoolExecutor(max_workers=len(calls), thread_name_prefix="weights")
         running = {pool.submit(call): target for target, call in calls}
-        pool.shutdown(wait=False)  # a call that waits for a dead end is left behind, and ends by its own time-out
+        pool.shutdown(wait=False)  # a call that is left behind ends by its own time-out
         done, late = wait(running, timeout=self.timeout_s + SPARE_S, return_when=FIRST_EXCEPTION)
         failed = [(running[call], call.exception(timeout=0)) for call in done]
         faults = [(target, error) for target, error in failed if error is not None]
@@ -237,11 +237,11 @@ def usable_transfers(device: str) -> tuple[str, ...]:
 
 
 def buckets(tensors: Sequence[ExportTensor], model: nn.Module, most_bytes: int) -> list[list[ExportTensor]]:
-    """Tensors that are gathered and sent together, in order: at most so many bytes, or one larger tensor.
+    """Split tensors into buckets, in order: at most so many bytes each, or one larger tensor.
 
     Args:
         model: holds the parameters that they are made from, whole or partitioned by ZeRO 3.
-        most_bytes: of the parameters together.
+        most_bytes: of the parameters of a bucket together.
     """
     sizes = {name: _whole_size(parameter) for name, parameter in model.named_parameters()}
     found: list[list[ExportTensor]] = [[]]
@@ -267,7 +267,7 @@ def address_towards(url: str) -> str:
     parts = urlsplit(url)
     family, kind, _, _, place = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as probe:
-        probe.connect(place)  # sends nothing: the kernel chooses the way
+        probe.connect(place)  # sends nothing: the kernel chooses the interface
         return probe.getsockname()[0]
 
 
