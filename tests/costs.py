@@ -7,6 +7,7 @@ are in them. A tier ends with the dearest files and their shares; `--costs FILE`
 
 import json
 import time
+from collections.abc import Generator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple

@@ -104,6 +104,14 @@ if __name__ == "__main__":
 
     import_all()
     command = Server(socket.socket(fileno=int(sys.argv[1]))).serve()
-    sys.argv[:] = command
-    sys.path[0] = str(Path(command[0]).resolve().parent)
-    runpy.run_path(command[0], run_name="__main__")
+    kind, *rest = command
+    if kind == "-m":
+        sys.argv[:] = rest
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif kind == "-c":
+        sys.argv[:] = ["-c", *rest[1:]]
+        exec(rest[0], {"__name__": "__main__"})
+    else:
+        sys.argv[:] = command
+        sys.path[0] = str(Path(kind).resolve().parent)
+        runpy.run_path(kind, run_name="__main__")

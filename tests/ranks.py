@@ -1,4 +1,4 @@
-"""Ranks that no launcher has started: processes with the variables that it would set, each with its own words."""
+"""Ranks that no launcher has started: forks of a process that has imported everything, each with its own output."""
 
 import json
 import os
@@ -15,37 +15,17 @@ from typing import IO
 from tests.parts import ROOT, RUN_TIMEOUT_S, free_port
 
 
-@contextmanager
-def started(number: int, *command: str, **variables: str) -> Iterator[list[subprocess.Popen[str]]]:
-    """`python COMMAND...` as so many ranks of one machine; what is left of them at the end is killed.
-
-    Args:
-        variables: added to the environment of each, in the place of what stands there.
-    """
-    pipes = (subprocess.PIPE, subprocess.PIPE)
-    with _ranks(number, command, variables, pipes) as processes:
-        yield processes
-
-
 def run(*words: str, ranks: int, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """`python words...` as so many ranks, until all have ended, with the code of the first that failed.
 
-    What each says in its own time, as on one terminal. As `parts.launch_script`, in a fraction of its time: for what
-    does not need a launcher that ends the other ranks. The ranks are forks of a process that has imported everything.
+    Their outputs are mixed as on one terminal. As `parts.launch_script`, in a fraction of its time: for what does not
+    need a launcher that ends the other ranks.
     """
     with TemporaryFile("w+") as out, TemporaryFile("w+") as err:
-        variables = _variables(ranks, environment or {})
-        processes: list[Forked] = []
-        try:
-            for rank in range(ranks):
-                processes.append(Forked(words, {**variables, **_places(rank)}, (out, err)))
+        with _forks(ranks, words, environment or {}, (out, err)) as processes:
             codes = [process.wait(timeout=RUN_TIMEOUT_S) for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
         code = next((code for code in codes if code), 0)
-        said, complained = (file.seek(0) or file.read() for file in (out, err))
-    return subprocess.CompletedProcess(words, code, said, complained)
+        return subprocess.CompletedProcess(words, code, *(file.seek(0) or file.read() for file in (out, err)))
 
 
 def train(
@@ -57,20 +37,23 @@ def train(
 
 
 @contextmanager
-def _ranks(
-    number: int, command: tuple[str, ...], variables: dict[str, str], streams: tuple[int | IO[str], int | IO[str]]
-) -> Iterator[list[subprocess.Popen[str]]]:
-    shared = _variables(number, variables)
+def started(number: int, *words: str, **environment: str) -> Iterator[list["Forked"]]:
+    """`python words...` as so many ranks; what is left of them at the end is killed.
+
+    Args:
+        environment: added to that of each, in the place of what stands there.
+    """
+    with _forks(number, words, environment) as processes:
+        yield processes
+
+
+@contextmanager
+def executed(number: int, *words: str, **environment: str) -> Iterator[list[subprocess.Popen[str]]]:
+    """As `started`, each a process that imports for itself: for what depends on how a process begins."""
+    command, pipe = [sys.executable, *words], subprocess.PIPE
     processes = [
-        subprocess.Popen(
-            [sys.executable, *command],
-            cwd=ROOT,
-            env={**shared, **_places(rank)},
-            stdout=streams[0],
-            stderr=streams[1],
-            text=True,
-        )
-        for rank in range(number)
+        subprocess.Popen(command, cwd=ROOT, env=variables, stdout=pipe, stderr=pipe, text=True)
+        for variables in _environments(number, environment)
     ]
     try:
         yield processes
@@ -80,27 +63,47 @@ def _ranks(
             process.communicate()
 
 
-def _variables(number: int, changed: dict[str, str]) -> dict[str, str]:
-    """The environment that so many ranks share."""
+@contextmanager
+def _forks(
+    number: int, words: tuple[str, ...], environment: dict[str, str], streams: tuple[IO[str], IO[str]] | None = None
+) -> Iterator[list["Forked"]]:
+    processes: list[Forked] = []
+    try:
+        for variables in _environments(number, environment):
+            processes.append(Forked(words, variables, streams))
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def _environments(number: int, changed: dict[str, str]) -> list[dict[str, str]]:
+    """Of each rank, as the launcher would set it, with `changed` in it."""
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(number)}
     ours = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return {**os.environ, **shared, **ours, **changed}
-
-
-def _places(rank: int) -> dict[str, str]:
-    return {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    places = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
+    return [{**os.environ, **shared, **ours, **place, **changed} for place in places]
 
 
 class Forked:
-    """`python words...` as a fork of the one server; as much of `subprocess.Popen` as `run` needs."""
+    """`python words...` as a fork of the one server; as much of `subprocess.Popen` as the tests need.
 
-    def __init__(self, words: tuple[str, ...], environment: dict[str, str], streams: tuple[IO[str], IO[str]]) -> None:
+    Args:
+        words: a script and its arguments, or `-m`, a module and them, or `-c` and a program.
+        streams: stdout and stderr; None: files of its own, which `communicate` reads.
+    """
+
+    def __init__(
+        self, words: tuple[str, ...], environment: dict[str, str], streams: tuple[IO[str], IO[str]] | None = None
+    ) -> None:
+        self.streams = streams or (TemporaryFile("w+"), TemporaryFile("w+"))  # noqa: SIM115 (closed with this)
+        self.returncode: int | None = None
         request = {"words": words, "environment": environment, "folder": str(ROOT)}
         self.connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.connection.connect(_server())
-        socket.send_fds(self.connection, [json.dumps(request).encode()], [stream.fileno() for stream in streams])
+        descriptors = [stream.fileno() for stream in self.streams]
+        socket.send_fds(self.connection, [json.dumps(request).encode()], descriptors)
         self.pid = int(self.connection.recv(32))
-        self.returncode: int | None = None
 
     def wait(self, timeout: float | None = None) -> int:
         if self.returncode is None:
@@ -108,6 +111,18 @@ class Forked:
             self.returncode = int(self.connection.recv(32))
             self.connection.close()
         return self.returncode
+
+    def poll(self) -> int | None:
+        try:
+            return self.wait(timeout=0)
+        except BlockingIOError:
+            return None
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """(stdout, stderr), once it has ended."""
+        self.wait(timeout)
+        out, err = (stream.seek(0) or stream.read() for stream in self.streams)
+        return out, err
 
     def kill(self) -> None:
         """Until it is gone; a rank that has ended is left alone."""
@@ -123,7 +138,7 @@ def _server() -> str:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(f"{folder.name}/socket")
     listener.listen(64)
-    environment = {**_variables(1, {}), **_places(0)}
+    (environment,) = _environments(1, {})
     command = [sys.executable, "-m", "tests.rank_server", str(listener.fileno())]
     server = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, pass_fds=(listener.fileno(),)

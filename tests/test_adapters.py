@@ -1,4 +1,4 @@
-"""Acceptance: runs of the real launcher that train LoRA or DoRA adapters on both channels."""
+"""Acceptance: runs of two ranks that train LoRA or DoRA adapters on both channels."""
 
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from ds_stage2ab.errors import EXIT_ENVIRONMENT
 from ds_stage2ab.metrics.journal import read_history
-from tests.parts import config_values, free_port, launch, merged, write_config
+from tests import ranks
+from tests.parts import config_values, free_port, merged, write_config
 
 STEPS = 4
 BATCH = 4
@@ -34,7 +35,7 @@ def train(shipped, folder: Path, changes: dict) -> Path:
         **changes,
     }
     config = write_config(folder / "adapters.yaml", merged(config_values(shipped, folder / "runs", "run"), settings))
-    done = launch(config, ranks=2)
+    done = ranks.train(config, ranks=2)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert f"{changes['tuner.type']}, rank 4, alpha" in done.stdout
     assert (", and 1,000 rows of the embedding" in done.stdout) == ("tuner.trainable_token_rows" in changes)
@@ -145,7 +146,7 @@ def test_a_run_never_draws_its_rollouts_elsewhere_than_told(shipped, tmp_path):
         "custom.extra.rollout_matching.vllm.server.servers": servers,
     }
     values = merged(config_values(shipped, tmp_path / "runs", "run"), changes)
-    done = launch(write_config(tmp_path / "servers.yaml", values), ranks=1)
+    done = ranks.train(write_config(tmp_path / "servers.yaml", values), ranks=1)
     assert done.returncode == EXIT_ENVIRONMENT
     assert "error: 1 of 1 rollout servers cannot be used" in done.stderr
     assert "reached: the connection failed in /openapi.json: " in done.stderr

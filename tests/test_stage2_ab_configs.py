@@ -10,7 +10,8 @@ import pytest
 
 from ds_stage2ab.config.load import check_config, load_config
 from ds_stage2ab.metrics.journal import read_history
-from tests.parts import ROOT, Quickstart, launch
+from tests import ranks
+from tests.parts import ROOT, Quickstart
 
 TREE = ROOT / "configs" / "stage2_ab"
 TRIED_EVERY_TIME = ("prod/ab_mixed.yaml", "smoke/b_only.yaml")
@@ -37,7 +38,7 @@ def replaced(parts: Quickstart, runs: Path) -> list[str]:
 
 
 def trains_two_steps(name: str, parts: Quickstart, runs: Path) -> None:
-    done = launch(TREE / name, *replaced(parts, runs), ranks=2)
+    done = ranks.train(TREE / name, *replaced(parts, runs), ranks=2)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (folder,) = runs.iterdir()
     assert json.loads((folder / "checkpoints" / "step-000002" / "state.json").read_text())["finished_steps"] == 2

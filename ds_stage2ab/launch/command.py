@@ -31,11 +31,11 @@ from ds_stage2ab.launch.transfer import choose_transfer
 WATCH_S = 0.5
 LAST_LOOK_S = 15
 """For a server that has failed its learner to be gone too: vLLM takes seconds to shut down when its engine has died,
-and its keeper up to 8 more where something of its tree is deaf to SIGTERM."""
+and its supervisor up to 8 more where something of its tree is deaf to SIGTERM."""
 TELL_EVERY_S = 30
 """Between two lines of progress where they cannot be written over each other."""
 OVER = "\r\033[K"
-"""To the start of a terminal's line, and nothing behind."""
+"""To the start of a terminal's line, which is cleared."""
 LOGS = "launch-logs"
 OF_OTHER_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")
 

@@ -15,7 +15,7 @@ MIB, GIB = 2**20, 2**30
 
 
 def as_text(report: PreflightReport) -> str:
-    """The outlook for a person: what runs, what it takes, what is odd, and DeepSpeed's own dictionary."""
+    """The report as text: what runs, what it takes, what is odd, and DeepSpeed's dictionary."""
     devices = counted(report.plan.learners, "learner")
     if report.rollout_devices:
         devices += f" and {counted(report.rollout_devices, 'rollout device')}"

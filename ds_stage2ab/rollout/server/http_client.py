@@ -185,7 +185,7 @@ class _Adapter(HTTPAdapter):
 
 @contextmanager
 def _cut(shutdown: Callable[[], None], after_s: float) -> Iterator[None]:
-    """Whoever reads from a connection in here meets its end when so many seconds are over."""
+    """Shuts the socket down at the deadline, so that a blocked read fails."""
 
     def end() -> None:
         with suppress(OSError, RuntimeError):  # the last byte was read in this moment
