@@ -11,7 +11,8 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 
 BIN := $(abspath $(VENV))/bin
 PY := $(BIN)/python
-TRAIN := $(BIN)/deepspeed --num_gpus 2 ds_stage2ab/train.py --config
+# Of the launcher's own lines only errors: a run's lines are its own.
+TRAIN := $(BIN)/deepspeed --num_gpus 2 --log_level error ds_stage2ab/train.py --config
 INSTALLED := $(VENV)/.ds_stage2ab-installed
 VLLM_PY := $(abspath $(VLLM_VENV))/bin/python
 VLLM_INSTALLED := $(VLLM_VENV)/.ds_stage2ab-installed

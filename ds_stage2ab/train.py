@@ -29,7 +29,7 @@ def train(run: "Run") -> None:
     """The loop: one optimizer step per turn."""
     plan = run.plan
     if run.evaluate and plan.evaluate.at_start:
-        run.record_evaluation(0, run.evaluate(0))
+        _evaluate(run, 0)
     for step in range(plan.total_steps):
         channel = run.channels[plan.channel_for_step(step)]
         result = run.window.run(step, channel)
@@ -37,8 +37,16 @@ def train(run: "Run") -> None:
         if plan.save.due(step):
             run.checkpoints.save(step + 1)
         if run.evaluate and plan.evaluate.due(step):
-            run.record_evaluation(step + 1, run.evaluate(step + 1))
+            _evaluate(run, step + 1)
     run.verify_weights(plan.total_steps)
+
+
+def _evaluate(run: "Run", finished_steps: int) -> None:
+    """Evaluate and report; the answers take a while, so a line says first what is going on."""
+    total = run.plan.total_steps
+    if run.world.rank == 0:
+        print(f"step {finished_steps:>{len(str(total))}}/{total}  eval  answering the held-out images", flush=True)
+    run.record_evaluation(finished_steps, run.evaluate(finished_steps))
 
 
 def main() -> int:
@@ -53,7 +61,7 @@ def main() -> int:
         end_with_parent()
     speaks = rank == 0 or os.environ.get("LOCAL_RANK") == "0"  # one per machine, until the ranks can tell each other
     try:
-        loaded, world = _meet(arguments.config, arguments.overrides)
+        loaded, world = _meet(arguments.config, arguments.overrides, rank)
         speaks = rank == 0
         _run(loaded, world)
     except Stage2Error as error:
@@ -61,9 +69,11 @@ def main() -> int:
     return EXIT_OK
 
 
-def _meet(config: Path, overrides: list[str]) -> tuple["LoadedConfig", "World"]:
+def _meet(config: Path, overrides: list[str], rank: int) -> tuple["LoadedConfig", "World"]:
     loaded = load_config(config, read_overrides(overrides))
     # Heavy imports wait until the config is known to be good.
+    if rank == 0:
+        print(f"{config}: valid; loading libraries, data and model", flush=True)
     from ds_stage2ab.engine.build import quieten, start_process_group
     from ds_stage2ab.runtime.ranks import World, fill_launcher_variables
 

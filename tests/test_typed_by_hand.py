@@ -31,6 +31,7 @@ def typed(tmp_path):
         options = {"cwd": tmp_path, "env": variables, "capture_output": True, "text": True, "timeout": 300}
         done = subprocess.run(["bash", "-c", command], check=False, **options)
         assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stderr == "", "no library says anything of its own"
         return done.stdout
 
     return run
@@ -40,7 +41,9 @@ def test_a_run_of_one_rank_without_the_launcher_and_its_report(quickstart, tmp_p
     values = config_values(quickstart, Path("runs"), "alone")
     write_config(tmp_path / "my.yaml", merged(values, {"training.max_steps": 1}))
     said = typed(TRAIN)
-    assert "8 samples per step = 4 per rank x 1 rank x 2 micro-steps" in said
+    first, second, *_ = said.splitlines()
+    assert first == "my.yaml: valid; loading libraries, data and model"
+    assert second == "8 samples per step = 4 per rank x 1 rank x 2 micro-steps"
     run = tmp_path / "runs" / "alone"
     assert [(step.step, step.applied) for step in read_history(run / "metrics.jsonl").steps] == [(1, True)]
     assert (run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip() / "hf" / "config.json").is_file()

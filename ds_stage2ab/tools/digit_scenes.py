@@ -19,8 +19,10 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -39,6 +41,8 @@ VALIDATION_SHARE = 0.2
 MANIFEST = "digits.json"
 GENERATOR_VERSION = 2
 SPLITS = ("train", "validation")
+PLAIN_LINES = 4  # lines about progress where no terminal shows one line that changes
+SCENES_PER_UPDATE = 100  # of that line: about a tenth of a second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +63,32 @@ class Layout:
     # of a digit with its margin, pixels
     max_side: int
     # of a picture, pixels
+
+
+class ScenesProgress:
+    """Says how many scenes are composed: on a terminal one line that is written over, elsewhere `PLAIN_LINES` lines.
+
+    Args:
+        stream: where to write.
+        total: scenes of all splits together.
+    """
+
+    def __init__(self, stream: TextIO, total: int) -> None:
+        self.stream = stream
+        self.total = total
+        self.done = 0
+        self.on_terminal = stream.isatty()
+        self.every = SCENES_PER_UPDATE if self.on_terminal else -(-total // PLAIN_LINES)
+
+    def advance(self) -> None:
+        """One more scene is written."""
+        self.done += 1
+        if self.done % self.every and self.done < self.total:
+            return
+        line = f"composing scenes {self.done:,}/{self.total:,}"
+        is_last = self.done == self.total
+        self.stream.write(f"\r{line}" + "\n" * is_last if self.on_terminal else f"{line}\n")
+        self.stream.flush()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -189,9 +219,17 @@ def to_image(scene: Scene) -> Image.Image:
     return Image.fromarray(np.round(np.clip(scene.brightness, 0.0, 1.0) * 255.0).astype(np.uint8), mode="L")
 
 
-def write_split(folder: Path, split: str, scans: list[Scan], num_scenes: int, seed: int, layout: Layout) -> int:
-    """Write `num_scenes` pictures and their JSONL into `folder`; returns the number of objects."""
-    num_objects = 0
+def write_split(
+    folder: Path,
+    split: str,
+    scans: list[Scan],
+    num_scenes: int,
+    *,
+    seed: int,
+    layout: Layout,
+    advance: Callable[[], None],
+) -> None:
+    """Write `num_scenes` pictures and their JSONL into `folder`; `advance` is called after each."""
     with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as lines:
         for index in range(num_scenes):
             scene = compose(scene_rng(seed, split, index), scans, layout)
@@ -199,8 +237,7 @@ def write_split(folder: Path, split: str, scans: list[Scan], num_scenes: int, se
             record = record_of(scene, f"images/{name}.png", name)
             to_image(scene).save(folder / "images" / f"{name}.png", compress_level=1)
             lines.write(json.dumps(record) + "\n")
-            num_objects += len(scene.scans)
-    return num_objects
+            advance()
 
 
 def already_there(out: Path, manifest: dict[str, int]) -> bool:
@@ -222,8 +259,20 @@ def already_there(out: Path, manifest: dict[str, int]) -> bool:
     raise DataError(why, where=str(out), fix=fix)
 
 
-def generate(out: Path, *, seed: int, train_scenes: int, validation_scenes: int, layout: Layout) -> bool:
-    """Make the data set in `out`, whole or not at all. False: exactly this data set was there already."""
+def generate(
+    out: Path,
+    *,
+    seed: int,
+    train_scenes: int,
+    validation_scenes: int,
+    layout: Layout,
+    advance: Callable[[], None] = lambda: None,
+) -> bool:
+    """Make the data set in `out`, whole or not at all. False: exactly this data set was there already.
+
+    Args:
+        advance: called after each scene that is written.
+    """
     manifest = {
         "generator_version": GENERATOR_VERSION,
         "seed": seed,
@@ -239,7 +288,7 @@ def generate(out: Path, *, seed: int, train_scenes: int, validation_scenes: int,
     try:
         (building / "images").mkdir()
         for split, num_scenes in zip(SPLITS, (train_scenes, validation_scenes), strict=True):
-            write_split(building, split, scans[split], num_scenes, seed, layout)
+            write_split(building, split, scans[split], num_scenes, seed=seed, layout=layout, advance=advance)
         (building / MANIFEST).write_text(json.dumps(manifest) + "\n", encoding="utf-8")
         building.chmod(0o755)
         building.replace(out)
@@ -269,6 +318,7 @@ def main(arguments: list[str] | None = None) -> int:
             train_scenes=options.train_scenes,
             validation_scenes=options.validation_scenes,
             layout=Layout(max_digits=options.max_digits, min_height=options.min_height, max_side=options.max_side),
+            advance=ScenesProgress(sys.stdout, options.train_scenes + options.validation_scenes).advance,
         )
     except DataError as error:
         print(error, file=sys.stderr)

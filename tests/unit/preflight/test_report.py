@@ -99,8 +99,8 @@ def test_the_words_of_a_run_by_itself(tmp_path):
     # rollouts of a rank in ceil(16 / 3) = 6 calls. 128 x 64 pixels are 8 x 4 tokens of 16 x 16: 512 - 256 - 32 = 224.
     data = written(tmp_path, *[(64, 64)] * 69, (128, 64))
     settings = ("training.max_steps=5", "training.warmup_steps=0", f"data.train={data}", "data.validation=null")
-    decode = "custom.extra.rollout_matching.decode_batch_size=3"
-    assert rows(look(QUICKSTART, *settings, "training.packing=false", decode)) == {
+    rate, decode = "training.learning_rate=8e-4", "custom.extra.rollout_matching.decode_batch_size=3"
+    assert rows(look(QUICKSTART, *settings, "training.packing=false", rate, decode)) == {
         "batch": "32 samples per step = 16 per rank x 2 ranks x 1 micro-step",
         "records": "70: an epoch is 2 steps, 6 records left over",
         "steps": "5 = 2.5 epochs",

@@ -1,5 +1,6 @@
 """The digit scenes: who may be in which split, where boxes lie, and that nothing is half-written."""
 
+import io
 import json
 from pathlib import Path
 
@@ -161,3 +162,36 @@ def test_layout_of_one_large_digit_in_a_small_picture():
     assert 30 < len(boxes) <= 40
     # A fifth of the height is margin, and a stroke may end short of it.
     assert min(y2 - y1 + 1 for _, y1, _, y2 in boxes) > 0.6 * 56
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def said(stream: io.StringIO, total: int) -> str:
+    progress = digits.ScenesProgress(stream, total)
+    for _ in range(total):
+        progress.advance()
+    return stream.getvalue()
+
+
+def test_progress_is_four_lines_in_a_file():
+    # 10 scenes in parts of ceil(10 / 4) = 3
+    done = (3, 6, 9, 10)
+    assert said(io.StringIO(), 10) == "".join(f"composing scenes {count}/10\n" for count in done)
+
+
+def test_progress_is_one_line_that_is_written_over_on_a_terminal():
+    expected = "\rcomposing scenes 100/250\rcomposing scenes 200/250\rcomposing scenes 250/250\n"
+    assert said(Terminal(), 250) == expected
+
+
+def test_command_line_tells_its_progress_and_what_it_wrote(tmp_path, capsys):
+    words = ["--out", str(tmp_path / "data"), "--train-scenes", "6", "--validation-scenes", "2"]
+    assert digits.main(words) == 0
+    *progress, last = capsys.readouterr().out.splitlines()
+    assert progress == [f"composing scenes {count}/8" for count in (2, 4, 6, 8)]
+    assert last == f"{tmp_path / 'data'}: 6 training and 2 validation scenes written"
+    assert digits.main(words) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'data'}: 6 training and 2 validation scenes were there already\n"
