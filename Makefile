@@ -1,4 +1,4 @@
-# make install | vllm | demo | test | soak | bench | lint | stage1 | docs      (make alone lists them)
+# make install | vllm | demo | test | test-fast | costs | soak | bench | lint | stage1 | docs      (make alone lists them)
 #
 # VENV   the virtual environment that every verb uses and `install` creates   (default .venv)
 # VLLM_VENV  the one of the rollout server that the tests start                (default .venv-vllm)
@@ -16,6 +16,8 @@ TRAIN := $(BIN)/deepspeed --num_gpus 2 --log_level error ds_stage2ab/train.py --
 INSTALLED := $(VENV)/.ds_stage2ab-installed
 VLLM_PY := $(abspath $(VLLM_VENV))/bin/python
 VLLM_INSTALLED := $(VLLM_VENV)/.ds_stage2ab-installed
+# Two workers: see tests/workers.py. A worker that has ended is not replaced: what it ran is what is wrong.
+PYTEST := $(PY) -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder --max-worker-restart 0
 export DS_STAGE2AB_VLLM_PYTHON := $(VLLM_PY)
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # Compiled against the torch of $(VENV): the build must not be isolated from it, and a change compiles them again.
@@ -36,7 +38,7 @@ DEMO_RUN := runs/ab_mixed
 STAGE1_RUN := runs/stage1
 NAMES_RUN := runs/stage1_names
 
-.PHONY: help install vllm demo test soak bench lint stage1 docs
+.PHONY: help install vllm demo test test-fast costs soak bench lint stage1 docs
 .DELETE_ON_ERROR:
 
 help:
@@ -44,7 +46,10 @@ help:
 	@echo "make vllm      create $(VLLM_VENV) with a vLLM server for the CPU, which the tests start"
 	@echo "make demo      train on both channels from the shipped checkpoint, evaluate before and after, draw"
 	@echo "make test      every capability once (CI runs this)"
-	@echo "make soak      full matrices, random and kill loops"
+	@echo "make test K=w  those whose names hold the word w"
+	@echo "make test-fast the cheap unit tests and the structure, for the inner loop"
+	@echo "make costs     make test, and note what each file of tests costs"
+	@echo "make soak      full matrices, random and kill loops; make soak SHARD=1/4: a quarter of them"
 	@echo "make bench     every assertion about time, speed or memory"
 	@echo "make lint      ruff"
 	@echo "make stage1    train the shipped start checkpoint again, from nothing (up to two hours)"
@@ -85,12 +90,20 @@ demo: $(INSTALLED)
 	@echo "demo finished: table above, pictures and curves in $(DEMO_RUN)"
 
 test: $(INSTALLED) $(VLLM_INSTALLED)
-	$(PY) -m pytest -q
+	$(PYTEST) $(if $(K),-k "$(K)")
+
+# What reads no server and costs little, for the inner loop.
+test-fast: $(INSTALLED)
+	$(PYTEST) --cheap tests/unit tests/architecture
+
+# The budgets of tests/architecture/test_costs.py are held against this.
+costs: $(INSTALLED) $(VLLM_INSTALLED)
+	$(PYTEST) --costs tests/costs.json
 
 soak: $(INSTALLED) $(VLLM_INSTALLED)
 	@# The fuzzer
 	$(PIP) atheris
-	$(PY) -m pytest -q -m soak
+	$(PYTEST) -m soak $(if $(SHARD),--shard $(SHARD))
 
 bench: $(INSTALLED) $(VLLM_INSTALLED)
 	@# The peer that packing is measured beside

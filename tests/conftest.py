@@ -1,4 +1,4 @@
-"""What every test shares: the tiers, and the parts that are slow to build."""
+"""What every test shares: tiers, workers and costs, and the parts that are slow to build."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -6,15 +6,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import settings
 
-from tests.costs import (  # noqa: F401
-    pytest_addoption,
-    pytest_runtest_logreport,
-    pytest_runtest_setup,
-    pytest_runtest_teardown,
-    pytest_terminal_summary,
-)
+from tests import costs, tiers, workers
 from tests.parts import ROOT, Quickstart, build_quickstart
-from tests.tiers import pytest_collection_modifyitems, pytest_runtest_makereport  # noqa: F401
 from tests.vllm_process import Server, running
 
 # Properties: `make test` tries the same examples every time, `make soak` new ones. A busy machine makes one example
@@ -22,6 +15,12 @@ from tests.vllm_process import Server, running
 settings.register_profile("fixed", deadline=None, derandomize=True)
 settings.register_profile("random", deadline=None, max_examples=1000, print_blob=True)
 settings.load_profile("fixed")
+
+
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Here, since some of them have options."""
+    for plugin in (tiers, workers, costs):
+        pluginmanager.register(plugin)
 
 
 @pytest.fixture(scope="session")

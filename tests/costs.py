@@ -1,6 +1,6 @@
 """What each test costs: seconds of wall time, and CPU seconds of all processes that it has run.
 
-Hooks of pytest; `tests/conftest.py` takes them in. CPU seconds depend little on what else the machine runs, so budgets
+Hooks of pytest; `tests/conftest.py` registers them. CPU seconds depend little on what else the machine runs, so budgets
 are in them. A tier ends with the dearest files and their shares; `--costs FILE` writes all of them: that is how
 `make costs` makes `tests/costs.json`, which `tests/architecture/test_costs.py` holds against the budgets.
 """

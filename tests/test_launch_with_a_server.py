@@ -1,17 +1,18 @@
-"""`ds-stage2ab launch` with a real vLLM server and real learner ranks, ended while rollouts are drawn."""
+"""`ds-stage2ab launch` with a real vLLM server and real learner ranks: trains, and ends while rollouts are drawn."""
 
 import os
 import re
 import signal
+from contextlib import ExitStack
 
 import psutil
 import pytest
 import requests
 
 from ds_stage2ab.errors import EXIT_ENVIRONMENT
-from ds_stage2ab.metrics.journal import read_history
 from tests.launching import Launched, read
 from tests.parts import LAUNCHER, config_values, free_port, merged, write_config
+from tests.served_runs import MOVING, finished_steps
 from tests.vllm_process import MATCHING, PYTHON, server_changes
 
 RANKS = 2
@@ -19,6 +20,8 @@ START_S = 420  # the server's start, the learner's, and the first transfer of we
 STOP_S = 40
 KILLED_S = 60
 DRAWN_AT_ONCE = 4
+FINISHED = 4
+"""Steps before the run is ended."""
 LONG = {
     "stage2_ab.schedule.b_ratio": 1,
     "training.effective_batch_size": 64,
@@ -29,12 +32,12 @@ LONG = {
 
 
 class Served(Launched):
-    """The launcher of a server and a learner whose first step is a long B step."""
+    """The launcher of a server and a learner."""
 
-    def __init__(self, parts, folder):
+    def __init__(self, parts, folder, changes):
         self.port = free_port()
         self.base_url = f"http://127.0.0.1:{self.port}"
-        values = merged(config_values(parts, folder / "runs", "small"), {**server_changes(self.base_url), **LONG})
+        values = merged(config_values(parts, folder / "runs", "small"), {**server_changes(self.base_url), **changes})
         config = write_config(folder / "small.yaml", values)
         command = [str(LAUNCHER.with_name("ds-stage2ab")), "launch", "--config", str(config), "--cpu"]
         command += ["--train-ranks", str(RANKS), "--server-python", str(PYTHON)]
@@ -51,35 +54,54 @@ class Served(Launched):
         return running is not None and float(running[1]) == DRAWN_AT_ONCE
 
     def steps(self):
-        return read_history(self.folder / "runs" / "small" / "metrics.jsonl").steps
+        return finished_steps(self.folder / "runs" / "small")
 
 
 @pytest.fixture
-def drawing(quickstart, tmp_path):
-    """A launcher whose two ranks draw rollouts from its server."""
-    one = Served(quickstart, tmp_path)
-    try:
-        one.wait_for(one.draws, START_S)
-        names = [read(process.pid, "cmdline") for process in one.look()]
-        assert sum(b"ds_stage2ab.launch.supervisor" in name for name in names) == 2
-        assert {rank for name in names for rank in re.findall(rb"--local_rank=\d", name)} == {
-            b"--local_rank=0",
-            b"--local_rank=1",
-        }
-        assert any(b"VLLM::" in name for name in names), names
-        yield one
-    finally:
-        one.end()
+def served(quickstart, tmp_path):
+    """Launches, of two ranks and a server."""
+    with ExitStack() as ended:
+
+        def start(changes):
+            one = Served(quickstart, tmp_path, changes)
+            ended.callback(one.end)
+            return one
+
+        yield start
 
 
-def test_ctrl_c_while_rollouts_are_drawn(drawing):
-    """A terminal sends it to the launcher's whole process group."""
+def assert_all_run(launched):
+    names = [read(process.pid, "cmdline") for process in launched.look()]
+    assert sum(b"ds_stage2ab.launch.supervisor" in name for name in names) == 2
+    ranks = {rank for name in names for rank in re.findall(rb"--local_rank=\d", name)}
+    assert ranks == {b"--local_rank=0", b"--local_rank=1"}
+    assert any(b"VLLM::" in name for name in names), names
+
+
+@pytest.fixture
+def drawing(served):
+    """Whose first step is a long B step."""
+    one = served(LONG)
+    one.wait_for(one.draws, START_S)
+    assert_all_run(one)
+    return one
+
+
+def test_one_command_trains_on_both_channels_until_ctrl_c_while_rollouts_are_drawn(served):
+    """A terminal sends it to the launcher's whole process group; nothing that was started is left."""
+    drawing = served({**MOVING, "training.max_steps": 1000})
+    drawing.wait_for(lambda: len(drawing.steps()) >= FINISHED, START_S)
+    assert_all_run(drawing)
+    drawing.wait_for(drawing.draws, START_S)
     assert {one.laddr.ip for one in listeners(drawing.port)} == {"127.0.0.1"}
     os.killpg(drawing.process.pid, signal.SIGINT)
     assert drawing.ends(STOP_S) == EXIT_ENVIRONMENT
     logs = drawing.folder / "runs" / "small.launch-logs"
     assert drawing.stop_lines == [f"launch: SIGINT; stopped server {drawing.base_url}, the learner; logs in {logs}"]
-    assert "Traceback" not in drawing.said and not drawing.steps()
+    assert "Traceback" not in drawing.said
+    assert [step.channel for step in drawing.steps()][:FINISHED] == list("ABAB")
+    with pytest.raises(requests.RequestException):
+        requests.get(f"{drawing.base_url}/health", timeout=(1, 1))
 
 
 def listeners(port):

@@ -173,6 +173,7 @@ def test_a_frozen_server_ends_the_run_which_saves_what_is_finished(shipped, serv
     assert [step.channel for step in steps] == list("ABAB")
 
 
+@pytest.mark.soak
 def test_one_command_starts_the_server_and_the_learner_and_ends_both(shipped, tmp_path):
     """`ds-stage2ab launch` on the CPU: nothing that it started is left when the run is done."""
     base_url = f"http://127.0.0.1:{free_port()}"
@@ -195,6 +196,16 @@ def alive():
     """The command lines of all processes of this machine."""
     for process in psutil.process_iter(["cmdline"]):
         yield " ".join(process.info["cmdline"] or [])
+
+
+@pytest.mark.ends_the_server
+def test_a_killed_server_ends_the_run_which_saves_what_is_finished(shipped, server, tmp_path):
+    """With the time-outs that are there by default."""
+    kill = partial(server.signal, signal.SIGKILL)
+    ran = run_that_loses(shipped, tmp_path, server.base_url, {}, happens=kill)
+    assert_the_server_ended(ran, server.base_url)
+    assert len(ran.steps) >= 2
+    assert "the server's own log" in ran.done.stderr
 
 
 def test_no_cache_of_the_server_outlives_the_weights_that_filled_it(shipped, server):

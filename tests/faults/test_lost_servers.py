@@ -1,16 +1,13 @@
-"""A real server that is killed, or started again with the weights of its folder, in the middle of a run of two ranks.
+"""A real server that is started again, with the weights of its folder, in the middle of a run of two ranks.
 
-It is a second one, beside the server that all tests share, and is killed last.
+It is a second one, beside the server that all tests share.
 """
-
-import signal
-from functools import partial
 
 import pytest
 
 from tests.loopback import CHAT
 from tests.proxy import Restarted
-from tests.served_runs import assert_the_server_ended, run, run_that_loses
+from tests.served_runs import assert_the_server_ended, run
 from tests.vllm_process import MATCHING, running
 
 NO_VERSION = "default"
@@ -28,6 +25,7 @@ def fresh(shipped, tmp_path_factory):
         yield started
 
 
+@pytest.mark.soak
 def test_a_server_that_starts_again_among_the_rollouts_ends_the_run(shipped, server, fresh, tmp_path):
     """The fourth step's last rollouts are of the initial weights: none of the step is trained."""
     assert fresh.weight_version() == NO_VERSION
@@ -53,12 +51,3 @@ def test_a_server_that_starts_again_between_two_steps_ends_the_run(shipped, serv
     assert "sending " in ran.done.stderr and " tensors, the first " in ran.done.stderr
     assert "start the run again" in ran.done.stderr and "firewall" not in ran.done.stderr
     assert fresh.weight_version() == NO_VERSION
-
-
-def test_a_killed_server_ends_the_run_which_saves_what_is_finished(shipped, fresh, tmp_path):
-    """With the time-outs that are there by default."""
-    kill = partial(fresh.signal, signal.SIGKILL)
-    ran = run_that_loses(shipped, tmp_path, fresh.base_url, {}, happens=kill)
-    assert_the_server_ended(ran, fresh.base_url)
-    assert len(ran.steps) >= 2
-    assert "the server's own log" in ran.done.stderr
