@@ -17,9 +17,7 @@ from ds_stage2ab.ops import fake, reference
 
 NAMESPACE = "ds_stage2ab"
 LIBRARY = "ds_stage2ab._C"
-HOST_NAMES = ("scan_rollout",)
-"""Ops of bytes and ids that never leave the host: compiled for the CPU alone."""
-NAMES = ("pack_left", "pack_left_positions", "trim_responses", *HOST_NAMES)
+NAMES = ("pack_left", "pack_left_positions", "trim_responses", "scan_rollout")
 OFF = "DS_STAGE2AB_NO_EXT"
 # What is registered from Python stands as long as this object.
 _REGISTRATIONS = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -32,7 +30,7 @@ class Bound:
     ops: Any
     # has every name of NAMES as a function
     implementation: str
-    # "compiled", perhaps with where it is not, or "reference (reason)"
+    # "compiled", or "reference (reason)"
 
 
 def bind() -> Bound:
@@ -49,7 +47,7 @@ def bind() -> Bound:
         warnings.warn(f"{found.origin} is unfit, the PyTorch reference is used: {fault}", RuntimeWarning, stacklevel=2)
         return _reference(f"the compiled library is unfit: {fault}")
     _register_from_python()
-    return Bound(ops=ops, implementation="compiled" if _covers_cuda() else "compiled for the CPU, reference on CUDA")
+    return Bound(ops=ops, implementation="compiled")
 
 
 def self_test(ops: Any) -> str:
@@ -112,11 +110,3 @@ def _register_from_python() -> None:
     for name in NAMES:
         _REGISTRATIONS.impl(name, getattr(reference, name), "CompositeExplicitAutograd")
         torch.library.register_fake(f"{NAMESPACE}::{name}", getattr(fake, name), lib=_REGISTRATIONS)
-
-
-def _covers_cuda() -> bool:
-    """Whether this torch has no CUDA, or the library has kernels for it."""
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    return torch.version.cuda is None or all(
-        has_kernel(f"{NAMESPACE}::{name}", "CUDA") for name in NAMES if name not in HOST_NAMES
-    )
