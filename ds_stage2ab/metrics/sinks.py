@@ -120,14 +120,13 @@ class ConsoleSink:
     Args:
         stream: where to write; whether it is a terminal decides the form.
         total_steps: steps of the whole run.
-        done_steps: steps finished before this process started (a resumed run).
     """
 
-    def __init__(self, stream: TextIO, total_steps: int, done_steps: int = 0) -> None:
+    def __init__(self, stream: TextIO, total_steps: int) -> None:
         self._stream = stream
         self._total_steps = total_steps
         self._pace = Pace()
-        self._bar = _Bar(stream, total_steps, done_steps) if stream.isatty() else None
+        self._bar = _Bar(stream, total_steps) if stream.isatty() else None
 
     def step(self, record: StepRecord) -> None:
         """Show progress; a step that was refused or that skipped samples also leaves a line on a terminal."""
@@ -176,7 +175,7 @@ class Pace:
 class _Bar:
     """The rich progress bar: step, channel, loss, tokens/s, ETA."""
 
-    def __init__(self, stream: TextIO, total_steps: int, done_steps: int) -> None:
+    def __init__(self, stream: TextIO, total_steps: int) -> None:
         self._progress = Progress(
             TextColumn("[bold]train"),
             BarColumn(bar_width=None),
@@ -189,7 +188,7 @@ class _Bar:
             console=Console(file=stream),
         )
         self._task: TaskID = self._progress.add_task(
-            "train", total=total_steps, completed=done_steps, channel="-", loss="-", speed="-", eta="-"
+            "train", total=total_steps, channel="-", loss="-", speed="-", eta="-"
         )
 
     def update(self, record: StepRecord, eta: float) -> None:
