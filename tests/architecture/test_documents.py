@@ -11,7 +11,7 @@ from tests.architecture.sources import PACKAGE, ROOT, relative, repository_files
 # Folders that a run or a verb makes: documents may name what will stand in them.
 MADE_LATER = ("runs/", "build/", ".venv/")
 # First parts of the paths that documents name; anything else in backquotes is not taken for a path.
-OURS = ("ds_stage2ab/", "assets/", "benchmarks/", "configs/", "csrc/", "docs/", "schemas/", "tests/", ".ci/")
+OURS = ("ds_stage2ab/", "assets/", "configs/", "csrc/", "docs/", "schemas/", "tests/", ".ci/")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 QUOTED = re.compile(r"`([^`\n]+)`")
 MODULES = " " * 6
