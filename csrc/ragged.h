@@ -1,4 +1,4 @@
-// Some of the ragged prompts in a flat buffer, and the rectangle that they are to fill. Plain C++, for every device.
+// Some of the ragged prompts in a flat buffer, and the rectangle that they are to fill. Plain C++.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,8 @@ struct Ragged {
   int64_t width;  // columns of the rectangle
 };
 
-// What does not fit together, in the words of ds_stage2ab/ops/reference.py; empty if all does. The pointers are the
-// host's. Nothing may read the buffer before this has passed: the kernels trust every index.
+// What does not fit together, in the words of ds_stage2ab/ops/reference.py; empty if all does.
+// Nothing may read the buffer before this has passed: the kernels trust every index.
 inline std::string fault_of(const Ragged& ragged, int64_t num_tokens) {
   bool ascending = ragged.num_prompts >= 0 && ragged.offsets[0] == 0;
   for (int64_t prompt = 0; ascending && prompt < ragged.num_prompts; ++prompt) {

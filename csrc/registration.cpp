@@ -1,9 +1,11 @@
 // The schema of every op, and what runs on the CPU. The meaning of each op stands in ds_stage2ab/ops/reference.py.
 //
-// No pybind and no PyInit: Python loads the library and finds the ops under torch.ops. Of the files that a CPU build
-// compiles, this is the only one that includes torch, because that is what takes the time.
+// No pybind and no PyInit: Python loads the library and finds the ops under torch.ops. This is the only file that
+// includes torch, because that is what takes the time.
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/ScalarType.h>
+#include <c10/util/Exception.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -12,21 +14,34 @@
 
 #include "cpu/kernels.h"
 #include "cpu/scan.h"
-#include "inputs.h"
+#include "ragged.h"
 
 namespace ds_stage2ab {
 namespace {
 
 using at::Tensor;
 
+void check_tensor(const char* name, const Tensor& tensor, int64_t num_axes) {
+  TORCH_CHECK_VALUE(tensor.scalar_type() == at::kLong && tensor.dim() == num_axes, name, " must be int64 with ",
+                    num_axes, " axes, not ", c10::getDtypeNames(tensor.scalar_type()).first, " with ", tensor.dim());
+}
+
+// The pointers into two contiguous tensors, which must outlive the result, found to fit `num_tokens` tokens.
+Ragged ragged_of(const Tensor& offsets, const Tensor& order, int64_t width, int64_t num_tokens) {
+  const Ragged ragged{offsets.const_data_ptr<int64_t>(), offsets.size(0) - 1, order.const_data_ptr<int64_t>(),
+                      order.size(0), width};
+  const std::string fault = fault_of(ragged, num_tokens);
+  TORCH_CHECK_VALUE(fault.empty(), fault);
+  return ragged;
+}
+
 std::tuple<Tensor, Tensor> pack_left(const Tensor& tokens, const Tensor& offsets, const Tensor& order, int64_t pad_id,
                                      int64_t width) {
-  check_tensor("tokens", tokens, 1, tokens.device());
-  check_tensor("offsets", offsets, 1, tokens.device());
-  check_tensor("order", order, 1, tokens.device());
+  check_tensor("tokens", tokens, 1);
+  check_tensor("offsets", offsets, 1);
+  check_tensor("order", order, 1);
   const Tensor flat = tokens.contiguous(), bounds = offsets.contiguous(), rows = order.contiguous();
-  const Ragged ragged = ragged_of(bounds, rows, width);
-  check_ragged(ragged, flat.size(0));
+  const Ragged ragged = ragged_of(bounds, rows, width, flat.size(0));
   Tensor ids = flat.new_empty({ragged.num_rows, width}), mask = flat.new_empty({ragged.num_rows, width});
   cpu::pack_left(flat.const_data_ptr<int64_t>(), ragged, pad_id, ids.mutable_data_ptr<int64_t>(),
                  mask.mutable_data_ptr<int64_t>());
@@ -34,12 +49,11 @@ std::tuple<Tensor, Tensor> pack_left(const Tensor& tokens, const Tensor& offsets
 }
 
 Tensor pack_left_positions(const Tensor& positions, const Tensor& offsets, const Tensor& order, int64_t width) {
-  check_tensor("positions", positions, 2, positions.device());
-  check_tensor("offsets", offsets, 1, positions.device());
-  check_tensor("order", order, 1, positions.device());
+  check_tensor("positions", positions, 2);
+  check_tensor("offsets", offsets, 1);
+  check_tensor("order", order, 1);
   const Tensor flat = positions.contiguous(), bounds = offsets.contiguous(), rows = order.contiguous();
-  const Ragged ragged = ragged_of(bounds, rows, width);
-  check_ragged(ragged, flat.size(1));
+  const Ragged ragged = ragged_of(bounds, rows, width, flat.size(1));
   Tensor packed = flat.new_empty({flat.size(0), ragged.num_rows, width});
   cpu::pack_left_positions(flat.const_data_ptr<int64_t>(), flat.size(0), flat.size(1), ragged,
                            packed.mutable_data_ptr<int64_t>());
@@ -47,7 +61,7 @@ Tensor pack_left_positions(const Tensor& positions, const Tensor& offsets, const
 }
 
 std::tuple<Tensor, Tensor, Tensor> trim_responses(const Tensor& generated, int64_t stop_id) {
-  check_tensor("generated", generated, 2, generated.device());
+  check_tensor("generated", generated, 2);
   const Tensor rows = generated.contiguous();
   const int64_t num_rows = rows.size(0), num_columns = rows.size(1);
   Tensor lengths = rows.new_empty({num_rows}), stopped = rows.new_empty({num_rows}, at::kBool);
@@ -72,9 +86,9 @@ std::vector<std::string> lexemes_of(const std::string& words) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> scan_rollout(const Tensor& token_ids, const Tensor& table,
                                                         const Tensor& offsets, const Tensor& kinds, std::string opening,
                                                         std::string closing, std::string key_head, bool quoted) {
-  check_tensor("token_ids", token_ids, 1, token_ids.device());
-  check_tensor("offsets", offsets, 1, token_ids.device());
-  check_tensor("kinds", kinds, 1, token_ids.device());
+  check_tensor("token_ids", token_ids, 1);
+  check_tensor("offsets", offsets, 1);
+  check_tensor("kinds", kinds, 1);
   TORCH_CHECK_VALUE(table.scalar_type() == at::kByte && table.dim() == 1 && offsets.size(0) == kinds.size(0) + 1,
                     "table must be uint8 with 1 axis, and offsets one longer than kinds");
   const Tensor ids = token_ids.contiguous(), bytes = table.contiguous(), bounds = offsets.contiguous(),

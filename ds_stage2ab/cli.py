@@ -15,7 +15,7 @@ from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.overrides import add_set_option, read_overrides
 from ds_stage2ab.errors import EXIT_OK, Stage2Error, exit_code
 from ds_stage2ab.launch.command import launch
-from ds_stage2ab.launch.options import add_launch_options
+from ds_stage2ab.launch.options import add_launch_options, whole_number
 from ds_stage2ab.runtime.shutdown import end_with_parent, excepthook, exit_now, install_sigterm_handler, report_error
 
 COMMAND = "ds-stage2ab"
@@ -132,7 +132,7 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
     plan.add_argument("config", type=Path, metavar="FILE", help="YAML file")
     validate.add_topology_options(plan)
     plan.add_argument(
-        "--records", type=_whole, metavar="N", help="training records, if data.train is not on this machine"
+        "--records", type=whole_number, metavar="N", help="training records, if data.train is not on this machine"
     )
     plan.add_argument("--format", choices=("text", "json"), default="text", help="of the answer (default: text)")
     add_set_option(plan)
@@ -148,12 +148,6 @@ def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--format", choices=("text", "json"), default="text", help="of the answer (default: text)")
     add_set_option(evaluate)
     evaluate.set_defaults(run=_evaluate)
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ EXIT_CONFIG = 2
 EXIT_DATA = 3
 EXIT_ENVIRONMENT = 4
 EXIT_TRAINING = 5
-EXIT_STOPPED = 75  # sysexits.h EX_TEMPFAIL: stopped on purpose, start again to resume
 
 LAST_QUESTIONS_S = 2.0
 """Time-out for reading the other ranks' status after a collective failed, seconds."""

@@ -1,6 +1,5 @@
 """What a fake server may do wrong, one dataclass: `tests/fakes.py` does it."""
 
-import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,8 +21,6 @@ class Fault:
     # Numbers of requests to this path, from 0 in order of arrival, or a predicate of (number, body); None is all.
     when: set[int] | range | Callable[[int, JSON], bool] | None = None
     retry_after: str = "1"  # of a 429 and a 503: seconds, or a date
-    choices: int = 2  # of `count`
-    token: int = 2**31  # of `vocabulary`
     size: int = 10**9  # of `huge`, bytes
     chunked: bool = False  # a huge body that does not tell its length before
     location: str = ""  # of `redirect`; empty is this server under another name, which is another origin
@@ -42,9 +39,9 @@ def spoil(reply: JSON, fault: Fault):
     """Makes a good completion one that no client may take."""
     choice = reply["choices"][0]
     if fault.kind == "count":
-        reply["choices"] = [choice | {"index": index} for index in range(fault.choices)]
+        reply["choices"] = [choice | {"index": index} for index in range(2)]
     elif fault.kind == "vocabulary":
-        choice["token_ids"] = [*(choice["token_ids"] or [])[:-1], fault.token]
+        choice["token_ids"] = [*(choice["token_ids"] or [])[:-1], 2**31]
     elif fault.kind == "prompt":
         ids = reply["prompt_token_ids"] or [0]
         reply["prompt_token_ids"] = [*ids[:-1], ids[-1] + 1]
@@ -78,18 +75,3 @@ def drip(exchange: Exchange, stopping: Callable[[], bool]):
     while not stopping():
         exchange.wfile.write(b"X")
         time.sleep(DRIP_S)
-
-
-def kinds() -> str:
-    return f"{', '.join(ANY_REPLY)}; of {CHAT} also {', '.join(CHAT_REPLY)}"
-
-
-def fault_of(text: str) -> Fault:
-    """`KIND[@PATH][:N,N...]`, such as `429:0,1` or `hang@/update_weights`."""
-    head, _, numbers = text.partition(":")
-    kind, _, path = head.partition("@")
-    try:
-        when = {int(number) for number in numbers.split(",")} if numbers else None
-        return Fault(kind, path=path or CHAT, when=when)
-    except (AssertionError, ValueError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None

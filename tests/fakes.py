@@ -1,6 +1,6 @@
 """A server that speaks vLLM's routes and generates nothing: answers, durations and faults are the test's own.
 
-`with FakeServer(...) as server: server.base_url`, or by hand `python -m tests.fakes --fault hang:0,1`. It keeps every
+`with FakeServer(...) as server: server.base_url`, or a process of its own, `python -m tests.fakes`. It keeps every
 request, and the number of completions in flight at every moment.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import parse_qsl, urlsplit
 
-from tests.fake_faults import ANY_REPLY, CHAT_REPLY, Fault, drip, fault_of, kinds, spoil, stream_huge
+from tests.fake_faults import ANY_REPLY, CHAT_REPLY, Fault, drip, spoil, stream_huge
 from tests.fake_replies import completion, refused, rendered
 from tests.loopback import CHAT, JSON, SLICE, Exchange, Ledger, LoopbackServer, Request, peer_left, serve_by_hand
 
@@ -80,9 +80,8 @@ class FakeServer(LoopbackServer):
         settings: Settings = Settings(),
         tokenize: Callable[[str], list[int]] = lambda text: list(text.encode()),
         workers: Workers | None = None,
-        port: int = 0,
     ):
-        super().__init__(port)
+        super().__init__()
         assert world_size % tensor_parallel_size == 0
         self.world_size, self.tensor_parallel_size = world_size, tensor_parallel_size
         self.answer, self.prompt_ids, self.logprobs, self.seconds = answer, prompt_ids, logprobs, seconds
@@ -203,10 +202,10 @@ class FakeServer(LoopbackServer):
         return 200, reply
 
     def _wait(self, exchange: Exchange, request: Request, until: float) -> bool:
-        """False when the client left. A pause holds back what came after it; in mode `keep` what came before too."""
+        """False when the client left. A pause holds back what came after it."""
         with self.ledger.changed:
             while not request.aborted:
-                held = self.state.paused == "keep" or (self.state.paused != "" and request.while_paused)
+                held = self.state.paused != "" and request.while_paused
                 left = until - time.monotonic()
                 if left <= 0 and not held:
                     return True
@@ -223,37 +222,20 @@ class FakeServer(LoopbackServer):
 
     def _pause(self, request: Request) -> Reply:
         mode = request.query.get("mode", "abort")
-        if mode not in ("abort", "wait", "keep"):
-            return refused(400, "mode: Input should be 'abort', 'wait' or 'keep'")
+        if mode != "abort":
+            return refused(400, f"mode {mode!r}: no client of this fake asks for another than 'abort'")
         with self.ledger.changed:
             self.state.paused = mode
-            if mode == "abort":
-                self._abort(self.ledger.in_flight())
-            while mode == "wait" and not self.stopping and self._came_before():
-                self.ledger.changed.wait(SLICE)
+            for chat in self.ledger.in_flight():
+                chat.aborted = True
+            self.ledger.changed.notify_all()
         return 200, {"status": "paused"}
-
-    def _came_before(self) -> list[Request]:
-        return [request for request in self.ledger.in_flight() if not request.while_paused]
 
     def _resume(self, request: Request) -> Reply:
         with self.ledger.changed:
             self.state.paused = ""
             self.ledger.changed.notify_all()
         return 200, {"status": "resumed"}
-
-    def _abort_requests(self, request: Request) -> Reply:
-        with self.ledger.changed:
-            found = self.ledger.in_flight()
-            if wanted := request.body.get("request_ids"):
-                found = [chat for chat in found if f"chatcmpl-{chat.body.get('request_id')}" in wanted]
-            self._abort(found)
-        return 200, {"status": "aborted", "aborted": len(found)}
-
-    def _abort(self, chats: list[Request]):
-        for chat in chats:
-            chat.aborted = True
-        self.ledger.changed.notify_all()
 
     def _init_transfer(self, request: Request) -> Reply:
         if not isinstance(request.body.get("init_info"), dict):
@@ -289,12 +271,6 @@ class FakeServer(LoopbackServer):
         if version is not None and not self.state.keeps_version:
             self.state.weight_version = version
         return 200, {"message": "Weight update finished"}
-
-    def _set_version(self, request: Request) -> Reply:
-        if not isinstance(request.body.get("new_version"), str):
-            return refused(400, "new_version: Field required")
-        self.state.weight_version = request.body["new_version"]
-        return 200, {"success": True, "new_version": self.state.weight_version}
 
     def _models(self, request: Request) -> Reply:
         card = {"id": self.model, "object": "model", "created": 0, "owned_by": "vllm", "root": self.model}
@@ -348,7 +324,6 @@ ROUTES: dict[tuple[str, str], Callable[[FakeServer, Request], Reply] | None] = {
     ("POST", "/tokenize"): FakeServer._tokenize,
     ("POST", "/pause"): FakeServer._pause,
     ("POST", "/resume"): FakeServer._resume,
-    ("POST", "/abort_requests"): FakeServer._abort_requests,
     ("POST", "/reset_prefix_cache"): lambda server, request: (200, {"success": server.state.caches_reset}),
     ("POST", "/reset_mm_cache"): lambda server, request: (200, None),
     ("POST", "/reset_encoder_cache"): lambda server, request: (200, None),
@@ -356,36 +331,14 @@ ROUTES: dict[tuple[str, str], Callable[[FakeServer, Request], Reply] | None] = {
     ("POST", "/start_weight_update"): FakeServer._start_update,
     ("POST", "/update_weights"): FakeServer._update,
     ("POST", "/finish_weight_update"): FakeServer._finish_update,
-    ("POST", "/update_weight_version"): FakeServer._set_version,
 }
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.fakes",
-        description="A fake vLLM server on 127.0.0.1: it prints its address and serves until Ctrl-C.",
-        epilog=f"KIND of a fault: {kinds()}.",
-    )
-    parser.add_argument("--port", type=int, default=0, help="0: the system chooses")
-    parser.add_argument("--world-size", type=int, default=1, help="over all replicas")
-    parser.add_argument("--tensor-parallel-size", type=int, default=1, help="of one replica")
+    parser = argparse.ArgumentParser(prog="python -m tests.fakes", description="A fake vLLM server on 127.0.0.1.")
     parser.add_argument("--seconds", type=float, default=0.0, help="per completion")
-    parser.add_argument("--max-model-len", type=int, default=4096, help="tokens")
-    parser.add_argument(
-        "--fault", type=fault_of, action="append", default=[], metavar="KIND[@PATH][:N,N...]",
-        help=f"what goes wrong at PATH (default {CHAT}), and with which of its requests, from 0 (default: all); such as"
-        " 429:0,1 or hang@/update_weights; may be repeated",
-    )  # fmt: skip
-    given = parser.parse_args()
-    server = FakeServer(
-        world_size=given.world_size,
-        tensor_parallel_size=given.tensor_parallel_size,
-        seconds=lambda body: given.seconds,
-        faults=tuple(given.fault),
-        max_model_len=given.max_model_len,
-        port=given.port,
-    )
-    serve_by_hand(server)
+    seconds = parser.parse_args().seconds
+    serve_by_hand(FakeServer(seconds=lambda body: seconds))
 
 
 if __name__ == "__main__":

@@ -84,8 +84,8 @@ class _Listener(ThreadingHTTPServer):
 class LoopbackServer:
     """Listens on 127.0.0.1 between `__enter__` and `__exit__`, which ends its connections and threads."""
 
-    def __init__(self, port: int = 0):
-        self._listener = _Listener(("127.0.0.1", port), Exchange)
+    def __init__(self):
+        self._listener = _Listener(("127.0.0.1", 0), Exchange)
         self._listener.owner = self
         self._listener.live = set()
         self.port = self._listener.server_address[1]

@@ -25,18 +25,10 @@ REPLACED = frozenset(("content-length", "date", "server"))  # those that this en
 class Proxy(LoopbackServer):
     """Passes everything on to `upstream` but `swallowed`; with `passing` (which a test may set) really everything."""
 
-    def __init__(
-        self,
-        upstream: str,
-        *,
-        swallowed: frozenset[str] = WEIGHT_ROUTES,
-        passing: bool = False,
-        timeout: float = 600.0,
-        port: int = 0,
-    ):
-        super().__init__(port)
+    def __init__(self, upstream: str, *, swallowed: frozenset[str] = WEIGHT_ROUTES, passing: bool = False):
+        super().__init__()
         self.upstream = urlsplit(upstream)
-        self.swallowed, self.passing, self.timeout = swallowed, passing, timeout
+        self.swallowed, self.passing = swallowed, passing
         self.weight_version: str | None = None  # the last that a swallowed finish named
         self._lock = threading.Lock()
         self._paths: list[tuple[str, bool]] = []
@@ -64,7 +56,7 @@ class Proxy(LoopbackServer):
 
     def _pass(self, exchange: Exchange):
         # The client's Host goes along, so that a redirect of the server names this proxy.
-        upstream = http.client.HTTPConnection(self.upstream.hostname, self.upstream.port, timeout=self.timeout)
+        upstream = http.client.HTTPConnection(self.upstream.hostname, self.upstream.port, timeout=600)
         try:
             upstream.putrequest(exchange.command, exchange.path, skip_host=True, skip_accept_encoding=True)
             for name, value in kept(exchange.headers.items()):
@@ -112,12 +104,7 @@ def say(exchange: Exchange, status: int, reply: dict[str, str | None]):
 def main():
     parser = argparse.ArgumentParser(prog="python -m tests.proxy", description="Swallows a server's weight routes.")
     parser.add_argument("upstream", help="address of the real server, such as http://127.0.0.1:8000")
-    parser.add_argument("--port", type=int, default=0, help="0: the system chooses")
-    parser.add_argument("--swallow", action="append", help="a path, may be repeated; default: the weight routes")
-    parser.add_argument("--pass-through", action="store_true", help="swallow nothing")
-    given = parser.parse_args()
-    swallowed = frozenset(given.swallow) if given.swallow else WEIGHT_ROUTES
-    serve_by_hand(Proxy(given.upstream, swallowed=swallowed, passing=given.pass_through, port=given.port))
+    serve_by_hand(Proxy(parser.parse_args().upstream))
 
 
 if __name__ == "__main__":

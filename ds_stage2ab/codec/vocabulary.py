@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -176,25 +176,18 @@ def _normalise(tokenizer: PreTrainedTokenizerFast, is_sentencepiece: bool, text:
     return normal.replace(BLANK, " ") if is_sentencepiece else normal
 
 
-def _byte_of_character() -> dict[str, int]:
-    """GPT-2's table: byte-level BPE writes each byte as one printable character.
+@cache
+def _byte_of() -> dict[str, int]:
+    """GPT-2's table: byte-level BPE writes each byte as one printable character."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    Source: `bytes_to_unicode` of OpenAI's gpt-2 `encoder.py`: printable Latin-1 stands for itself, the
-    others are numbered from U+0100 on in byte order.
-    """
-    itself = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
-    others = [byte for byte in range(256) if byte not in set(itself)]
-    table = {chr(byte): byte for byte in itself}
-    table.update({chr(0x100 + place): byte for place, byte in enumerate(others)})
-    return table
-
-
-_BYTE_OF = _byte_of_character()
+    return {character: byte for byte, character in bytes_to_unicode().items()}
 
 
 def _byte_level_bytes(text: str) -> bytes | None:
     """The bytes of a byte-level BPE's token; None if it is no such token."""
-    return bytes(map(_BYTE_OF.__getitem__, text)) if _BYTE_OF.keys() >= set(text) else None
+    table = _byte_of()
+    return bytes(map(table.__getitem__, text)) if table.keys() >= set(text) else None
 
 
 def _sentencepiece_bytes(text: str) -> bytes:

@@ -15,7 +15,7 @@ from ds_stage2ab.config.nodes import Node
 from ds_stage2ab.config.problems import ArgumentPlace, KeyPath, Problem, in_reading_order
 from ds_stage2ab.config.removed import without_removed_keys
 from ds_stage2ab.config.report import as_error
-from ds_stage2ab.config.rules import B_RATIO, RULES, Rule, broken_rules, topology_rules
+from ds_stage2ab.config.rules import B_RATIO, RULES, Rule, broken_rules
 from ds_stage2ab.config.schema import check_values, config_schema, keys_in_doubt, with_defaults
 from ds_stage2ab.config.sections import Config, build_config
 
@@ -68,19 +68,6 @@ def check_config(path: Path, rules: tuple[Rule, ...] = RULES, overrides: Node | 
         faulty = {problem.path for problem in problems} | asked_for | keys_in_doubt(problems)
         problems += _rule_problems(resolved, document, faulty, rules)
     return CheckedConfig(path=path, problems=tuple(in_reading_order(problems)), resolved=resolved, document=document)
-
-
-def check_file(path: Path, learners: int | None = None) -> list[Problem]:
-    """The problems of a config file, in reading order.
-
-    Args:
-        path: the YAML file.
-        learners: learner ranks for rules 1 to 3; None: the number that the config implies.
-
-    Raises:
-        UnreadableFile: the file cannot be opened or decoded.
-    """
-    return list(check_config(path, (*topology_rules(learners, None), *RULES)).problems)
 
 
 def load_config(path: Path, overrides: Node | None = None) -> LoadedConfig:

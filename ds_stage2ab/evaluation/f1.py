@@ -35,7 +35,6 @@ class ImageScore:
     iou_sum: float
     # over those pairs
     matched_boxes: int
-    iou_sum_boxes: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +56,6 @@ class SetScore:
     f1_boxes: float
     precision_boxes: float
     recall_boxes: float
-    matched_iou_boxes: float
     predicted_per_true: float
     # predicted / true; with nothing true the number of predicted, or 1 if that is 0 too
 
@@ -70,14 +68,12 @@ def score_image(predicted: Sequence[Truth], truth: Sequence[Truth]) -> ImageScor
         iou_PG.shape
     )
     pairs = _best_pairs(iou_PG, near_PG & same_PG)
-    pairs_boxes = _best_pairs(iou_PG, near_PG)
     return ImageScore(
         predicted=len(predicted),
         true=len(truth),
         pairs=pairs,
         iou_sum=math.fsum(float(iou_PG[pair]) for pair in pairs),
-        matched_boxes=len(pairs_boxes),
-        iou_sum_boxes=math.fsum(float(iou_PG[pair]) for pair in pairs_boxes),
+        matched_boxes=len(_best_pairs(iou_PG, near_PG)),
     )
 
 
@@ -136,7 +132,6 @@ def set_score(images: Iterable[ImageScore]) -> SetScore:
         f1_boxes=_quotient(2 * matched_boxes, predicted + true, empty),
         precision_boxes=_quotient(matched_boxes, predicted, empty),
         recall_boxes=_quotient(matched_boxes, true, empty),
-        matched_iou_boxes=_quotient(math.fsum(score.iou_sum_boxes for score in scores), matched_boxes, 0.0),
         predicted_per_true=_quotient(predicted, true, predicted or 1.0),
     )
 

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ds_stage2ab.carriers import Truth
-from ds_stage2ab.evaluation.labels import Rectangle, distance, place_label
+
+Rectangle = tuple[float, float, float, float]
+"""(left, top, right, bottom) in pixels."""
 
 LAST_BIN = 999
 TRUTH_COLOUR = "#1b9e8f"  # teal and orange stay apart for every common kind of colour blindness,
@@ -187,30 +190,40 @@ def _pieces(
 
 
 def _draw_labels(draw: ImageDraw.ImageDraw, marks: Sequence[_Mark], size: tuple[int, int], font_size: int) -> None:
-    """Descriptions where they cover least; one that had to go far gets a line to its box."""
+    """Descriptions above truths and below predictions; one that had to give way gets a line to its box."""
     font = _font(font_size)
-    area = (2.0, 2.0, size[0] - 2.0, size[1] - 2.0)
-    boxes = [_grown(mark.box, 4) for mark in marks]
     placed: list[Rectangle] = []
-    for mark, box in zip(marks, boxes, strict=True):
+    for mark in marks:
         label_size = (draw.textlength(mark.text, font=font) + 10, font_size + 7)
-        sides = ("above", "left", "right", "below") if mark.is_truth else ("below", "right", "left", "above")
-        placed.append(place_label(box, label_size, area, boxes, placed, sides))
-    for mark, box, label in zip(marks, boxes, placed, strict=True):
-        if distance(label, box) > 2:
-            _draw_leader(draw, label, box, TRUTH_COLOUR if mark.is_truth else PREDICTION_COLOUR)
+        placed.append(_label_place(mark, label_size, size, placed))
+    for mark, label in zip(marks, placed, strict=True):
+        x, gap = max(label[0] + 8, mark.box[0]), max(mark.box[1] - label[3], label[1] - mark.box[3])
+        if gap < label[3] - label[1]:
+            continue
+        line = ((x, (label[1] + label[3]) / 2), (x, mark.box[1] if label[1] < mark.box[1] else mark.box[3]))
+        draw.line(line, fill=CASING_COLOUR, width=4)
+        draw.line(line, fill=TRUTH_COLOUR if mark.is_truth else PREDICTION_COLOUR, width=2)
     for mark, label in zip(marks, placed, strict=True):
         fill, ink = (TRUTH_COLOUR, PAPER_COLOUR) if mark.is_truth else (PREDICTION_COLOUR, INK_COLOUR)
         draw.rounded_rectangle(label, radius=4, fill=fill, outline=CASING_COLOUR, width=1)
         draw.text((label[0] + 5, (label[1] + label[3]) / 2), mark.text, font=font, fill=ink, anchor="lm")
 
 
-def _draw_leader(draw: ImageDraw.ImageDraw, label: Rectangle, box: Rectangle, colour: str) -> None:
-    """The shortest line from the label's middle to its box."""
-    x, y = (label[0] + label[2]) / 2, (label[1] + label[3]) / 2
-    end = (min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3]))
-    draw.line(((x, y), end), fill=CASING_COLOUR, width=4)
-    draw.line(((x, y), end), fill=colour, width=2)
+def _label_place(
+    mark: _Mark, label: tuple[float, float], size: tuple[int, int], taken: Sequence[Rectangle]
+) -> Rectangle:
+    """The place nearest to the box, above it or below, on which no label stands yet; the first one if there is none."""
+    width, height = label
+    left = max(2.0, min(mark.box[0] - 4, size[0] - 2 - width))
+    above = np.arange(mark.box[1] - 4 - height, 2, -height)
+    below = np.arange(mark.box[3] + 4, size[1] - 2 - height, height)
+    tops = (*above, *below) if mark.is_truth else (*below, *above)
+    places = [(left, float(top), left + width, float(top) + height) for top in tops]
+    return next((place for place in places if not any(_meet(place, other) for other in taken)), places[0])
+
+
+def _meet(first: Rectangle, second: Rectangle) -> bool:
+    return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
 
 
 def _draw_legend(width: int, picture: Picture | None = None) -> Image.Image:
@@ -278,10 +291,6 @@ def _scaled(image: Image.Image) -> Image.Image:
         return image.resize(size, Image.Resampling.LANCZOS)
     factor = max(1, min(math.ceil(MIN_WIDTH / image.width), MAX_SIDE // longest))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-
-
-def _grown(box: Rectangle, by: float) -> Rectangle:
-    return box[0] - by, box[1] - by, box[2] + by, box[3] + by
 
 
 def _shortened(text: str) -> str:

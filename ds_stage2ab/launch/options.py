@@ -67,9 +67,9 @@ def add_launch_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML file")
     parser.add_argument("--rollout-gpus", type=read_devices, metavar="LIST", help="devices of the servers, as in 0-5")
     parser.add_argument("--train-gpus", type=read_devices, metavar="LIST", help="devices of the learner, as in 6,7")
-    parser.add_argument("--tp", type=_count, metavar="N", help="devices of one replica (default: the config's)")
+    parser.add_argument("--tp", type=whole_number, metavar="N", help="devices of one replica (default: the config's)")
     parser.add_argument("--cpu", action="store_true", help="no GPU: one replica of each server on the CPU")
-    parser.add_argument("--train-ranks", type=_count, metavar="N", help="learner ranks, with --cpu")
+    parser.add_argument("--train-ranks", type=whole_number, metavar="N", help="learner ranks, with --cpu")
     parser.add_argument(
         "--server-python",
         type=Path,
@@ -79,7 +79,7 @@ def add_launch_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--wait",
-        type=_count,
+        type=whole_number,
         default=WAIT_S,
         metavar="S",
         help=f"seconds until all servers must be ready (default: {WAIT_S})",
@@ -87,7 +87,8 @@ def add_launch_options(parser: argparse.ArgumentParser) -> None:
     add_set_option(parser)
 
 
-def _count(text: str) -> int:
+def whole_number(text: str) -> int:
+    """What an option counts."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
     return int(text)

@@ -39,7 +39,7 @@ class JsonlSink:
     """Appends to `metrics.jsonl`: each line is one unbuffered append.
 
     Args:
-        path: the journal. A torn last line, left by a process that died, is cut off.
+        path: the journal.
 
     Raises:
         EnvironmentFault: a line cannot be written.
@@ -47,8 +47,7 @@ class JsonlSink:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        _cut_torn_line(path, self._file)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def step(self, record: StepRecord) -> None:
         self._write(record)
@@ -73,27 +72,16 @@ class JsonlSink:
             raise EnvironmentFault(why, where=str(self._path), fix=fix) from error
 
 
-def _cut_torn_line(path: Path, file: int) -> None:
-    content = path.read_bytes()
-    os.ftruncate(file, content.rfind(b"\n") + 1)
-
-
 class TensorBoardSink:
     """Writes every metric as a scalar under its own name.
 
     Args:
         folder: made if it is missing.
-
-    Raises:
-        EnvironmentFault: the package `tensorboard` is not installed.
     """
 
     def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            why = f"TensorBoard events cannot be written: {error}"
-            raise EnvironmentFault(why, fix="pip install tensorboard") from error
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer = SummaryWriter(log_dir=str(folder))
 
     def step(self, record: StepRecord) -> None:
@@ -120,14 +108,13 @@ class ConsoleSink:
     Args:
         stream: where to write; whether it is a terminal decides the form.
         total_steps: steps of the whole run.
-        done_steps: steps finished before this process started (a resumed run).
     """
 
-    def __init__(self, stream: TextIO, total_steps: int, done_steps: int = 0) -> None:
+    def __init__(self, stream: TextIO, total_steps: int) -> None:
         self._stream = stream
         self._total_steps = total_steps
         self._pace = Pace()
-        self._bar = _Bar(stream, total_steps, done_steps) if stream.isatty() else None
+        self._bar = _Bar(stream, total_steps) if stream.isatty() else None
 
     def step(self, record: StepRecord) -> None:
         """Show progress; a step that was refused or that skipped samples also leaves a line on a terminal."""
@@ -176,7 +163,7 @@ class Pace:
 class _Bar:
     """The rich progress bar: step, channel, loss, tokens/s, ETA."""
 
-    def __init__(self, stream: TextIO, total_steps: int, done_steps: int) -> None:
+    def __init__(self, stream: TextIO, total_steps: int) -> None:
         self._progress = Progress(
             TextColumn("[bold]train"),
             BarColumn(bar_width=None),
@@ -189,7 +176,7 @@ class _Bar:
             console=Console(file=stream),
         )
         self._task: TaskID = self._progress.add_task(
-            "train", total=total_steps, completed=done_steps, channel="-", loss="-", speed="-", eta="-"
+            "train", total=total_steps, channel="-", loss="-", speed="-", eta="-"
         )
 
     def update(self, record: StepRecord, eta: float) -> None:

@@ -2,8 +2,8 @@
 
 Legend: N tokens of all prompts, S prompts, B rows of a chunk, L generated tokens per row, M kept ones, A position axes;
 T tokens of a response, V ids of the vocabulary.
-Ids, offsets, indices and lengths are int64, all tensors of a call on one device. The functions stand under
-`torch.ops.ds_stage2ab` too, compiled from `csrc/` or from `ds_stage2ab/ops/reference.py`, with identical results.
+Ids, offsets, indices and lengths are int64, and all tensors on the CPU, where prompts are encoded and answers read.
+What runs is compiled from `csrc/`, or `ds_stage2ab/ops/reference.py`, with identical results.
 """
 
 from torch import Tensor
@@ -84,7 +84,7 @@ def scan_rollout(
     key_head: str,
     quoted: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Which JSON values of an answer are complete, and where: `ds_stage2ab/ops/scan.py` has the grammar. CPU only.
+    """Which JSON values of an answer are complete, and where: `ds_stage2ab/ops/scan.py` has the grammar.
 
     Args:
         token_ids: [T], the stop token removed; any ids are legal.

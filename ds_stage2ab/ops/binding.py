@@ -1,7 +1,7 @@
 """Which code stands behind the ops: the library built from `csrc/`, or the reference.
 
 The library is taken when it is there, loads, and answers like the reference on a small example. Otherwise the reference
-stands behind the same `torch.ops.ds_stage2ab` names; a library that is there and unfit is warned about, once.
+is called as it is; a library that is there and unfit is warned about, once.
 """
 
 import os
@@ -13,16 +13,11 @@ from typing import Any
 import torch
 
 import ds_stage2ab
-from ds_stage2ab.ops import fake, reference
+from ds_stage2ab.ops import reference
 
-NAMESPACE = "ds_stage2ab"
 LIBRARY = "ds_stage2ab._C"
-HOST_NAMES = ("scan_rollout",)
-"""Ops of bytes and ids that never leave the host: compiled for the CPU alone."""
-NAMES = ("pack_left", "pack_left_positions", "trim_responses", *HOST_NAMES)
+NAMES = ("pack_left", "pack_left_positions", "trim_responses", "scan_rollout")
 OFF = "DS_STAGE2AB_NO_EXT"
-# What is registered from Python stands as long as this object.
-_REGISTRATIONS = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +27,7 @@ class Bound:
     ops: Any
     # has every name of NAMES as a function
     implementation: str
-    # "compiled", perhaps with where it is not, or "reference (reason)"
+    # "compiled", or "reference (reason)"
 
 
 def bind() -> Bound:
@@ -43,13 +38,12 @@ def bind() -> Bound:
     found = PathFinder.find_spec(LIBRARY, ds_stage2ab.__path__)
     if found is None:
         return _reference("no compiled library; with a C++ compiler on PATH, `make -B install` builds it")
-    ops = getattr(torch.ops, NAMESPACE)
+    ops = torch.ops.ds_stage2ab
     fault = _load(found.origin) or self_test(ops)
     if fault:
         warnings.warn(f"{found.origin} is unfit, the PyTorch reference is used: {fault}", RuntimeWarning, stacklevel=2)
         return _reference(f"the compiled library is unfit: {fault}")
-    _register_from_python()
-    return Bound(ops=ops, implementation="compiled" if _covers_cuda() else "compiled for the CPU, reference on CUDA")
+    return Bound(ops=ops, implementation="compiled")
 
 
 def self_test(ops: Any) -> str:
@@ -99,24 +93,4 @@ def _flat(result: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor
 
 
 def _reference(reason: str) -> Bound:
-    """The reference, under the names in `torch.ops` as well unless an unfit library has taken one of them."""
-    if not any(hasattr(getattr(torch.ops, NAMESPACE), name) for name in NAMES):
-        for name in NAMES:
-            _REGISTRATIONS.define(name + torch.library.infer_schema(getattr(reference, name), mutates_args=()))
-        _register_from_python()
     return Bound(ops=reference, implementation=f"reference ({reason})")
-
-
-def _register_from_python() -> None:
-    """The reference on every device for which nothing is compiled, and the fake kernels."""
-    for name in NAMES:
-        _REGISTRATIONS.impl(name, getattr(reference, name), "CompositeExplicitAutograd")
-        torch.library.register_fake(f"{NAMESPACE}::{name}", getattr(fake, name), lib=_REGISTRATIONS)
-
-
-def _covers_cuda() -> bool:
-    """Whether this torch has no CUDA, or the library has kernels for it."""
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    return torch.version.cuda is None or all(
-        has_kernel(f"{NAMESPACE}::{name}", "CUDA") for name in NAMES if name not in HOST_NAMES
-    )

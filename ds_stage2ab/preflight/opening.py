@@ -8,6 +8,7 @@ from ds_stage2ab.codec.bins import NUM_BINS
 from ds_stage2ab.config.batch import counted
 from ds_stage2ab.config.sections import Config, RolloutMatchingSection
 from ds_stage2ab.plan import RunPlan
+from ds_stage2ab.preflight.text import two_columns
 
 Line = tuple[str, str]
 """(what, value)"""
@@ -38,8 +39,7 @@ def banner(batch_sentence: str, lines: Sequence[Line]) -> str:
         batch_sentence: e.g. "32 samples per step = 4 per rank x 2 ranks x 4 micro-steps".
         lines: e.g. [("model", "checkpoints/tiny"), ("steps", "300")].
     """
-    width = max((len(what) for what, _ in lines), default=0)
-    return "\n".join([batch_sentence, *(f"  {what:<{width}}  {value}" for what, value in lines)])
+    return f"{batch_sentence}\n{two_columns(lines)}"
 
 
 def opening_lines(config: Config, plan: RunPlan, found: Inventory) -> tuple[Line, ...]:

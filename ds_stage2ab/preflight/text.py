@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 
 from ds_stage2ab.config.batch import counted
 from ds_stage2ab.plan import Cadence, RunPlan, split_requests
@@ -21,7 +22,7 @@ def as_text(report: PreflightReport) -> str:
         devices += f" and {counted(report.rollout_devices, 'rollout device')}"
     sections = [
         f"{report.file} on {devices}",
-        _table(_rows(report)),
+        two_columns(_rows(report)),
         _memory_text(report),
         f"DeepSpeed's configuration\n{json.dumps(report.plan.deepspeed_config, indent=2)}",
         "\n".join(f"warning: {warning}" for warning in report.warnings),
@@ -29,9 +30,10 @@ def as_text(report: PreflightReport) -> str:
     return "\n\n".join(section for section in sections if section)
 
 
-def _table(rows: list[tuple[str, str]]) -> str:
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+def two_columns(rows: Sequence[tuple[str, str]]) -> str:
+    """One line for each (what, value)."""
+    width = max(len(what) for what, _ in rows)
+    return "\n".join(f"  {what:<{width}}  {value}" for what, value in rows)
 
 
 def _rows(report: PreflightReport) -> list[tuple[str, str]]:
@@ -170,7 +172,7 @@ def _memory_text(report: PreflightReport) -> str:
         ("together", memory.total, "and what the GPU's libraries take, some 1 to 3 GiB"),
     ]
     head = "memory per learner, estimated by arithmetic and not measured"
-    return "\n".join([head, *(f"  {name:<13}  {in_words(size):>9}  {note}" for name, size, note in rows)])
+    return "\n".join([head, two_columns([(name, f"{in_words(size):>9}  {note}") for name, size, note in rows])])
 
 
 def in_words(size: int) -> str:

@@ -64,30 +64,29 @@ class Recording:
 def read_recording(run: Path) -> Recording:
     """Index a recording: every line is checked, the place of each draw is kept.
 
-    A last line without a line end is left out: its process was killed while writing. Of two lines of one rank for one
-    draw the later counts, as in a run that resumed from a checkpoint.
+    A last line without a line end is left out: its process was killed while writing.
 
     Args:
         run: the run folder, or its folder `rollouts/`.
 
     Raises:
         ConfigError: nothing is recorded there.
-        DataError: a line is no recorded rollout, or two ranks have recorded one draw.
+        DataError: a line is no recorded rollout, or a draw is recorded twice.
         EnvironmentFault: a file cannot be read.
     """
     folder = run / ROLLOUTS if (run / ROLLOUTS).is_dir() else run
-    ranks, _, files = zip(*recorded_files(folder), strict=True) if recorded_files(folder) else ((), (), ())
+    files = tuple(path for _, _, path in recorded_files(folder))
     places: dict[int, tuple[int, int]] = {}
     served = False
-    for index, (rank, path) in enumerate(zip(ranks, files, strict=True)):
+    for index, path in enumerate(files):
         for rollout, offset in _lines(path):
             draw, served = rollout.draw, is_served(rollout.source)
-            earlier, _ = places.get(draw, (index, offset))
-            if ranks[earlier] != rank:
+            if draw in places:
+                earlier = files[places[draw][0]].name
                 raise DataError(
-                    f"draw {draw} stands in {files[earlier].name} too: no telling which of the two was trained on",
+                    f"draw {draw} stands in {earlier} too: no telling which of the two was trained on",
                     where=str(path),
-                    fix="name a run that was not started again on another number of ranks",
+                    fix="name the folder of one run, as that run wrote it",
                 )
             places[draw] = index, offset
     if not places:

@@ -11,7 +11,7 @@ from tests.architecture.sources import PACKAGE, ROOT, relative, repository_files
 # Folders that a run or a verb makes: documents may name what will stand in them.
 MADE_LATER = ("runs/", "build/", ".venv/")
 # First parts of the paths that documents name; anything else in backquotes is not taken for a path.
-OURS = ("ds_stage2ab/", "assets/", "benchmarks/", "configs/", "csrc/", "docs/", "schemas/", "tests/", ".ci/")
+OURS = ("ds_stage2ab/", "assets/", "configs/", "csrc/", "docs/", "schemas/", "tests/", ".ci/")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 QUOTED = re.compile(r"`([^`\n]+)`")
 MODULES = " " * 6
@@ -68,7 +68,7 @@ def test_documents_lead_somewhere():
 
 
 def test_every_document_that_is_named_exists():
-    files = repository_files((".md", ".py", ".toml", ".yaml", ".json", ".cpp", ".cu"))
+    files = repository_files((".md", ".py", ".toml", ".yaml", ".json", ".cpp"))
     names = {path.name for path in files}
     texts = {relative(path): path.read_text(encoding="utf-8") for path in files if path != Path(__file__)}
     found = {name: list(missing_documents(text, names)) for name, text in texts.items()}

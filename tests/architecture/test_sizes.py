@@ -14,7 +14,7 @@ MAX_NESTING = 4
 # "path" or "path:function" of what may be larger. Starts empty and only shrinks.
 EXCEPTIONS: frozenset[str] = frozenset()
 
-SOURCE_SUFFIXES = (".py", ".cpp", ".cu", ".h", ".cuh", ".sh")
+SOURCE_SUFFIXES = (".py", ".cpp", ".h", ".sh")
 BLOCKS = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try, ast.TryStar, ast.Match)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 

@@ -143,7 +143,7 @@ def test_no_test_skips():
 
 
 def test_code_is_ascii():
-    files = repository_files((".py", ".cpp", ".cu", ".h", ".toml", ".yaml", ".sh"))
+    files = repository_files((".py", ".cpp", ".h", ".toml", ".yaml", ".sh"))
     found = [f"{relative(path)}:{line}" for path in files for line in not_ascii(path.read_text(encoding="utf-8"))]
     assert found == []
 
@@ -174,7 +174,7 @@ def test_no_module_hides_another():
 def test_text_speaks_of_the_software_alone():
     texts = {
         relative(path): path.read_text(encoding="utf-8")
-        for path in repository_files((".py", ".md", ".yaml", ".toml", ".txt", ".json", ".cpp", ".cu", ".sh", ""))
+        for path in repository_files((".py", ".md", ".yaml", ".toml", ".txt", ".json", ".cpp", ".sh", ""))
         if path != HERE and "assets" not in path.parts
     }
     found = {name: list(prose_of_the_making(text)) for name, text in texts.items()}

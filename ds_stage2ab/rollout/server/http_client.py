@@ -18,8 +18,7 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
-from urllib3 import HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool
-from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3 import HTTPResponse
 from urllib3.exceptions import HTTPError
 
 CHUNK_BYTES = 2**16
@@ -161,26 +160,13 @@ class _CutHeaders:
             return super().getresponse()
 
 
-class _Connection(_CutHeaders, HTTPConnection):
-    pass
-
-
-class _TlsConnection(_CutHeaders, HTTPSConnection):
-    pass
-
-
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _TlsPool(HTTPSConnectionPool):
-    ConnectionCls = _TlsConnection
-
-
 class _Adapter(HTTPAdapter):
     def init_poolmanager(self, *arguments: Any, **settings: Any) -> None:
         super().init_poolmanager(*arguments, **settings)
-        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+        self.poolmanager.pool_classes_by_scheme = {
+            scheme: type(pool.__name__, (pool,), {"ConnectionCls": type("Cut", (_CutHeaders, pool.ConnectionCls), {})})
+            for scheme, pool in self.poolmanager.pool_classes_by_scheme.items()
+        }
 
 
 @contextmanager

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from ds_stage2ab.config.load import check_config, check_file, load_config
+from ds_stage2ab.config.load import check_config, load_config
 from ds_stage2ab.config.problems import Problem
 from ds_stage2ab.config.report import redacted
 from ds_stage2ab.errors import ConfigError
+from tests.unit.config.checked import check_file
 
 ROOT = Path(__file__).resolve().parents[3]
 VALID = sorted((ROOT / "tests" / "examples" / "valid").glob("*.yaml"))

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from ds_stage2ab.config.load import check_file, load_config
+from ds_stage2ab.config.load import load_config
 from ds_stage2ab.errors import EXIT_CONFIG, ConfigError, exit_code
+from tests.unit.config.checked import check_file
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "valid"
 FILES = sorted(EXAMPLES.glob("*.yaml"))

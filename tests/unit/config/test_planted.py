@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ds_stage2ab.config.load import check_file
 from ds_stage2ab.config.problems import KeyPath
 from ds_stage2ab.config.rules import RULES, topology_rules
 from ds_stage2ab.config.schema import config_schema, leaves
+from tests.unit.config.checked import check_file
 from tests.unit.config.test_mutations import WHOLE
 
 LEAVES = {path: schema for path, schema in leaves(config_schema()) if schema["type"] != "array"}

@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from ds_stage2ab.config.load import check_file
 from ds_stage2ab.config.problems import Problem
 from ds_stage2ab.config.removed import removed_keys
 from ds_stage2ab.config.schema import accepts, config_schema, schema_at
+from tests.unit.config.checked import check_file
 
 MINIMAL = """\
 training: {effective_batch_size: 32}

@@ -2,7 +2,6 @@
 
 import pytest
 
-from ds_stage2ab.config.load import check_file
 from ds_stage2ab.config.rules import (
     RULES,
     answer_fits_length,
@@ -28,6 +27,7 @@ from ds_stage2ab.config.rules import (
 )
 from ds_stage2ab.config.schema import config_schema, leaves
 from ds_stage2ab.errors import ConfigError
+from tests.unit.config.checked import check_file
 
 ONE = {"base_url": "http://a", "group_port": None}
 TWO = {"base_url": "http://b", "group_port": 51216}

@@ -3,8 +3,9 @@ import json
 import pytest
 from jsonschema import Draft202012Validator
 
-from ds_stage2ab.config.load import check_file, load_config
+from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.schema import config_schema, leaves, schema_folder, with_defaults, with_sections
+from tests.unit.config.checked import check_file
 
 MINIMAL = """\
 training: {effective_batch_size: 32}

@@ -117,15 +117,15 @@ def record(*objects):
     return Record(id="r", image=Path("x.png"), width=100, height=50, objects=objects, where="x:1")
 
 
-NONE_MATCHED = {"pairs": (), "iou_sum": 0.0, "matched_boxes": 0, "iou_sum_boxes": 0.0}
+NONE_MATCHED = {"pairs": (), "iou_sum": 0.0, "matched_boxes": 0}
 
 
 def test_figures_by_hand():
     outcomes = [
         outcome(0, num_tokens=10, mass=(1.5, 2), dropped=("missing_geom", "wrong_arity"),
-                predicted=3, true=2, pairs=((0, 1),), iou_sum=0.75, matched_boxes=2, iou_sum_boxes=1.5),
+                predicted=3, true=2, pairs=((0, 1),), iou_sum=0.75, matched_boxes=2),
         outcome(1, well_formed=False, finish="length", num_tokens=30, mass=(0.5, 2), dropped=("missing_geom",),
-                predicted=1, true=3, pairs=((0, 1),), iou_sum=0.5, matched_boxes=1, iou_sum_boxes=0.5),
+                predicted=1, true=3, pairs=((0, 1),), iou_sum=0.5, matched_boxes=1),
         outcome(2, well_formed=False, finish="repeat", num_tokens=0, predicted=0, true=1, **NONE_MATCHED),
         outcome(3, num_tokens=8, predicted=1, true=0, **NONE_MATCHED),
     ]  # fmt: skip

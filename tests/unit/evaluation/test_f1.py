@@ -37,13 +37,13 @@ def test_counts_by_hand():
         truth("cat", 0, 0, 10, 9),  # 0.9 with the first cat: better than the 0.8
     ]
     assert score_image(predicted, true) == ImageScore(
-        predicted=4, true=3, pairs=((3, 0),), iou_sum=0.9, matched_boxes=2, iou_sum_boxes=1.9
+        predicted=4, true=3, pairs=((3, 0),), iou_sum=0.9, matched_boxes=2
     )
 
 
 def test_figures_of_a_set_by_hand():
-    first = ImageScore(predicted=4, true=3, pairs=((3, 0),), iou_sum=0.9, matched_boxes=2, iou_sum_boxes=1.9)
-    second = ImageScore(predicted=1, true=2, pairs=((0, 1),), iou_sum=0.5, matched_boxes=1, iou_sum_boxes=0.5)
+    first = ImageScore(predicted=4, true=3, pairs=((3, 0),), iou_sum=0.9, matched_boxes=2)
+    second = ImageScore(predicted=1, true=2, pairs=((0, 1),), iou_sum=0.5, matched_boxes=1)
     score = set_score([first, second])
     assert score.f1 == 2 * 2 / (5 + 5)
     assert score.precision == 2 / 5
@@ -51,7 +51,6 @@ def test_figures_of_a_set_by_hand():
     assert score.matched_iou == pytest.approx(0.7)  # (0.9 + 0.5) / 2
     assert score.f1_boxes == 2 * 3 / (5 + 5)
     assert score.precision_boxes == score.recall_boxes == 3 / 5
-    assert score.matched_iou_boxes == pytest.approx(0.8)  # 2.4 / 3
     assert score.predicted_per_true == 1
 
 
