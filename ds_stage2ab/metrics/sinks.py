@@ -39,7 +39,7 @@ class JsonlSink:
     """Appends to `metrics.jsonl`: each line is one unbuffered append.
 
     Args:
-        path: the journal.
+        path: the journal. A torn last line, left by a process that died, is cut off.
 
     Raises:
         EnvironmentFault: a line cannot be written.
@@ -47,7 +47,8 @@ class JsonlSink:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        _cut_torn_line(path, self._file)
 
     def step(self, record: StepRecord) -> None:
         self._write(record)
@@ -72,16 +73,27 @@ class JsonlSink:
             raise EnvironmentFault(why, where=str(self._path), fix=fix) from error
 
 
+def _cut_torn_line(path: Path, file: int) -> None:
+    content = path.read_bytes()
+    os.ftruncate(file, content.rfind(b"\n") + 1)
+
+
 class TensorBoardSink:
     """Writes every metric as a scalar under its own name.
 
     Args:
         folder: made if it is missing.
+
+    Raises:
+        EnvironmentFault: the package `tensorboard` is not installed.
     """
 
     def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            why = f"TensorBoard events cannot be written: {error}"
+            raise EnvironmentFault(why, fix="pip install tensorboard") from error
         self._writer = SummaryWriter(log_dir=str(folder))
 
     def step(self, record: StepRecord) -> None:

@@ -122,7 +122,8 @@ class RolloutLog:
     def __init__(self, folder: Path, rank: int) -> None:
         self.folder = folder
         self.rank = rank
-        self.number = 0
+        self.number = max((number for owner, number, _ in recorded_files(folder) if owner == rank), default=0)
+        self._is_mended = False
 
     @property
     def path(self) -> Path:
@@ -148,8 +149,11 @@ class RolloutLog:
             ) from error
 
     def _append(self, line: bytes) -> None:
-        """Write the whole line, or nothing of it."""
-        size = self.path.stat().st_size if self.path.exists() else 0
+        """The whole line, or nothing of it."""
+        if not self._is_mended:
+            _drop_half_line(self.path)
+            self._is_mended = True
+        size = _size(self.path)
         if size and size + len(line) > MAX_FILE_BYTES:
             self.number += 1
         with self.path.open("ab", buffering=0) as file:
@@ -162,3 +166,21 @@ class RolloutLog:
                 with suppress(OSError):  # report the first error
                     file.truncate(before)
                 raise
+
+
+def _size(path: Path) -> int:
+    """Bytes; 0 of a file that is not there yet."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def _drop_half_line(path: Path) -> None:
+    """Cut off what a process left behind that was killed as it wrote: nothing was trained on it."""
+    size = _size(path)
+    if not size:
+        return
+    with path.open("r+b") as file:
+        complete = 0
+        for line in file:
+            complete += len(line) if line.endswith(b"\n") else 0
+        if complete < size:
+            file.truncate(complete)

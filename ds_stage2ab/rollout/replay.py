@@ -64,29 +64,30 @@ class Recording:
 def read_recording(run: Path) -> Recording:
     """Index a recording: every line is checked, the place of each draw is kept.
 
-    A last line without a line end is left out: its process was killed while writing.
+    A last line without a line end is left out: a process was killed as it wrote. Of two lines of one rank for one draw
+    the later counts, as in a run that went on from a checkpoint.
 
     Args:
         run: the run folder, or its folder `rollouts/`.
 
     Raises:
         ConfigError: nothing is recorded there.
-        DataError: a line is no recorded rollout, or a draw is recorded twice.
+        DataError: a line is no recorded rollout, or two ranks have recorded one draw.
         EnvironmentFault: a file cannot be read.
     """
     folder = run / ROLLOUTS if (run / ROLLOUTS).is_dir() else run
-    files = tuple(path for _, _, path in recorded_files(folder))
+    ranks, _, files = zip(*recorded_files(folder), strict=True) if recorded_files(folder) else ((), (), ())
     places: dict[int, tuple[int, int]] = {}
     served = False
-    for index, path in enumerate(files):
+    for index, (rank, path) in enumerate(zip(ranks, files, strict=True)):
         for rollout, offset in _lines(path):
             draw, served = rollout.draw, is_served(rollout.source)
-            if draw in places:
-                earlier = files[places[draw][0]].name
+            earlier, _ = places.get(draw, (index, offset))
+            if ranks[earlier] != rank:
                 raise DataError(
-                    f"draw {draw} stands in {earlier} too: no telling which of the two was trained on",
+                    f"draw {draw} stands in {files[earlier].name} too: no telling which of the two was trained on",
                     where=str(path),
-                    fix="name the folder of one run, as that run wrote it",
+                    fix="name a run that was not started again on another number of ranks",
                 )
             places[draw] = index, offset
     if not places:

@@ -56,6 +56,20 @@ def test_the_journal_is_readable_after_every_line(tmp_path):
     sink.close()
 
 
+def test_the_journal_is_appended_to_and_a_torn_line_is_cut(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    first = JsonlSink(path)
+    first.step(step(1))
+    first.close()
+    with path.open("a") as file:
+        file.write('{"step": 2, "chan')
+    second = JsonlSink(path)
+    second.step(step(2))
+    second.close()
+    assert read_history(path).steps == (step(1), step(2))
+    assert path.read_text().count("\n") == 2
+
+
 def test_a_journal_that_cannot_be_written_is_an_environment_fault(tmp_path):
     # A limit of 10 bytes per file: the kernel takes 10, then refuses, as a full disk does.
     sink = JsonlSink(tmp_path / "metrics.jsonl")

@@ -182,6 +182,23 @@ def test_files_are_in_the_order_of_their_numbers(tmp_path):
     assert found == [(0, 0), (0, 2), (0, 10), (1, 0)]
 
 
+def test_a_later_start_goes_on_in_the_last_file(tmp_path, small):
+    for step in range(3):
+        RolloutLog(tmp_path, rank=0)(step, [CAT])
+    assert [line["finished_steps"] for line in lines(tmp_path / "rank-00000.jsonl")] == [0, 1]
+    assert RolloutLog(tmp_path, rank=0).path == tmp_path / "rank-00000.1.jsonl"
+    RolloutLog(tmp_path, rank=0)(3, [CAT])
+    assert [line["finished_steps"] for line in lines(tmp_path / "rank-00000.1.jsonl")] == [2, 3]
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_later_start_cuts_off_half_a_line(tmp_path, before):
+    path = tmp_path / "rank-00000.jsonl"
+    path.write_bytes(to_line(2, CAT) * before + to_line(2, CAT)[:-1])
+    RolloutLog(tmp_path, rank=0)(5, [NOTHING])
+    assert [line["finished_steps"] for line in lines(path)] == [2] * before + [5]
+
+
 def test_ranks_write_files_of_their_own(tmp_path):
     for rank in (0, 1):
         RolloutLog(tmp_path, rank)(rank, [CAT])

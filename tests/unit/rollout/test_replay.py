@@ -173,10 +173,18 @@ def test_a_whole_line_of_something_else_is_named(tmp_path):
     assert raised.value.where == f"{path}:3" and exit_code(raised.value) == EXIT_DATA
 
 
-@pytest.mark.parametrize("draws", [[[0, 2], [1, 2]], [[0, 2, 1, 2]]])
-def test_a_draw_that_stands_twice_is_refused(tmp_path, draws):
+def test_a_rank_that_drew_again_counts_with_its_later_answer(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "MAX_FILE_BYTES", 600)
+    write(tmp_path, [[0, 1, 2, 3]])
+    RolloutLog(tmp_path / "rollouts", rank=0)(0, [recorded(1, response_ids=(5,))])
+    replaying = backend(tmp_path)
+    assert [one.response_ids for one in generate(replaying, [sample(1), sample(0)])] == [(5,), (100, 7)]
+    assert len(replaying.recording) == 4
+
+
+def test_a_draw_of_two_ranks_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"draw 2 stands in rank-00000.jsonl too"):
-        read_recording(write(tmp_path, draws))
+        read_recording(write(tmp_path, [[0, 2], [1, 2]]))
 
 
 @pytest.mark.parametrize("change", ["gone", "emptied", "another"])
