@@ -12,6 +12,7 @@ from tests.architecture.sources import ROOT, imported_names, package_files, pars
 
 # Declared and needed, though no line of the package imports them.
 UNIMPORTED = {
+    "pytest-xdist",  # options of the test command
     "ruff",  # a command
     "tensorboard",  # torch.utils.tensorboard writes its events with it
 }
