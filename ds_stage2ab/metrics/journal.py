@@ -95,7 +95,8 @@ def from_line(line: str) -> Entry:
 def read_history(path: Path) -> History:
     """Read `metrics.jsonl`.
 
-    A last line without a line end (its process died while writing) is left out.
+    A line replaces every earlier line at or after its own step: a run that resumed from a checkpoint
+    writes some steps again. A last line without a line end (its process died while writing) is left out.
 
     Raises:
         DataError: a complete line is not one that `to_line` writes.
@@ -105,7 +106,10 @@ def read_history(path: Path) -> History:
         for number, line in enumerate(file, start=1):
             if not line.endswith("\n"):
                 break
-            entries.append(_read(line, where=f"{path}:{number}"))
+            entry = _read(line, where=f"{path}:{number}")
+            while entries and _place(entries[-1]) >= _place(entry):
+                entries.pop()
+            entries.append(entry)
     return History(
         steps=tuple(entry for entry in entries if isinstance(entry, StepRecord)),
         evaluations=tuple(entry for entry in entries if isinstance(entry, EvaluationRecord)),
@@ -121,6 +125,11 @@ def _read(line: str, where: str) -> Entry:
             where=where,
             fix="delete the line; the rest of the file stays readable",
         ) from error
+
+
+def _place(entry: Entry) -> tuple[int, bool]:
+    """Order of lines: the evaluation of some weights follows the step that made them."""
+    return entry.step, isinstance(entry, EvaluationRecord)
 
 
 def _to_json(value: float) -> float | str:

@@ -62,6 +62,17 @@ def test_history_keeps_steps_and_evaluations_in_order(tmp_path):
     assert history.evaluations == (evaluation(0), evaluation(2))
 
 
+def test_a_resumed_run_replaces_what_it_does_again(tmp_path):
+    # Reached step 3, resumed from the checkpoint of step 1, evaluated again, ended at step 2.
+    path = tmp_path / "metrics.jsonl"
+    first = [step(1), evaluation(1, 0.1), step(2, 2.0), evaluation(2, 0.2), step(3, 3.0)]
+    again = [evaluation(1, 0.3), step(2, 4.0), evaluation(2, 0.4)]
+    path.write_text("".join(map(to_line, first + again)))
+    history = read_history(path)
+    assert history.steps == (step(1), step(2, 4.0))
+    assert history.evaluations == (evaluation(1, 0.3), evaluation(2, 0.4))
+
+
 def test_a_torn_last_line_is_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(to_line(step(1)) + to_line(step(2))[:-10])

@@ -115,6 +115,14 @@ def test_the_first_step_of_each_channel_in_an_interval_is_logged():
     assert logged(lambda step: "AAAAB"[step % 5], 4, 10) == rare
 
 
+def test_a_resumed_run_logs_the_steps_of_the_whole_one():
+    whole, sink = logged(a_and_b, 4, 9), Memory()
+    metrics = Metrics([sink], 4, a_and_b)
+    for step in range(5, 9):  # continues behind five steps
+        metrics.record(step, a_and_b(step), result())
+    assert [(record.step, record.channel) for record in sink.steps] == [entry for entry in whole if entry[0] > 5]
+
+
 def test_tokens_per_second_of_the_rollouts():
     seconds = {"data": 0.0, "rollout": 4.0, "step": 8.0}
     terms = {"coord/mass": (0.0, 0), "rollout/tokens": (600.0, 8)}
