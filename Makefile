@@ -17,7 +17,7 @@ INSTALLED := $(VENV)/.ds_stage2ab-installed
 VLLM_PY := $(abspath $(VLLM_VENV))/bin/python
 VLLM_INSTALLED := $(VLLM_VENV)/.ds_stage2ab-installed
 # Two workers: see tests/workers.py. A worker that has ended is not replaced: what it ran is what is wrong.
-PYTEST := $(PY) -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder --max-worker-restart 0
+PYTEST := $(PY) -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder --max-worker-restart 0
 export DS_STAGE2AB_VLLM_PYTHON := $(VLLM_PY)
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # Compiled against the torch of $(VENV): the build must not be isolated from it, and a change compiles them again.

@@ -6,23 +6,19 @@ something stands behind it, or nothing happens. Where a byte may be cut a token 
 single bytes, as a model could.
 """
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 
 from ds_stage2ab.carriers import Box, Truth
 from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.matching.parse import OTHER_GEOMETRY_KEYS, POLYGON_KEYS
+from tests.rollout_tokens import ids_of, special, split
+from tests.rollout_writer import WORDS, Writer
 
 Ids = list[int]
 NEVER = 0x01  # a byte that JSON has nowhere, not even in a string
-WORDS = (
-    *("cat", "red fox", "\u4e2d\u6587", "caf\u00e9", "\U0001f600 face", 'say "hi"', "a\\b", "]}", '", "', "x\ty"),
-    *("\u00a0y", "{[", "e\u0301"),
-)
-SPACES = ("", "", "", " ", "\n", " \t", "\r\n  ")
 NO_OPENING = {
     "array": ("no idea", "[1, 2]", "{", '{"object": [', '{"objects": {', "{'objects': []}", "\u4e2d", "", '"objects"'),
     "keyed": ("no idea", "[1, 2]", "<{", "\u4e2d", "", " \n", '"object_1"'),
@@ -55,99 +51,6 @@ class Case:
     opening_end: int
     complete: list[Value]
     state: str
-
-
-@dataclass
-class Writer:
-    """The answer as it grows: bytes, and coordinate tokens at their places."""
-
-    random: Random
-    codec: Codec
-    text: bytearray = field(default_factory=bytearray)
-    coordinates: dict[int, int] = field(default_factory=dict)
-    # offset -> bin
-
-    def put(self, text: str) -> None:
-        self.text += text.encode()
-
-    def space(self) -> None:
-        self.put(self.random.choice(SPACES))
-
-    def coordinate(self, k: int) -> tuple[int, int]:
-        first = len(self.text)
-        self.coordinates[first] = k
-        self.put(f"<|coord_{k}|>")
-        return first, len(self.text)
-
-    def lexemes(self, words: str) -> None:
-        for word in words.split():
-            self.space()
-            self.put(word)
-
-    def corner(self, k: int) -> tuple[int, int]:
-        """A coordinate as a value of this form."""
-        self.put(self.codec.quote)
-        span = self.coordinate(k)
-        self.put(self.codec.quote)
-        return span
-
-    def several(self, opening: str, closing: str, parts: list) -> list:
-        """A container: each part writes itself; returns what the parts return."""
-        self.put(opening)
-        results = []
-        for place, part in enumerate(parts):
-            if place:
-                self.space()
-                self.put(",")
-            self.space()
-            results.append(part())
-        self.space()
-        self.put(closing)
-        return results
-
-    def member(self, key: str, part) -> object:
-        self.put(json.dumps(key))
-        self.space()
-        self.put(":")
-        self.space()
-        return part()
-
-    def members(self, parts: dict) -> dict:
-        """An object; the order is the dictionary's."""
-        writers = [lambda key=key, part=part: self.member(key, part) for key, part in parts.items()]
-        return dict(zip(parts, self.several("{", "}", writers), strict=True))
-
-    def string(self, value: str) -> tuple[int, int]:
-        """[first, last) between the quotes; escapes are a matter of taste."""
-        style = self.random.choice(["plain", "plain", "ascii", "needless"])
-        inside = json.dumps(value, ensure_ascii=style == "ascii")[1:-1]
-        if style == "needless":
-            inside = inside.replace("a", "\\u0061").replace("}", "\\u007D")
-        self.put('"')
-        first = len(self.text)
-        self.put(inside)
-        last = len(self.text)
-        self.put('"')
-        return first, last
-
-    def anything(self, depth: int) -> str:
-        """Any JSON value of at most this depth; returns its kind."""
-        kinds = ["string", "number", "literal", "coordinate", *(["array", "object"] if depth else [])]
-        kind = self.random.choice(kinds)
-        if kind == "string":
-            self.string(self.random.choice(WORDS))
-        elif kind == "number":
-            self.put(self.random.choice(["0", "-1", "12", "1.50", "2e5", "-0.1E-3"]))
-        elif kind == "literal":
-            self.put(self.random.choice(["true", "false", "null"]))
-        elif kind == "coordinate":
-            self.corner(self.random.randrange(1000))
-        elif kind == "array":
-            self.several("[", "]", [lambda: self.anything(depth - 1)] * self.random.randrange(4))
-        else:
-            keys = self.random.sample(["a", "b", "desc", "\u4e2d"], self.random.randrange(4))
-            self.members({key: lambda: self.anything(depth - 1) for key in keys})
-        return kind
 
 
 def random_box(random: Random) -> Box:
@@ -348,7 +251,7 @@ def _happened(
         behind = {"whole": [], "behind": [vocabulary.byte_ids[random.randrange(256)]], "another": ids}[event]
         state = "empty_answer" if not values else "trailing_garbage" if behind else "ok"
         return Case([*ids, *behind], text, opening_end, values, state)
-    stray = {"cut": [], "bad byte": [vocabulary.byte_ids[NEVER]], "special": [_special(random, vocabulary)]}[event]
+    stray = {"cut": [], "bad byte": [vocabulary.byte_ids[NEVER]], "special": [special(random, vocabulary)]}[event]
     return _cut(random.randrange(len(text)), text, ids, vocabulary, opening_end, values, stray)
 
 
@@ -356,43 +259,9 @@ def _cut(
     at: int, text: bytes, ids: Ids, vocabulary: Vocabulary, opening_end: int, values: list[Value], stray: Ids
 ) -> Case:
     """The answer up to a byte; with something stray there, its rest behind that."""
-    at, head, tail = _split(at, ids, vocabulary)
+    at, head, tail = split(at, ids, vocabulary)
     complete = [value for value in values if value.span[1] + value.is_number <= at]
     state = "malformed" if stray else "truncated" if complete else "truncated_first_object"
     if at < opening_end:
         state, complete = "no_json", []
     return Case([*head, *stray, *(tail if stray else [])], text, opening_end, complete, state)
-
-
-def _special(random: Random, vocabulary: Vocabulary) -> int:
-    return random.choice([vocabulary.stop_id, *vocabulary.vision_ids, 10**7])
-
-
-def _split(at: int, ids: list[int], vocabulary: Vocabulary) -> tuple[int, list[int], list[int]]:
-    """(where, ids before, ids behind); a token around the cut is spelled in bytes, before a coordinate is cut."""
-    end = 0
-    for place, token in enumerate(ids):
-        first, end = end, end + len(vocabulary.written(token))
-        if at < end:
-            if at == first or token in vocabulary.coordinate_bins:
-                return first, ids[:place], ids[place:]
-            before, behind = vocabulary.written(token)[: at - first], vocabulary.written(token)[at - first :]
-            spelled = [[vocabulary.byte_ids[byte] for byte in part] for part in (before, behind)]
-            return at, [*ids[:place], *spelled[0]], [*spelled[1], *ids[place + 1 :]]
-    raise AssertionError("a cut behind the end")
-
-
-def ids_of(random: Random, text: bytes, coordinates: dict[int, int], vocabulary: Vocabulary) -> list[int]:
-    """As the tokenizer writes it, or (sometimes, and where that is another text) in single bytes."""
-    ids = vocabulary.encode(text.decode())
-    if random.random() < 0.8 and vocabulary.written_all(ids) == text:
-        return ids
-    spelled, at = [], 0
-    while at < len(text):
-        if at in coordinates:
-            spelled.append(vocabulary.coordinate_ids[coordinates[at]])
-            at += len(f"<|coord_{coordinates[at]}|>")
-        else:
-            spelled.append(vocabulary.byte_ids[text[at]])
-            at += 1
-    return spelled

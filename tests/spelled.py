@@ -4,6 +4,7 @@ The tokenizer splits text as Qwen's does, and a piece is one token if it is amon
 otherwise.
 """
 
+import json
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -11,10 +12,18 @@ from functools import cache
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ds_stage2ab.codec.text import CODECS
+from ds_stage2ab.carriers import Target, Truth
+from ds_stage2ab.codec.text import CODECS, get_codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
+from ds_stage2ab.matching.append import appended_target
+from ds_stage2ab.matching.assign import match_boxes
+from ds_stage2ab.matching.parse import parse_rollout
+from ds_stage2ab.matching.targets import rewritten_target
+from tests.parts import as_tuples
 from tests.real_tokenizers import QWEN_SPLIT
 
+COSTS = {"candidate_top_k": 10, "iou_gate": 0.3, "fp_cost": 1.0, "fn_cost": 1.0}
+WEIGHTS = {"desc_ce_weight": 0.5, "drop_invalid_struct_ce_multiplier": 3.0, "where": "sample"}
 SPECIALS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 WORDS = (
     *("objects", "object", '"object', "desc", "bbox", "owl", "cat", "zebra", "dog", "red", " fox"),
@@ -86,3 +95,51 @@ def corners(box, between: str, weight: float, bins=(None,) * 4) -> list[tuple]:
     """Rows of four coordinates, and of what stands between them."""
     rows = [((f"C{k}", 0, taught), (between, weight)) for k, taught in zip(box, bins, strict=True)]
     return [row for pair in rows for row in pair][:-1]
+
+
+def truths(boxes, desc="a") -> list[Truth]:
+    return [Truth(desc=desc, box=box) for box in boxes]
+
+
+def document(vocabulary: Vocabulary, form: Form, target: Target) -> list:
+    """The values of the target's text, objects as pairs; coordinate tokens are read as numbers."""
+    *ids, stop = target.ids
+    assert stop == vocabulary.stop_id and stop not in ids
+    numbers = {token: str(k).encode() for token, k in vocabulary.coordinate_bins.items()}
+    text = b"".join(numbers[token] if token in numbers else vocabulary.token_bytes[token] for token in ids)
+    members = json.loads(text, object_pairs_hook=tuple)
+    numbered = [f"object_{number}" for number in range(1, len(members) + 1)]
+    assert [key for key, _ in members] == (["objects"] if form is ARRAY else numbered)
+    return members[0][1] if form is ARRAY else [value for _, value in members]
+
+
+def follow(vocabulary: Vocabulary, form: Form, ids: list[int], truth: list[Truth], said_order=None):
+    """The path under test: match and target, appended to or (said_order) rewritten.
+
+    The target of every rollout is one document, and teaches every true object once.
+    """
+    codec = get_codec(form.name)
+    parsed = parse_rollout(ids, vocabulary, codec)
+    match = match_boxes(parsed.objects, truth, **COSTS)
+    made_of = (parsed, match, truth, vocabulary, codec)
+    found = [place for _, place in match.pairs]
+    assert sorted([*found, *match.missed]) == list(range(len(truth)))
+    if said_order is not None:
+        rewritten = rewritten_target(*made_of, said_order=said_order, desc_ce_weight=0.5, where="sample")
+        return match, as_tuples(rewritten)
+    target = as_tuples(appended_target(*made_of, **WEIGHTS))
+    assert target.bins == tuple(k for place in [*found, *match.missed] for k in truth[place].box)
+    num_values = len(parsed.objects) + len(parsed.dropped)
+    number = str if form.quote else int
+    assert document(vocabulary, form, target)[num_values:] == [
+        (("desc", truth[place].desc), ("bbox_2d", [number(k) for k in truth[place].box])) for place in match.missed
+    ]
+    return match, target
+
+
+def check_rows(words: Vocabulary, target: Target, rows) -> None:
+    wanted = [(token, weight) for tokens, weight, *_ in rows for token in tokens.split("~")]
+    assert list(zip(shown(words, target.ids), target.weights, strict=True)) == wanted
+    bins = [taught for tokens, _, *rest in rows for taught in (rest or [None] * len(tokens.split("~")))]
+    assert list(zip(target.slots, target.bins, strict=True)) == [(t, k) for t, k in enumerate(bins) if k is not None]
+    assert list(target.is_desc) == [weight == 0.5 for _, weight in wanted]

@@ -7,26 +7,34 @@ bin that is taught there. Text is Latin-1, so "\xe4" is one byte.
 """
 
 import inspect
-import json
 import re
 from pathlib import Path
 
 import pytest
 
-from ds_stage2ab.carriers import Match, Target, Truth
+from ds_stage2ab.carriers import Match, Truth
 from ds_stage2ab.codec.text import get_codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.load import load_config
-from ds_stage2ab.evaluation.f1 import score_image, set_score
-from ds_stage2ab.matching.append import appended_target
 from ds_stage2ab.matching.assign import match_boxes
 from ds_stage2ab.matching.parse import REASONS, STATES, parse_rollout
-from ds_stage2ab.matching.targets import rewritten_target
-from tests.parts import Quickstart, as_tuples, config_values, merged, write_config
-from tests.spelled import ARRAY, CLOSERS, FORMS, KEYED, WORDS, Form, build_vocabulary, corners, shown, spell
-
-COSTS = {"candidate_top_k": 10, "iou_gate": 0.3, "fp_cost": 1.0, "fn_cost": 1.0}
-WEIGHTS = {"desc_ce_weight": 0.5, "drop_invalid_struct_ce_multiplier": 3.0, "where": "sample"}
+from tests.parts import Quickstart, config_values, merged, write_config
+from tests.spelled import (
+    ARRAY,
+    CLOSERS,
+    COSTS,
+    FORMS,
+    KEYED,
+    WORDS,
+    Form,
+    build_vocabulary,
+    check_rows,
+    corners,
+    follow,
+    shown,
+    spell,
+    truths,
+)
 
 OWL, CAT = (600, 600, 700, 700), (200, 200, 300, 300)
 OWL_SEEN, CAT_SEEN = (600, 600, 700, 720), (200, 200, 300, 310)  # IoU 100/120 and 100/110
@@ -40,46 +48,6 @@ both_forms = pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 @pytest.fixture(scope="module")
 def vocabulary() -> Vocabulary:
     return build_vocabulary((*WORDS, *CLOSERS))
-
-
-def truths(boxes, desc="a") -> list[Truth]:
-    return [Truth(desc=desc, box=box) for box in boxes]
-
-
-def follow(vocabulary: Vocabulary, form: Form, ids: list[int], truth: list[Truth], said_order=None):
-    """The path under test: match and target, appended to or (said_order) rewritten.
-
-    The target of every rollout is one document, and teaches every true object once.
-    """
-    codec = get_codec(form.name)
-    parsed = parse_rollout(ids, vocabulary, codec)
-    match = match_boxes(parsed.objects, truth, **COSTS)
-    made_of = (parsed, match, truth, vocabulary, codec)
-    found = [place for _, place in match.pairs]
-    assert sorted([*found, *match.missed]) == list(range(len(truth)))
-    if said_order is not None:
-        rewritten = rewritten_target(*made_of, said_order=said_order, desc_ce_weight=0.5, where="sample")
-        return match, as_tuples(rewritten)
-    target = as_tuples(appended_target(*made_of, **WEIGHTS))
-    assert target.bins == tuple(k for place in [*found, *match.missed] for k in truth[place].box)
-    num_values = len(parsed.objects) + len(parsed.dropped)
-    number = str if form.quote else int
-    assert document(vocabulary, form, target)[num_values:] == [
-        (("desc", truth[place].desc), ("bbox_2d", [number(k) for k in truth[place].box])) for place in match.missed
-    ]
-    return match, target
-
-
-def document(vocabulary: Vocabulary, form: Form, target: Target) -> list:
-    """The values of the target's text, objects as pairs; coordinate tokens are read as numbers."""
-    *ids, stop = target.ids
-    assert stop == vocabulary.stop_id and stop not in ids
-    numbers = {token: str(k).encode() for token, k in vocabulary.coordinate_bins.items()}
-    text = b"".join(numbers[token] if token in numbers else vocabulary.token_bytes[token] for token in ids)
-    members = json.loads(text, object_pairs_hook=tuple)
-    numbered = [f"object_{number}" for number in range(1, len(members) + 1)]
-    assert [key for key, _ in members] == (["objects"] if form is ARRAY else numbered)
-    return members[0][1] if form is ARRAY else [value for _, value in members]
 
 
 # --- weights, slots and bins, token by token ----------------------------------------------------------------------
@@ -183,14 +151,6 @@ def generated_ids(words: Vocabulary, form: Form, generated) -> list[int]:
     written = {"boxless": '{"desc": "cat"}', "zebra": form.value("zebra", ZEBRA)}
     written |= {"owl": form.value("owl", OWL_SEEN), "cat as dog": form.value("dog", CAT_SEEN)}
     return words.encode(form.answer(*(written[one] for one in generated)))
-
-
-def check_rows(words: Vocabulary, target: Target, rows) -> None:
-    wanted = [(token, weight) for tokens, weight, *_ in rows for token in tokens.split("~")]
-    assert list(zip(shown(words, target.ids), target.weights, strict=True)) == wanted
-    bins = [taught for tokens, _, *rest in rows for taught in (rest or [None] * len(tokens.split("~")))]
-    assert list(zip(target.slots, target.bins, strict=True)) == [(t, k) for t, k in enumerate(bins) if k is not None]
-    assert list(target.is_desc) == [weight == 0.5 for _, weight in wanted]
 
 
 @pytest.mark.parametrize("name", [name for name, (form, *_) in TABLES.items() if form in FORMS])
@@ -387,9 +347,3 @@ def test_decoding_cannot_change_a_match(tmp_path):
         assert {name: getattr(config.rollout_matching, name) for name in COSTS} == COSTS
     assert list(inspect.signature(match_boxes).parameters) == ["predicted", "truth", *COSTS]
     assert list(inspect.signature(parse_rollout).parameters) == ["token_ids", "vocabulary", "codec"]
-
-
-def test_the_score_of_what_was_parsed():
-    predicted = truths([WIDE, FOX[:3] + (60,)], " A ") + truths([ZEBRA], "b")
-    figures = set_score([score_image(predicted, [*truths([WIDE]), *truths([ZEBRA], "c")])])
-    assert (figures.f1, figures.f1_boxes, figures.precision, figures.recall) == (2 / 5, 4 / 5, 1 / 3, 1 / 2)

@@ -20,7 +20,8 @@ from ds_stage2ab.config.servers import replicas_of
 from ds_stage2ab.errors import ConfigError, EnvironmentFault
 from ds_stage2ab.plan import Cadence, RunPlan, make_plan, server_slots, split_requests
 from ds_stage2ab.preflight.lengths import Lengths, Size, image_sizes, read_image_limits, share_of_room
-from ds_stage2ab.preflight.memory import Memory, ModelShape, estimate, read_shape
+from ds_stage2ab.preflight.memory import Memory, estimate
+from ds_stage2ab.preflight.model_shape import ModelShape, read_shape
 from ds_stage2ab.preflight.warnings import run_warnings
 
 RECORDS = "--records"

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from ds_stage2ab.carriers import Truth
 from ds_stage2ab.evaluation.f1 import ImageScore, score_image, set_score
 from ds_stage2ab.matching.iou import pairwise_iou
+from tests.spelled import truths
 
 
 def truth(desc: str, *box: int) -> Truth:
@@ -136,3 +137,9 @@ def test_order_does_not_matter(predicted, true, random):
     after = score_image(predicted, true)
     assert (len(after.pairs), after.matched_boxes) == (len(before.pairs), before.matched_boxes)
     assert after.iou_sum == pytest.approx(before.iou_sum)
+
+
+def test_the_score_of_what_was_parsed():
+    predicted = truths([(0, 0, 100, 100), (0, 0, 100, 60)], " A ") + truths([(800, 0, 900, 50)], "b")
+    figures = set_score([score_image(predicted, [*truths([(0, 0, 100, 100)]), *truths([(800, 0, 900, 50)], "c")])])
+    assert (figures.f1, figures.f1_boxes, figures.precision, figures.recall) == (2 / 5, 4 / 5, 1 / 3, 1 / 2)

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ds_stage2ab.carriers import Match, ParsedRollout, Target, Truth
+from ds_stage2ab.carriers import ParsedRollout, Target, Truth
 from ds_stage2ab.codec.text import encode_answer, get_codec
-from ds_stage2ab.errors import DataError
 from ds_stage2ab.matching.append import appended_target
 from ds_stage2ab.matching.assign import match_boxes
 from ds_stage2ab.matching.parse import STATES, parse_rollout
@@ -336,21 +335,3 @@ def test_permuted_truth_changes_only_the_order_of_what_is_appended(vocabulary, r
     num_matched = sum(slot < num_prefix for slot in before.slots)
     for name, count in (("ids", num_prefix), ("weights", num_prefix), ("slots", num_matched), ("bins", num_matched)):
         assert getattr(after, name)[:count] == getattr(before, name)[:count]
-
-
-# --- errors -------------------------------------------------------------------------------------------------------
-
-
-def test_a_description_that_cannot_be_written_names_the_sample(vocabulary):
-    broken = replace(vocabulary, encode=lambda _: [])
-    with pytest.raises(DataError, match="cannot write") as error:
-        target_of(broken, [], [CAT])
-    assert error.value.where == "sample"
-
-
-@pytest.mark.parametrize(("missed", "spurious"), [((), ()), ((0,), (0,))])
-def test_a_match_of_something_else_is_a_mistake(vocabulary, missed, spurious):
-    match = Match(pairs=(), missed=missed, spurious=spurious)
-    parsed = parse_rollout([], vocabulary, ARRAY)
-    with pytest.raises(AssertionError, match="the match is of other"):
-        appended_target(parsed, match, [CAT], vocabulary, ARRAY, **WEIGHTS)

@@ -1,9 +1,12 @@
-"""Appended targets, token by token: tokens that hold bytes of several regions, and those that decide."""
+"""Appended targets, token by token: tokens of several regions, those that decide, and what is no target at all."""
 
 from dataclasses import replace
 
 import pytest
 
+from ds_stage2ab.carriers import Match
+from ds_stage2ab.errors import DataError
+from ds_stage2ab.matching.append import appended_target
 from ds_stage2ab.matching.parse import parse_rollout
 from tests.unit.matching.test_append import (
     ARRAY,
@@ -15,6 +18,7 @@ from tests.unit.matching.test_append import (
     GHOST,
     NEAR_CAT,
     OPENING,
+    WEIGHTS,
     box_text,
     by_bytes,
     target_of,
@@ -102,3 +106,18 @@ def test_a_token_without_bytes_is_not_supervised(vocabulary):
     target = target_of(longer, [*ids[:15], new, *ids[15:]], [CAT])
     assert target.weights[15] == 0.0
     assert target.weights[14] == target.weights[16] == 1.0
+
+
+def test_a_description_that_cannot_be_written_names_the_sample(vocabulary):
+    broken = replace(vocabulary, encode=lambda _: [])
+    with pytest.raises(DataError, match="cannot write") as error:
+        target_of(broken, [], [CAT])
+    assert error.value.where == "sample"
+
+
+@pytest.mark.parametrize(("missed", "spurious"), [((), ()), ((0,), (0,))])
+def test_a_match_of_something_else_is_a_mistake(vocabulary, missed, spurious):
+    match = Match(pairs=(), missed=missed, spurious=spurious)
+    parsed = parse_rollout([], vocabulary, ARRAY)
+    with pytest.raises(AssertionError, match="the match is of other"):
+        appended_target(parsed, match, [CAT], vocabulary, ARRAY, **WEIGHTS)

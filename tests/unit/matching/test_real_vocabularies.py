@@ -5,10 +5,9 @@ then looks at the tokens. Three tokenizers (Qwen's, the quickstart's, one of Sen
 """
 
 import json
-import re
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
-from itertools import accumulate, pairwise, product, takewhile
+from itertools import pairwise, product, takewhile
 from random import Random
 
 import pytest
@@ -24,21 +23,15 @@ from ds_stage2ab.matching.targets import answer_target, rewritten_target
 from ds_stage2ab.tools.tiny_model import build_tokenizer
 from tests.parts import as_tuples
 from tests.real_tokenizers import qwen
-from tests.rollout_cases import Case, Value, make_case
+from tests.rollout_cases import Case, make_case
 from tests.unit.codec.test_sentencepiece import build
+from tests.unit.matching.written import CLOSE, OPENING, exactly, in_any_tokens, offsets_of, scene, shifted, write
 
 NUM_ANSWERS, NUM_TREES, NUM_OTHERS = 100, 40, 12  # of each of the six vocabularies and forms
 COSTS = {"candidate_top_k": 10, "iou_gate": 0.3, "fp_cost": 1.0, "fn_cost": 1.0}
 DESC, DROPS, NAMES = 0.5, 3.0, ("qwen", "quickstart", "sentencepiece")
 REWRITE = {"desc_ce_weight": DESC, "where": "sample"}
 APPEND = {"drop_invalid_struct_ce_multiplier": DROPS, **REWRITE}
-OPENING, CLOSE = {"array": '{"objects": [', "keyed": "{"}, {"array": "]}", "keyed": "}"}
-DESCS = (
-    *("cat", "black cat!", "\u4e2d\u6587\u5b57", 'say "hi"', '"', "\\", "{", "}", "]}]}", "]},", '", "', "a  b", " x "),
-    *("\U0001f600", "\U0001f468\u200d\U0001f469\u200d\U0001f467", "caf\u00e9", "\ud55c\uad6d", "x\ty\n", "\u00a0y"),
-    *("<|im_end|>", "<|coord_7|> <", "a<|image_pad|>", "<", "\u0301x", "\u2028-", "\x7f", "bbox_2d", "?", "0", "[{"),
-)
-LETTERS = ((0x20, 0x80), (0x80, 0x250), (0x300, 0x370), (0xAC00, 0xD7A4), (0xE000, 0xFFFF), (0x1F300, 0x1FAFF))
 LAST_VALUES = (
     # (the value, why it is dropped, the vocabularies that cannot write its end and what follows in one call)
     *(('{ "desc" :\n"x" , "bbox_2d" : BOX\r\n}', "", ()), ('{"bbox_2d":BOX,"desc":"\U0001f600\u4e2d"}', "", ())),
@@ -115,10 +108,6 @@ def page_of_append(case: Case, match: Match, truth: list[Truth], vocabulary: Voc
     return page
 
 
-def offsets_of(ids, vocabulary: Vocabulary) -> list[int]:
-    return list(accumulate((len(vocabulary.written(token)) for token in ids), initial=0))
-
-
 def check_bytes(page: Page, target: Target, vocabulary: Vocabulary) -> None:
     """The text, and every field that belongs to positions, token by token."""
     *ids, stop = target.ids.tolist()
@@ -141,14 +130,6 @@ def check_bytes(page: Page, target: Target, vocabulary: Vocabulary) -> None:
     assert supervised == [(offsets.index(at), k) for at, k in sorted(page.bins.items())]
     assert all(ids[slot] in vocabulary.coordinate_bins for slot, _ in supervised)
     assert (target.weights[-1], target.is_desc[-1], target.num_go_on, target.num_stop) == (1, False, go_on, 1)
-
-
-def exactly(text: bytes, coordinates: set[int], vocabulary: Vocabulary) -> list[int] | None:
-    """The ids of one encoding; None where they are another text, or coordinates where none should be."""
-    ids = vocabulary.encode(text.decode(errors="replace"))
-    starts = zip(offsets_of(ids, vocabulary), ids, strict=False)
-    found = {first for first, token in starts if token in vocabulary.coordinate_bins}
-    return ids if vocabulary.written_all(ids) == text and found == coordinates else None
 
 
 def check_seam(case: Case, page: Page, target: Target, vocabulary: Vocabulary) -> None:
@@ -209,62 +190,6 @@ def check(case: Case, truth: list[Truth], vocabulary: Vocabulary, codec: Codec) 
         error.add_note(f"{codec.name}: {case.text!r}, ids {case.ids}, truth {truth}")
         raise
     return targets
-
-
-def scene(random: Random, vocabulary: Vocabulary, num: int) -> list[Truth]:
-    """Objects that lie apart (each matches itself, shifted a little too, and no other), named as Channel A taught."""
-    objects = []
-    for cell in random.sample(range(100), num):
-        x, y = (99 * (cell % 10) + random.randrange(4, 20), 99 * (cell // 10) + random.randrange(4, 20))
-        box = (x, y, x + random.randrange(30, 70), y + random.randrange(30, 70))
-        letters = [chr(random.randrange(*random.choice(LETTERS))) for _ in range(random.randrange(1, 6))]
-        desc = random.choice(DESCS) if random.random() < 0.7 else "".join(["x", *letters])
-        objects.append(Truth(desc=vocabulary.normalise(desc), box=box))
-    return objects
-
-
-def shifted(random: Random, one: Truth) -> Truth:
-    return Truth(desc=random.choice([one.desc, "another"]), box=tuple(k + random.choice([-2, -1, 1]) for k in one.box))
-
-
-def write(values: list, vocabulary: Vocabulary, codec: Codec, random=None, numbers=range(1, 100)) -> Case:
-    """The case of objects and (template, box, why it is dropped), `BOX` in it the box; in any tokens with `random`."""
-    keyed, text, made, spans = codec.name == "keyed", OPENING[codec.name].encode(), [], []
-    for place, (one, number) in enumerate(zip(values, numbers, strict=False)):
-        if isinstance(one, Truth):  # as Channel A writes it: the text of an added token is escaped, so it stays text
-            inside = json.dumps(vocabulary.normalise(one.desc), ensure_ascii=False)
-            is_token = any(added in inside for added in vocabulary.added_texts)
-            inside = inside.replace("<", "\\u003c") if is_token else inside
-            one = (f'{{"desc": {inside}, "bbox_2d": BOX}}', one.box, "")
-        template, box, reason = one
-        before, is_box, behind = template.partition("BOX")
-        text += ((", " if place else "") + (f'"object_{number}": ' if keyed else "")).encode()
-        first, at = len(text), len(text + before.encode())
-        corners = ", ".join(f"{codec.quote}<|coord_{k}|>{codec.quote}" for k in box)
-        text += (before + (f"[{corners}]" if is_box else "")).encode()
-        own = tuple(found.span() for found in re.compile(rb"<\|coord_\d+\|>").finditer(text, at))
-        text += behind.encode()
-        reason = "key_invalid" if keyed and number in numbers[:place] else reason
-        value = Value((first, len(text)), reason, number if keyed else -1, template.isdigit(), coordinate_spans=own)
-        if not reason:
-            desc = re.compile(rb'"desc"\s*:\s*("((?:[^"\\]|\\.)*)")').search(text, first)
-            value = replace(value, found=Truth(desc=json.loads(desc[1]), box=box), desc_span=desc.span(2))
-        made, spans = [*made, value], [*spans, *own]
-    text += CLOSE[codec.name].encode()
-    ids = in_any_tokens(text, spans, random, vocabulary) if random else vocabulary.encode(text.decode())
-    return Case(ids, text, len(OPENING[codec.name]), made, "")
-
-
-def in_any_tokens(text: bytes, spans: list, random: Random, vocabulary: Vocabulary) -> list[int]:
-    """Coordinate tokens at `spans`; between them tokens cut anywhere, in characters too, and single bytes."""
-    ids = []
-    for (_, first), (last, end) in pairwise([(0, 0), *spans, (len(text), len(text))]):
-        cuts = random.choices(range(first, last + 1), k=random.choice([0, 1, 4, last - first]))
-        for begin, behind in pairwise(sorted([first, *cuts, last])):
-            whole = exactly(text[begin:behind], set(), vocabulary)
-            ids += [vocabulary.byte_ids[byte] for byte in text[begin:behind]] if whole is None else whole
-        ids += vocabulary.encode(text[last:end].decode())
-    return ids
 
 
 def test_answers_that_channel_a_could_have_written(name, form):

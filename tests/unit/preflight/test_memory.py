@@ -17,17 +17,8 @@ from ds_stage2ab.engine.build import build_engine, build_optimizer
 from ds_stage2ab.engine.tuner import add_adapters, freeze_parts
 from ds_stage2ab.errors import EnvironmentFault
 from ds_stage2ab.plan import make_plan
-from ds_stage2ab.preflight.memory import (
-    PARTS,
-    REDUCE_BUCKET,
-    Memory,
-    ModelShape,
-    activation_bytes,
-    adapter_parameters,
-    estimate,
-    parameters_of,
-    read_shape,
-)
+from ds_stage2ab.preflight.memory import REDUCE_BUCKET, Memory, activation_bytes, estimate
+from ds_stage2ab.preflight.model_shape import PARTS, ModelShape, adapter_parameters, parameters_of, read_shape
 from tests.parts import ROOT
 
 STAGE1 = ROOT / "assets" / "quickstart" / "stage1"

@@ -1,0 +1,130 @@
+"""A step of Channel B: all samples, their rollouts, and what is refused of them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ds_stage2ab.carriers import Truth
+from ds_stage2ab.codec.text import encode_answer, get_codec
+from ds_stage2ab.config.sections import DecodingSection
+from ds_stage2ab.errors import EXIT_DATA, EXIT_ENVIRONMENT, DataError, EnvironmentFault
+from ds_stage2ab.rollout.base import evaluation_sampling, training_sampling
+from ds_stage2ab.runtime.timers import Clock
+from tests.parts import as_tuples
+from tests.unit.parts import MATCHING, NO_GUARD, PLAIN_LOSS, WrittenBackend, greedy_sampling, load_bench
+
+CAT = Truth(desc="cat", box=(10, 20, 110, 120))
+DOG = Truth(desc="big dog", box=(500, 501, 600, 700))
+GHOST = Truth(desc="ghost", box=(800, 0, 900, 50))  # touches nothing
+APPEND = replace(PLAIN_LOSS.channel_b, target="append")
+STEP = 3
+
+
+@pytest.fixture(scope="module")
+def bench(quickstart):
+    loaded = load_bench(quickstart, num_samples=4)
+    return replace(loaded, samples=[replace(sample, objects=(CAT, DOG)) for sample in loaded.samples])
+
+
+def answered(bench, *objects):
+    """The ids of an answer without its stop token."""
+    return as_tuples(encode_answer(objects, bench.vocabulary, get_codec("array"))).ids[:-1]
+
+
+def segment_of(bench, ids, *, truncated=(), **changes):
+    """The segment of the first sample when this is its answer; what it missed is appended."""
+    backend = WrittenBackend({0: ids}, truncated=truncated)
+    channel = bench.rollout_matching(backend, **{"targets": APPEND, **changes})
+    (segment,) = channel.segments(bench.samples[:1], STEP, Clock())
+    return segment
+
+
+def test_segments_are_in_the_order_of_the_samples(bench):
+    answers = {0: answered(bench, CAT), 1: answered(bench), 2: answered(bench, DOG, CAT), 3: answered(bench, GHOST)}
+    backend, recorded = WrittenBackend(answers), []
+    channel = bench.rollout_matching(backend, lambda step, rollouts: recorded.append((step, list(rollouts))))
+    order = [2, 0, 3, 1]
+    segments = list(channel.segments([bench.samples[draw] for draw in order], STEP, Clock()))
+    assert [segment.draw for segment in segments] == order
+    assert [segment.sample_id for segment in segments] == [f"train-{draw:06d}" for draw in order]
+    alone = [
+        next(bench.rollout_matching(backend).segments([bench.samples[draw]], STEP, Clock())).input_ids for draw in order
+    ]
+    assert all(torch.equal(one.input_ids, ids) for one, ids in zip(segments, alone, strict=True))
+    steps, parts = zip(*recorded, strict=True)
+    (step,), rollouts = {*steps}, [rollout for part in parts for rollout in part]
+    assert step == STEP
+    assert [(rollout.draw, rollout.response_ids) for rollout in rollouts] == [(g, tuple(answers[g])) for g in order]
+
+
+def test_all_samples_are_asked_at_once_with_the_sampling_of_the_section(bench):
+    backend = WrittenBackend(dict.fromkeys(range(4), answered(bench)))
+    list(bench.rollout_matching(backend).segments(bench.samples, STEP, Clock()))
+    wanted = greedy_sampling(temperature=0.7, top_p=0.9, top_k=50, repetition_penalty=1.1)
+    assert backend.asked == [([0, 1, 2, 3], wanted, STEP)]
+    assert training_sampling(MATCHING) == wanted
+
+
+def test_held_out_answers_are_drawn_by_their_own_section():
+    """Whatever training does, and without its repetition penalty; the guard and the limit are the same."""
+    matching = replace(MATCHING, repeat_terminate=replace(NO_GUARD, max_objects=9), max_new_tokens=77)
+    decoding = DecodingSection(temperature=0.5, top_p=0.8, top_k=7)
+    wanted = greedy_sampling(temperature=0.5, top_p=0.8, top_k=7, max_new_tokens=77, with_probabilities=True)
+    wanted = replace(wanted, repeat_terminate=matching.repeat_terminate)
+    assert evaluation_sampling(matching, decoding) == wanted
+
+
+def test_rollouts_and_matching_have_clocks_of_their_own(bench):
+    clock = Clock()
+    list(bench.rollout_matching(WrittenBackend({0: answered(bench)})).segments(bench.samples[:1], STEP, clock))
+    assert set(clock.seconds) == {"rollout", "match"}
+
+
+@pytest.mark.parametrize(
+    ("backend", "version"),
+    [({"steps_behind": 1}, "start/2"), ({"steps_behind": -1}, "start/4"), ({"start_id": "before"}, "before/3")],
+    ids=["older", "newer", "another-start"],
+)
+def test_a_rollout_of_other_weights_is_refused(bench, backend, version):
+    answers = {0: answered(bench)}
+    recorded = []
+    channel = bench.rollout_matching(WrittenBackend(answers, **backend), lambda *call: recorded.append(call))
+    with pytest.raises(EnvironmentFault) as caught:
+        list(channel.segments(bench.samples[:1], STEP, Clock()))
+    assert caught.value.code == EXIT_ENVIRONMENT == 4
+    assert caught.value.why == (
+        f"the rollout of sample train-000000 was made by the weights {version}, not by the current ones, start/3"
+    )
+    assert caught.value.where == "written"
+
+
+def test_one_stale_rollout_among_good_ones_is_found(bench):
+    class Mixed(WrittenBackend):
+        def generate(self, samples, sampling, *, finished_steps):
+            first, second = super().generate(samples, sampling, finished_steps=finished_steps)
+            return [first, replace(second, weight_version="start/0")]
+
+    channel = bench.rollout_matching(Mixed(dict.fromkeys((0, 1), answered(bench))))
+    with pytest.raises(EnvironmentFault, match=r"train-000001 was made by the weights start/0"):
+        list(channel.segments(bench.samples[:2], STEP, Clock()))
+
+
+def test_a_target_that_is_too_long_names_its_sample(bench):
+    ids = answered(bench, GHOST)
+    length = len(segment_of(bench, ids).input_ids)
+    assert len(segment_of(bench, ids, max_length=length).input_ids) == length
+    with pytest.raises(DataError) as caught:
+        segment_of(bench, ids, max_length=length - 1)
+    assert (caught.value.code, caught.value.where) == (EXIT_DATA, "train-000000")
+    assert f"{length} tokens long, training.global_max_length is {length - 1}" in caught.value.why
+
+
+def test_rollouts_in_another_order_are_a_mistake(bench):
+    class Swapped(WrittenBackend):
+        def generate(self, samples, sampling, *, finished_steps):
+            return super().generate(samples, sampling, finished_steps=finished_steps)[::-1]
+
+    channel = bench.rollout_matching(Swapped(dict.fromkeys((0, 1), answered(bench))))
+    with pytest.raises(AssertionError, match="a rollout of another sample"):
+        list(channel.segments(bench.samples[:2], STEP, Clock()))
