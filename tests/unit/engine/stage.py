@@ -1,15 +1,20 @@
-"""A window on a real one-rank DeepSpeed engine, and what a step on it should have done, by plain torch."""
+"""A window on a real DeepSpeed engine, and what a step on it should have done, by plain torch."""
 
 from dataclasses import dataclass
 
 import deepspeed
 import torch
 
+from ds_stage2ab.config.sections import Config
+from ds_stage2ab.engine.build import DTYPES, build_engine, build_optimizer
+from ds_stage2ab.engine.tuner import FULL, add_adapters
 from ds_stage2ab.engine.window import Window
 from ds_stage2ab.losses.objective import Objective
 from ds_stage2ab.packs.collate import collate
-from ds_stage2ab.plan import RunPlan
-from tests.unit.parts import Bench
+from ds_stage2ab.plan import RunPlan, make_plan
+from ds_stage2ab.runtime.ranks import World
+from tests.parts import Quickstart
+from tests.unit.parts import Bench, load_bench
 
 NUM_SAMPLES = 16
 R, PER_DEVICE, MICRO_STEPS = 8, 4, 2  # as in config_values: 8 = 4 x 1 rank x 2 micro-steps
@@ -52,6 +57,34 @@ class Stage:
             return {name: parameter.detach().clone() for name, parameter in named.items()}
 
 
+def stage_of(config: Config, world: World, parts: Quickstart) -> Stage:
+    """Of a config, on this rank of the world; each rank has its own samples of a step."""
+    plan = make_plan(config, world.size, NUM_SAMPLES)
+    bench, drawn = load_bench(parts, num_samples=NUM_SAMPLES), []
+    for parameter in bench.model.parameters():
+        parameter.data = parameter.data.to(DTYPES[config.model.precision])
+    if config.tuner.type != FULL:
+        coordinates = bench.vocabulary.coordinate_ids
+        add_adapters(bench.model, config.tuner, config.model.freeze, coordinates, seed=0, source=parts.model)
+    objective = Objective(bench.model, torch.tensor(bench.vocabulary.coordinate_ids), config.stage2_ab)
+    engine = build_engine(objective, build_optimizer(objective, config.training), plan.deepspeed_config)
+
+    def draw(step, micro_step):
+        drawn.append((step, micro_step))
+        first = step * R + (micro_step * world.size + world.rank) * PER_DEVICE
+        return bench.samples[first : first + PER_DEVICE]
+
+    return Stage(
+        bench=bench,
+        plan=plan,
+        objective=objective,
+        engine=engine,
+        window=Window(engine, plan, world, draw, bench.dummy_segment()),
+        channel=Watched(bench),
+        drawn=drawn,
+    )
+
+
 def mean_loss_alone(stage, step):
     """`mean_of` Channel A's segments."""
     return mean_of(stage, stage.bench.segments()[step * R : (step + 1) * R])
@@ -62,6 +95,12 @@ def mean_of(stage, segments):
     loss = sum(stage.objective(collate([segment], num_passes=1))[0] for segment in segments) / R
     named = dict(stage.bench.model.named_parameters())
     return loss.item(), dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
+
+
+def moved_by(after, before, wanted):
+    """Whether a tensor made this update, but for the rounding of its own fp32 values."""
+    gap = (after - before - wanted).norm()
+    return bool(gap <= UPDATE_TOLERANCE * wanted.norm() + 1e-7 * before.norm())
 
 
 def assert_bit_equal(seen, expected):

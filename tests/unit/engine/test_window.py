@@ -11,7 +11,7 @@ from ds_stage2ab.codec.text import encode_answer, get_codec
 from ds_stage2ab.losses.objective import TERM_NAMES
 from ds_stage2ab.runtime.timers import Clock
 from tests.parts import as_tuples
-from tests.unit.engine.stage import RATE, UPDATE_TOLERANCE, R, Watched, mean_loss_alone, mean_of
+from tests.unit.engine.stage import RATE, R, Watched, mean_loss_alone, mean_of, moved_by
 from tests.unit.parts import WrittenBackend
 
 
@@ -59,10 +59,7 @@ def test_loss_and_update_are_those_of_the_mean_over_samples(build, changes):
     assert result.grad_norm == pytest.approx(norm, rel=1e-5)
     # SGD at the first of two warm-up steps: w - 0.01 / 2 * d mean / dw
     for name, tensor in gradient.items():
-        wanted = -0.005 * tensor
-        gap = (after[name] - before[name] - wanted).norm()
-        rounding = 1e-7 * before[name].norm()
-        assert gap <= UPDATE_TOLERANCE * wanted.norm() + rounding, name
+        assert moved_by(after[name], before[name], -0.005 * tensor), name
     assert any(not torch.equal(after[name], before[name]) for name in before)
 
 
@@ -148,8 +145,7 @@ def test_loss_and_terms_of_a_step_on_b(build, packing):
     assert result.terms["coord/mass"][1] == sum(len(one.slots) for one in mixed.made)
     # SGD at the first of two warm-up steps, as above
     for name, tensor in gradient.items():
-        gap = (stage.weights()[name] - before[name] + 0.005 * tensor).norm()
-        assert gap <= UPDATE_TOLERANCE * (0.005 * tensor).norm() + 1e-7 * before[name].norm(), name
+        assert moved_by(stage.weights()[name], before[name], -0.005 * tensor), name
     states = {name: total for name, (total, _) in result.terms.items() if name.startswith("parse/") and total}
     assert states["parse/ok"] == 4  # 0 and 4 as they are, 2 and 6 the ghost
     assert states["parse/no_json"] == 2  # 3 and 7

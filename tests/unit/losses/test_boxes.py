@@ -37,6 +37,16 @@ def test_ciou_of_another_shape():
     assert loss.item() == pytest.approx(0.5 + v / (0.5 + v) * v, rel=1e-9)
 
 
+def test_a_side_below_one_bin_counts_as_one_bin():
+    # A point has the shape of a square, as its 0.2 x 0.2 target around it: only the overlap is missing.
+    target = boxes((0.1, 0.1, 0.3, 0.3))
+    assert complete_iou_loss(boxes((0.2, 0.2, 0.2, 0.2)), target).item() == pytest.approx(1.0, rel=1e-9)
+    # A line of 0.2 has the shape 0.2 x 1/999: v = 4/pi^2 (atan 1 - atan(0.2 * 999))^2; alpha = v / (1 + v).
+    v = 4 / math.pi**2 * (math.atan(1) - math.atan(0.2 * 999)) ** 2
+    loss = complete_iou_loss(boxes((0.1, 0.2, 0.3, 0.2)), target)
+    assert loss.item() == pytest.approx(1 + v / (1 + v) * v, rel=1e-9)
+
+
 def test_touching_boxes_have_no_overlap():
     # centres 0.2 apart; hull 0.4 x 0.2: 0.04 / 0.2 = 0.2.
     loss = complete_iou_loss(boxes((0.3, 0.1, 0.5, 0.3)), boxes((0.1, 0.1, 0.3, 0.3)))

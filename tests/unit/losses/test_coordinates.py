@@ -72,6 +72,12 @@ def test_w1_is_mass_times_distance():
     assert terms_of({10: 0.25, 20: 0.75}, target=10)["coord_w1"] == pytest.approx(7.5 / 999, rel=1e-4)
 
 
+@pytest.mark.parametrize(("first", "second"), [(0, 1), (998, 999)])
+def test_w1_counts_every_border_of_two_bins(first, second):
+    # three quarters of the mass must move one bin, at either end of the scale: 0.75 * 1/999.
+    assert terms_of({first: 0.25, second: 0.75}, target=first)["coord_w1"] == pytest.approx(0.75 / 999, rel=1e-4)
+
+
 def test_w1_is_zero_at_the_soft_target():
     soft = soft_target(torch.tensor([500]), sigma=2.0)
     logits = torch.cat([torch.full((1, 5), FAR), soft.clamp(min=1e-30).log()], dim=1)

@@ -21,6 +21,12 @@ def test_each_sample_has_its_own_denominator():
     torch.testing.assert_close(mean, torch.tensor([3.5, 5.0, 0.0]))
 
 
+def test_weights_that_add_up_to_less_than_one_are_divided_out():
+    # (2 * 0.1 + 4 * 0.3) / 0.4 = 3.5
+    mean = weighted_sample_mean(torch.tensor([2.0, 4.0]), torch.tensor([0.1, 0.3]), torch.tensor([0, 0]), 1)
+    torch.testing.assert_close(mean, torch.tensor([3.5]))
+
+
 def test_sample_without_weight_has_gradient_zero_not_nan():
     values = torch.tensor([2.0], requires_grad=True)
     weighted_sample_mean(values, torch.tensor([0.0]), torch.tensor([0]), 1).sum().backward()
