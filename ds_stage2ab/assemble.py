@@ -70,7 +70,7 @@ class Parts:
     longest_prompt: int
     # tokens, of the records that the model answers
     recording: Recording | None
-    # what Channel B replays; None: its rollouts are drawn
+    # what Channel B replays; None: its rollouts are sampled
 
 
 def assemble(loaded: LoadedConfig, world: World) -> Run:
@@ -87,7 +87,7 @@ def assemble(loaded: LoadedConfig, world: World) -> Run:
     start_id = world.broadcast_object(uuid.uuid4().hex)
     backend = _backend(parts, whole_model, start_id)
     backend.verify_weights(0)
-    rollout_matching = _rollout_matching(parts, _drawn_or_replayed(parts, backend, start_id), start_id)
+    rollout_matching = _rollout_matching(parts, _sampled_or_replayed(parts, backend, start_id), start_id)
     metrics = _claim(parts, loaded, backend)
     return Run(
         plan=parts.plan,
@@ -261,8 +261,8 @@ def _servers(parts: Parts, whole_model: WholeModel, start_id: str) -> RolloutBac
     )
 
 
-def _drawn_or_replayed(parts: Parts, backend: RolloutBackend, start_id: str) -> RolloutBackend:
-    """Whom Channel B asks: evaluations are not recorded, so the backend draws those in a replay too."""
+def _sampled_or_replayed(parts: Parts, backend: RolloutBackend, start_id: str) -> RolloutBackend:
+    """The backend of Channel B. Evaluations are not recorded, so `backend` samples those in a replay too."""
     if parts.recording is None:
         return backend
     return ReplayBackend(parts.recording, start_id=start_id, seed=parts.config.training.seed)

@@ -184,7 +184,7 @@ class _Builder:
         self.first: Event | None = None
         # of the root
         self.end = 0
-        # the column, from 0, behind the last event with content
+        # the column, from 0, after the last event with content
         self.problems: list[Problem] = []
         self._open: list[_Open] = []
         self._anchors: dict[str, Node] = {}

@@ -112,7 +112,7 @@ def only_rewritten_answers_have_an_order(target: str, rewrite_order: str | None)
 
 
 def only_appended_objects_have_a_multiplier(target: str, multiplier: float) -> None:
-    """A rewritten answer has no dropped values, and nothing stands behind them."""
+    """A rewritten answer has no dropped values, and nothing follows them."""
     if target != APPEND and multiplier != 1:
         raise ConfigError(
             f"{multiplier} has no effect with {TARGET} {target}",

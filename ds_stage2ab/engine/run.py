@@ -58,7 +58,7 @@ class Run:
             self.metrics.warn(warning)
 
     def save_finished(self) -> None:
-        """Save the last finished step, if no checkpoint holds it: the weights are good, whatever ended the run."""
+        """Save the last finished step, if no checkpoint holds it: the weights are good even where the run failed."""
         finished = self.window.finished_steps
         if finished > self.checkpoints.newest:
             self.checkpoints.save(finished)

@@ -37,9 +37,7 @@ def zero_gradient(step: int, sample_ids: list[str]) -> TrainingFault:
 
 
 def all_skipped(step: int, skipped: list[Skipped]) -> DataError:
-    """Args:
-    skipped: every sample of the step, in the order of their draws.
-    """
+    """Of a step without any sample left; `skipped` in the order of their draws."""
     return DataError(
         f"every sample of step {step + 1} was skipped; the first because {skipped[0].why}",
         where=_named([one.sample_id for one in skipped]),

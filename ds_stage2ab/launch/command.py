@@ -172,7 +172,7 @@ def _transfer(processes: ProcessGroup, topology: Topology, python: Path) -> str:
 
 
 def watch(processes: ProcessGroup, learner: ManagedProcess, servers: list[Server], tell: Callable[[], None]) -> int:
-    """The learner's exit code. A server that ends is told of: the learner notices at its next request, saves, ends.
+    """The learner's exit code. A server that ends is reported: the learner notices at its next request, saves and ends.
 
     The learner may be the quicker one: a dead engine answers with an error at once, its server ends seconds later. So
     a learner that ends with code 4 before any server has ended is no reason yet to end them.

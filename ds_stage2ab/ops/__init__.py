@@ -92,17 +92,17 @@ def scan_rollout(
         offsets: [V + 1], id v counts for `table[offsets[v]:offsets[v + 1]]`.
         kinds: [V], the bin of a coordinate token, -1 of a token that is text, -2 of any other.
         opening: lexemes before the values, separated by blanks.
-        closing: lexemes behind them.
+        closing: lexemes after them.
         key_head: what the key of each value begins with, its quote included; empty: values have no keys.
         quoted: a coordinate token stands for characters of a string, not for a value.
 
     Returns:
         nodes [M, 6] of the complete values, each before what is in it and a key right before its value: kind (place in
-        `reference.KINDS`), first byte, byte behind the last, row of the node around it or -1, of a coordinate (also as
+        `reference.KINDS`), first byte, byte after the last, row of the node around it or -1, of a coordinate (also as
         the only content of a string) its place among the ids and its bin, else -1 and -1; the bin's column of a value
         with a numbered key holds that number; text, uint8 [bytes]; starts [T + 1], offset of each token's first byte;
-        summary [3]: offset behind the opening or -1, how the scan ended (place in `reference.ENDED`), whether anything
-        stands behind the close.
+        summary [3]: offset after the opening or -1, how the scan ended (place in `reference.ENDED`), whether anything
+        follows the close.
 
     Raises:
         ValueError: a tensor has another dtype or number of axes, or the table does not fit the offsets.

@@ -1,4 +1,4 @@
-"""Which code stands behind the ops: the library built from `csrc/`, or the reference.
+"""Which code runs the ops: the library built from `csrc/`, or the reference.
 
 The library is taken when it is there, loads, and answers like the reference on a small example. Otherwise the reference
 is called as it is; a library that is there and unfit is warned about, once.

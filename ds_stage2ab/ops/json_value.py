@@ -50,7 +50,7 @@ class Node:
     first: int
     # offset of its first byte
     last: int = -1
-    # offset behind its last byte; -1 while it is incomplete
+    # offset after its last byte; -1 while it is incomplete
     slot: int = -1
     # of a coordinate, and of a string that is one: its place among the ids
     number: int = -1
@@ -75,7 +75,7 @@ class ValueScan:
         self._number = ""  # state of NUMBER_STEPS
         self._num_hex = 0  # hexadecimal digits still to come in an escape
         self._utf8: list[range] = []  # what the next bytes of a character must be
-        self._coordinate_end = -1  # offset behind the coordinate that a string began with
+        self._coordinate_end = -1  # offset after the coordinate that a string began with
         self.root: Node | None = None
 
     def feed(self, byte: int, at: int) -> Fed:

@@ -1,16 +1,16 @@
 """One pass over the bytes of a rollout: which JSON values of the answer's grammar are complete, and where.
 
 The grammar is strict JSON (RFC 8259, UTF-8) of one document: white space, the opening lexemes, values separated by
-commas (each behind a numbered key, if the form has keys), the closing lexemes, white space wherever JSON allows it. A
+commas (each after a numbered key, if the form has keys), the closing lexemes, white space wherever JSON allows it. A
 coordinate token stands for a value, or for characters of a string. This file is the meaning of the scan; the compiled
 one in `csrc/` gives equal results.
 
 Invariants:
-- No byte is looked at twice, and none behind the first that cannot continue the grammar.
+- No byte is looked at twice, and none after the first that cannot continue the grammar.
 - A byte is counted by the text of its token; a coordinate token counts as the bytes of `<|coord_k|>`, any
   other added token has no bytes and ends the scan.
 - A value is what `json_value` says, with its limits on depth and length.
-- A number is complete only when the byte behind it continues the grammar: `12` at the end of the ids, or
+- A number is complete only when the byte after it continues the grammar: `12` at the end of the ids, or
   before a letter, may be half a number.
 - A key is its head and a number below 10^9 without leading zeros, spelled out: no escapes.
 """
@@ -50,11 +50,11 @@ class Scan:
     values: tuple[Node, ...]
     # the complete values, in generated order
     opening_end: int
-    # offset behind the opening; -1 if it was not read
+    # offset after the opening; -1 if it was not read
     ended: Literal["closed", "refused", "end"]
     # at the outermost close, by a byte or token that cannot continue, or because there is no more
     behind: bool
-    # closed, and something stands behind the close
+    # closed, and something follows the close
     starts: tuple[int, ...]
     # [T+1] offset of each token's first byte; the last entry is the number of bytes
 

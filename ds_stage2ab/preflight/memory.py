@@ -145,8 +145,8 @@ def _image_token_values(shape: ModelShape, parts: list[str], copy: int, checkpoi
     """Values kept per token of an image, by the parts of the vision tower that train.
 
     A patch in a block: two norms with input and result (4 w), queries and keys turned (2 w), the joint projection that
-    the values are a part of (3 w), the result of attention by image and joined (2 w), and the MLP before and behind
-    its GELU: 11 w + 2 u. A merged token: the norm's input and result and the MLP before and behind its GELU, m^2 w
+    the values are a part of (3 w), the result of attention by image and joined (2 w), and the MLP before and after
+    its GELU: 11 w + 2 u. A merged token: the norm's input and result and the MLP before and after its GELU, m^2 w
     each, and the result. The scores of eager attention, one image at a time, are left out.
     """
     vision = shape.vision

@@ -28,7 +28,7 @@ class Inventory:
     recording: tuple[int, Path] | None
     # (rollouts, folder) that Channel B replays
     operators: str
-    # what stands behind the ops: `compiled` or `reference`
+    # what runs the ops: `compiled` or `reference`
     warnings: Sequence[str]
 
 

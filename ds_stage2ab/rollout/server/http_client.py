@@ -26,7 +26,7 @@ MOST_BYTES = 2**26
 """Of an answer. The largest honest one, ids and log-probabilities of a long answer, takes a few MB."""
 TRIES = 3
 FIRST_PAUSE_S = 0.2
-"""Before the second try; doubled for each further one, and drawn from its upper half."""
+"""Before the second try; doubled for each further one, and sampled from its upper half."""
 LONGEST_PAUSE_S = 10.0
 """However long a server asks us to stay away."""
 BUSY = (429, 503)
