@@ -1,7 +1,11 @@
 """What every test shares: tiers, workers and costs, and the parts that are slow to build."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
+
+# Before torch is imported: two workers, each with as many threads as cores, wait for each other most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings

@@ -15,7 +15,7 @@ from tests.parts import ROOT, config_values, launch_script, merged, write_config
 from tests.ranks import run as run_ranks
 from tests.ranks import train
 
-LONGEST_S = 60
+LONGEST_S = 120
 CAP = 102  # tokens
 FEW_STEPS = {"training.max_steps": 4, "custom.extra.rollout_matching.max_new_tokens": 8}
 
