@@ -1,8 +1,8 @@
 """Which tests share a worker, and in what order: hooks for pytest-xdist. `tests/conftest.py` registers them.
 
-Two workers, since most tests that start processes wait for them, and most others compute in one thread. The tests of
-one file share a worker, as they share its fixtures; the files that use the one vLLM server share one, and begin first.
-Then come the dearest files, by `tests/costs.json`, so that none is left alone at the end.
+Two workers: one starts processes, and waits for them most of the time, while the other computes in one thread. So what
+starts ranks or servers runs one after another, and finds a core for each of two ranks when it needs them. The other
+files share what time is left, the dearest first by `tests/costs.json`, each with its fixtures in one worker.
 """
 
 import json
@@ -15,16 +15,9 @@ from xdist.scheduler import LoadScopeScheduling
 
 RECORDED = Path(__file__).with_name("costs.json")
 CHEAP_CPU_S = 5
-SERVER = "the vLLM server"
-SERVER_FILES = (
-    "tests/contract/test_backends.py",
-    "tests/contract/test_other_weights.py",
-    "tests/faults/test_lost_learners.py",
-    "tests/faults/test_lost_servers.py",
-    "tests/test_stage2_ab_vllm_server_mode_smoke.py",
-    "tests/test_vllm_guard.py",
-    "tests/test_vllm_soak.py",
-)
+PROCESSES = "ranks and servers"
+COMPUTE = ("tests/unit/", "tests/architecture/", "tests/fuzz/", "tests/test_rollout_matching_sft.py")
+"""Files whose tests mostly compute in the test's own process."""
 
 
 def recorded_costs() -> dict[str, dict[str, float]]:
@@ -37,8 +30,7 @@ def file_of(nodeid: str) -> str:
 
 
 def group_of(nodeid: str) -> str:
-    file = file_of(nodeid)
-    return SERVER if file in SERVER_FILES else file
+    return file_of(nodeid) if nodeid.startswith(COMPUTE) else PROCESSES
 
 
 class ByGroup(LoadScopeScheduling):
@@ -61,8 +53,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """After the tiers have been chosen."""
     costs = recorded_costs()
-    strangers = {file_of(item.nodeid) for item in items if _uses_server(item)} - {*SERVER_FILES}
-    assert not strangers, f"they use the vLLM server; add them to SERVER_FILES: {strangers}"
     kept = items
     if config.getoption("--cheap"):
         kept = [item for item in items if costs.get(file_of(item.nodeid), {}).get("cpu_s", 0.0) <= CHEAP_CPU_S]
@@ -73,18 +63,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = sorted(kept, key=lambda item: _order(item, costs)) if hasattr(config, "workerinput") else kept
 
 
-def _uses_server(item: pytest.Item) -> bool:
-    definitions = item._fixtureinfo.name2fixturedefs.get("server", ())
-    return any(definition.func.__module__ == "tests.conftest" for definition in definitions)
-
-
 def _without(items: list[pytest.Item], kept: Iterable[pytest.Item]) -> list[pytest.Item]:
     chosen = {*kept}
     return [item for item in items if item not in chosen]
 
 
-def _order(item: pytest.Item, costs: dict[str, dict[str, float]]) -> tuple[bool, float, str, bool]:
-    """The server's group first, the dearest files next; `ends_the_server` last of its group."""
+def _order(item: pytest.Item, costs: dict[str, dict[str, float]]) -> tuple[bool, bool, float, str]:
+    """Processes first, the test that ends the server last of them; then the dearest files."""
     group = group_of(item.nodeid)
-    ends = item.get_closest_marker("ends_the_server") is not None
-    return group != SERVER, -costs.get(group, {}).get("wall_s", 0.0), "" if group == SERVER else group, ends
+    if group == PROCESSES:
+        return False, item.get_closest_marker("ends_the_server") is not None, 0.0, ""
+    return True, False, -costs.get(group, {}).get("wall_s", 0.0), group
