@@ -158,6 +158,18 @@ def test_a_gradient_of_zero_is_a_fault_if_something_was_supervised(build):
         assert sample.id in caught.value.where
 
 
+def test_a_step_of_boxes_without_words_supervises_something(build):
+    class Wordless(Watched):
+        def segments(self, samples, step, clock):
+            return [replace(one, weights=one.weights * 0) for one in super().segments(samples, step, clock)]
+
+    stage = build()
+    for parameter in stage.bench.model.parameters():
+        parameter.register_hook(torch.zeros_like)
+    with pytest.raises(TrainingFault, match="though something was supervised"):
+        stage.window.run(0, Wordless(stage.bench))
+
+
 def test_a_step_that_supervises_nothing_is_legal_and_moves_nothing(build):
     stage = build()
     before, none = stage.weights(), torch.zeros(0, dtype=torch.long)
