@@ -64,7 +64,7 @@ def test_a_bad_loss_that_is_tolerated_names_its_own_samples(build, zero_stage):
 def test_a_gradient_that_is_not_finite_moves_no_weight(build, zero_stage, value):
     # a finite loss whose gradient overflows on its way to one weight; fp32 at stage 0 has no check of DeepSpeed's own
     stage = build({"deepspeed.zero_stage": zero_stage})
-    stage.bench.model.model.language_model.norm.weight.register_hook(lambda gradient: gradient * value)
+    stage.bench.model.model.language_model.norm.weight.register_hook(lambda gradient: torch.full_like(gradient, value))
     before = stage.weights()
     with pytest.raises(TrainingFault) as caught:
         stage.window.run(0, stage.channel)
