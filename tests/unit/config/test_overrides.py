@@ -215,6 +215,11 @@ def test_an_argument_of_a_wrong_form_is_refused(argument, why):
     assert len(message) < 500
 
 
+def test_as_many_mappings_as_a_file_may_nest_are_read():
+    assert read_overrides(["a." * (MAX_DEPTH - 1) + "b=1"]).depth == MAX_DEPTH
+    assert read_overrides(["a." * (MAX_DEPTH - 2) + "b=[1]"]).depth == MAX_DEPTH
+
+
 @pytest.mark.parametrize("value", ["Find: all", "Find: a: b", "Find #3", "@all", "- one", "it's #1", "|", "a: \\b"])
 def test_the_advice_for_text_can_be_pasted_into_a_shell(value):
     advice = refusal(f"data.user_prompt={value}").split("and this as text: --set ")[1]

@@ -1,9 +1,11 @@
 """Checkpoints of a real one-rank engine: whole or not there, and a Hugging Face folder that anyone can load."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -110,6 +112,21 @@ def test_tied_weights_stay_tied_and_are_stored_once(bench, whole_model, source, 
     assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
 
 
+def test_the_first_error_of_an_export_is_raised_after_the_last_gather(bench, whole_model, source, own, tmp_path):
+    """The other ranks take part in every gather, and the first error is the cause of what follows."""
+    gathered, part = [], whole_model.part
+
+    def failing(names, device, *, only_first):
+        gathered.append(names)
+        if len(gathered) in (2, 4):
+            raise MemoryError(f"no room for tensor {len(gathered)}")
+        return part(names, device, only_first=only_first)
+
+    with mock.patch.object(whole_model, "part", failing), pytest.raises(MemoryError, match="no room for tensor 2"):
+        export(whole_model, source, own, tmp_path / "hf")
+    assert len(gathered) == len(list(bench.model.parameters()))
+
+
 def test_everything_but_weights_is_copied(bench, whole_model, source, own, tmp_path):
     for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "a.gguf"):
         (source / name).write_text("weights of another form")
@@ -214,11 +231,23 @@ def test_both_halves_hold_the_weights_of_that_moment(checkpoints, engine, bench)
     assert_same_weights(weights(bench.model), saved)
 
 
-def test_the_oldest_beyond_keep_last_are_deleted(checkpoints):
-    for step in (8, 9, 10):
+@pytest.mark.parametrize("first", [8, 999_999], ids=["six-digits", "seven-digits"])
+def test_the_oldest_beyond_keep_last_are_deleted(checkpoints, first):
+    """By their numbers: of names, step-1000000 comes before step-999999."""
+    for step in (first, first + 1, first + 2):
         checkpoints.save(step)
-    assert listed(checkpoints.folder) == ["latest", "step-000009", "step-000010"]
-    assert (checkpoints.folder / "latest").read_text() == "step-000010\n"
+    newest = f"step-{first + 2:06d}"
+    assert listed(checkpoints.folder) == ["latest", f"step-{first + 1:06d}", newest]
+    assert (checkpoints.folder / "latest").read_text() == f"{newest}\n"
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(checkpoints):
+    flushed = []
+    with mock.patch("os.fsync", lambda handle: flushed.append(Path(os.readlink(f"/proc/self/fd/{handle}")))):
+        folder = checkpoints.save(6)
+    unnamed = checkpoints.folder / ".step-000006.partial"
+    assert {unnamed / path.relative_to(folder) for path in (folder, *folder.rglob("*"))} <= {*flushed}
+    assert flushed.index(checkpoints.folder) > flushed.index(unnamed)
 
 
 def test_what_a_killed_save_left_is_replaced(checkpoints):

@@ -64,7 +64,7 @@ def test_a_bad_loss_that_is_tolerated_names_its_own_samples(build, zero_stage):
 def test_a_gradient_that_is_not_finite_moves_no_weight(build, zero_stage, value):
     # a finite loss whose gradient overflows on its way to one weight; fp32 at stage 0 has no check of DeepSpeed's own
     stage = build({"deepspeed.zero_stage": zero_stage})
-    stage.bench.model.model.language_model.norm.weight.register_hook(lambda gradient: gradient * value)
+    stage.bench.model.model.language_model.norm.weight.register_hook(lambda gradient: torch.full_like(gradient, value))
     before = stage.weights()
     with pytest.raises(TrainingFault) as caught:
         stage.window.run(0, stage.channel)
@@ -156,6 +156,18 @@ def test_a_gradient_of_zero_is_a_fault_if_something_was_supervised(build):
     assert "learning_rate" not in caught.value.fix
     for sample in stage.bench.samples[:R]:
         assert sample.id in caught.value.where
+
+
+def test_a_step_of_boxes_without_words_supervises_something(build):
+    class Wordless(Watched):
+        def segments(self, samples, step, clock):
+            return [replace(one, weights=one.weights * 0) for one in super().segments(samples, step, clock)]
+
+    stage = build()
+    for parameter in stage.bench.model.parameters():
+        parameter.register_hook(torch.zeros_like)
+    with pytest.raises(TrainingFault, match="though something was supervised"):
+        stage.window.run(0, Wordless(stage.bench))
 
 
 def test_a_step_that_supervises_nothing_is_legal_and_moves_nothing(build):

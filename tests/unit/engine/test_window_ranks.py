@@ -38,3 +38,10 @@ def test_an_infinite_loss_of_one_rank_moves_no_weight_of_either(step, zero_stage
     """Its gradient is finite: without a factor of NaN both would apply it."""
     for seen in step("infinite", {"deepspeed.zero_stage": zero_stage, "training.max_bad_steps": 1}):
         assert (seen["applied"], seen["moved"]) == (False, [])
+
+
+def test_both_ranks_know_what_either_skipped_and_how_long_the_slower_one_drew(step):
+    """Rank 1 has samples 4 to 7, and skips the first of them; rollouts take 9 s on rank 0 and 5 s on rank 1."""
+    for seen in step("uneven", {}):
+        assert (seen["applied"], seen["samples"]) == (True, R)
+        assert (seen["skipped"], seen["rollout_s"]) == ([4], 9.0)

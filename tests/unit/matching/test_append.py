@@ -189,6 +189,7 @@ def test_a_multiplier_and_a_weight_of_zero(vocabulary):
     ]  # fmt: skip
     assert sum(target.is_desc) == 3
     assert target.bins == CAT.box
+    assert target.num_go_on == 0  # that the cat follows has the weight of its separator
 
 
 # --- every state --------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -112,6 +113,18 @@ def test_the_last_transfer_is_told(world):
         assert sync.last is not first and sync.last.num_bytes == 62
 
 
+def test_every_rank_is_told_what_rank_0_has_sent(world):
+    """Rank 1 of two: it calls no server and sends nothing, and meets a rank 0 that has sent 62 bytes."""
+
+    def largest(*values):
+        return [max(pair) for pair in zip(values, (0, 62), strict=False)]  # (failed, bytes), or whether it failed alone
+
+    sync = syncing(world, WEIGHTS)
+    with mock.patch.multiple(world, rank=1, all_reduce_max=largest):
+        assert sync.sync_weights(3)
+    assert sync.last.num_bytes == 62
+
+
 def test_a_transfer_that_fails_is_none(world):
     broken = Fault("500", path="/update_weights", when={2})
     with FakeServer(workers=Loading(), faults=(broken,)) as server:
@@ -121,6 +134,7 @@ def test_a_transfer_that_fails_is_none(world):
         with pytest.raises(ServerFault, match="sending 2 tensors, the first fp32"):
             sync.sync_weights(4)
         assert sync.last is first
+        assert sync.sync_weights(3), "the server may have some of either: those of before are sent again"
 
 
 # --- which tensors travel together ------------------------------------------------------------------------------
