@@ -17,7 +17,7 @@ def step(quickstart, tmp_path):
         config = write_config(tmp_path / "c.yaml", merged(config_values(quickstart, tmp_path, "two"), changes))
         words = ("tests/unit/engine/window_rank.py", str(config), str(quickstart.model), str(quickstart.data), fault)
         with started(2, *words) as ranks:
-            said = [rank.communicate(timeout=120) for rank in ranks]
+            said = [rank.communicate(timeout=300) for rank in ranks]
         assert [rank.returncode for rank in ranks] == [0, 0], said
         return [json.loads(out.splitlines()[-1]) for out, _ in said]
 

@@ -17,7 +17,7 @@ from ds_stage2ab.runtime.ranks import World
 from tests.parts import Quickstart
 from tests.unit.engine.stage import Watched, mean_loss_alone, moved_by, stage_of
 
-TIMEOUT_S = 60
+TIMEOUT_S = 300
 
 
 def main(config_path: str, model: str, data: str, fault: str) -> None:
