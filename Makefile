@@ -21,7 +21,7 @@ PYTEST := $(PY) -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder --max-
 export DS_STAGE2AB_VLLM_PYTHON := $(VLLM_PY)
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # Compiled against the torch of $(VENV): the build must not be isolated from it, and a change compiles them again.
-CSRC := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
+CSRC := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
 # DeepSpeed and torch look for ninja on PATH.
 export PATH := $(BIN):$(PATH)
 # The quickstart and the tests are made for any machine: two ranks on the CPU, also where there is one GPU.

@@ -39,7 +39,7 @@ def spent() -> Cost:
     me = psutil.Process()
     cpu = 0.0
     for process in (me, *me.children(recursive=True)):
-        with suppress(psutil.NoSuchProcess):
+        with suppress(psutil.NoSuchProcess):  # it has ended since it was listed
             cpu += sum(process.cpu_times()[:4])
     return Cost(time.monotonic(), cpu)
 

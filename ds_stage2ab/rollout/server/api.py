@@ -165,7 +165,7 @@ class ServerApi:
 
         An invalid bucket closes it; where none is open the server only refuses the bucket.
         """
-        with suppress(ServerUnavailable, ClientError):
+        with suppress(ServerUnavailable, ClientError):  # it is meant to be refused
             self._post("/update_weights", {"update_info": {}})
 
     def finish_update(self, version: str, *, timeout_s: float) -> None:

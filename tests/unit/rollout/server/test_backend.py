@@ -56,7 +56,7 @@ def test_a_server_that_breaks_later_keeps_what_it_gave(bench):
 
 
 def test_a_server_that_breaks_later_must_have_had_the_weights(bench):
-    """It can still be asked: whoever gave it other weights gave them to what it had answered by then."""
+    """Its version can still be asked for: other weights may have made what it had answered by then."""
     third = seeds_of(bench)[2]
     bad, good = fake_of(bench, faults=(Fault("500", when=lambda number, body: body["seed"] == third),)), fake_of(bench)
     bad.state.weight_version = "start/2"

@@ -41,7 +41,7 @@ def no_place_is_left():
 # --- plain callables --------------------------------------------------------------------------------------------
 
 
-def test_results_come_in_order_whoever_is_first():
+def test_results_come_in_order_whichever_ends_first():
     def ask(request, server, attempt):
         time.sleep(0.002 * (7 - request))  # the later ones are ready first
         return request, server, attempt
