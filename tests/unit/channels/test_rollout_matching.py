@@ -10,41 +10,16 @@ import pytest
 import torch
 
 from ds_stage2ab.carriers import Transfer, Truth
-from ds_stage2ab.codec.text import encode_answer, get_codec
 from ds_stage2ab.engine.build import position_index
 from ds_stage2ab.matching.health import TERM_NAMES
 from ds_stage2ab.metrics.registry import reduce_terms
 from ds_stage2ab.runtime.timers import Clock
-from tests.parts import as_tuples
-from tests.unit.parts import MATCHING, PLAIN_LOSS, WrittenBackend, load_bench
+from tests.unit.channels.answers import APPEND, CAT, DOG, GHOST, STEP, answered, segment_of
+from tests.unit.parts import MATCHING, WrittenBackend
 
-CAT = Truth(desc="cat", box=(10, 20, 110, 120))
-DOG = Truth(desc="big dog", box=(500, 501, 600, 700))
 KITTEN = Truth(desc="kitten", box=(10, 20, 110, 145))  # IoU with the cat 100 * 100 / (100 * 125) = 0.8
-GHOST = Truth(desc="ghost", box=(800, 0, 900, 50))  # touches nothing
 OPENING, HEAD, MIDDLE = '{"objects": [', '{"desc": "', '", "bbox_2d": ['
-APPEND = replace(PLAIN_LOSS.channel_b, target="append")
 OF_SERVERS = ("rollout/probe_gap", "rollout/sync_s", "rollout/sync_bytes")
-STEP = 3
-
-
-@pytest.fixture(scope="module")
-def bench(quickstart):
-    loaded = load_bench(quickstart, num_samples=4)
-    return replace(loaded, samples=[replace(sample, objects=(CAT, DOG)) for sample in loaded.samples])
-
-
-def answered(bench, *objects):
-    """The ids of an answer without its stop token."""
-    return as_tuples(encode_answer(objects, bench.vocabulary, get_codec("array"))).ids[:-1]
-
-
-def segment_of(bench, ids, *, truncated=(), **changes):
-    """The segment of the first sample when this is its answer; what it missed is appended."""
-    backend = WrittenBackend({0: ids}, truncated=truncated)
-    channel = bench.rollout_matching(backend, **{"targets": APPEND, **changes})
-    (segment,) = channel.segments(bench.samples[:1], STEP, Clock())
-    return segment
 
 
 def target_ids(bench, segment):

@@ -5,39 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ds_stage2ab.carriers import Truth
-from ds_stage2ab.codec.text import encode_answer, get_codec
 from ds_stage2ab.config.sections import DecodingSection
 from ds_stage2ab.errors import EXIT_DATA, EXIT_ENVIRONMENT, DataError, EnvironmentFault
 from ds_stage2ab.rollout.base import evaluation_sampling, training_sampling
 from ds_stage2ab.runtime.timers import Clock
-from tests.parts import as_tuples
-from tests.unit.parts import MATCHING, NO_GUARD, PLAIN_LOSS, WrittenBackend, greedy_sampling, load_bench
-
-CAT = Truth(desc="cat", box=(10, 20, 110, 120))
-DOG = Truth(desc="big dog", box=(500, 501, 600, 700))
-GHOST = Truth(desc="ghost", box=(800, 0, 900, 50))  # touches nothing
-APPEND = replace(PLAIN_LOSS.channel_b, target="append")
-STEP = 3
-
-
-@pytest.fixture(scope="module")
-def bench(quickstart):
-    loaded = load_bench(quickstart, num_samples=4)
-    return replace(loaded, samples=[replace(sample, objects=(CAT, DOG)) for sample in loaded.samples])
-
-
-def answered(bench, *objects):
-    """The ids of an answer without its stop token."""
-    return as_tuples(encode_answer(objects, bench.vocabulary, get_codec("array"))).ids[:-1]
-
-
-def segment_of(bench, ids, *, truncated=(), **changes):
-    """The segment of the first sample when this is its answer; what it missed is appended."""
-    backend = WrittenBackend({0: ids}, truncated=truncated)
-    channel = bench.rollout_matching(backend, **{"targets": APPEND, **changes})
-    (segment,) = channel.segments(bench.samples[:1], STEP, Clock())
-    return segment
+from tests.unit.channels.answers import CAT, DOG, GHOST, STEP, answered, segment_of
+from tests.unit.parts import MATCHING, NO_GUARD, WrittenBackend, greedy_sampling
 
 
 def test_segments_are_in_the_order_of_the_samples(bench):
