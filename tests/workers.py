@@ -60,7 +60,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         part, parts = map(int, config.getoption("--shard").split("/"))
         kept = kept[part - 1 :: parts]
     config.hook.pytest_deselected(items=_without(items, kept))
-    items[:] = sorted(kept, key=lambda item: _order(item, costs)) if hasattr(config, "workerinput") else kept
+    items[:] = sorted(kept, key=lambda item: _order(item, costs))
 
 
 def _without(items: list[pytest.Item], kept: Iterable[pytest.Item]) -> list[pytest.Item]:

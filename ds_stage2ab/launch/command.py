@@ -24,7 +24,13 @@ from ds_stage2ab.engine.run_folder import CONFIG_FILE, RunFolder
 from ds_stage2ab.errors import EXIT_ENVIRONMENT, ConfigError, EnvironmentFault
 from ds_stage2ab.launch.options import Topology, read_topology
 from ds_stage2ab.launch.processes import LOOPBACK, Interrupted, ManagedProcess, ProcessGroup, Server, wait_until_ready
-from ds_stage2ab.launch.server_command import CACHE_GIB, local_port, server_command, share_devices, with_replica_size
+from ds_stage2ab.launch.server_command import (
+    CPU_VARIABLES,
+    local_port,
+    server_command,
+    share_devices,
+    with_replica_size,
+)
 from ds_stage2ab.launch.supervisor import SIGNAL_CODES
 from ds_stage2ab.launch.transfer import choose_transfer
 
@@ -154,8 +160,8 @@ def _start_servers(
     for section, devices in zip(sections, share_devices(sections, topology.rollout), strict=True):
         processes.check()
         words, variables = server_command(config, section, python=python, devices=devices, transfer=transfer)
-        if CACHE_GIB in variables and CACHE_GIB in os.environ:
-            variables[CACHE_GIB] = os.environ[CACHE_GIB]
+        own = CPU_VARIABLES.keys() & variables.keys() & os.environ.keys()
+        variables |= {name: os.environ[name] for name in own}
         port = local_port(section.base_url)
         name = f"server {section.base_url}"
         process = processes.start(name, words, _environment(variables, python), logs / f"server-{port}.log")

@@ -11,7 +11,12 @@ from ds_stage2ab.errors import ConfigError
 from ds_stage2ab.launch.processes import LOOPBACK
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
-CACHE_GIB = "VLLM_CPU_KVCACHE_SPACE"
+CPU_VARIABLES = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    # Engine and worker in one process: of two, the engine waits for the worker in a busy loop, on a core of its own.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
+"""Of a server without devices; a shell that sets one of them has its way."""
 LOCAL_NAMES = (LOOPBACK, "localhost")
 
 
@@ -89,7 +94,7 @@ def server_command(
     words += ["--enable-scale-out", "--no-mm-device-do-normalize"]  # opens /render; pixels as the learner's
     if devices:
         return words, {**environment, "CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))}
-    return [*words, "--enforce-eager"], {**environment, CACHE_GIB: "1"}
+    return [*words, "--enforce-eager"], {**environment, **CPU_VARIABLES}
 
 
 def with_replica_size(servers: Sequence[ServerSection], size: int) -> str:

@@ -170,7 +170,8 @@ def test_a_server_on_the_cpu():
     assert words[-1] == "--enforce-eager"
     assert (pairs(words)["--dtype"], pairs(words)["--data-parallel-size"]) == ("float32", "1")
     assert "--mm-processor-kwargs" not in words
-    assert variables["VLLM_CPU_KVCACHE_SPACE"] == "1" and "CUDA_VISIBLE_DEVICES" not in variables
+    assert (variables["VLLM_CPU_KVCACHE_SPACE"], variables["VLLM_ENABLE_V1_MULTIPROCESSING"]) == ("1", "0")
+    assert "CUDA_VISIBLE_DEVICES" not in variables
 
 
 def test_the_learner_on_devices_and_on_the_cpu():
