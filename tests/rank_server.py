@@ -13,20 +13,37 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
+
+from PIL import Image
 
 MAX_REQUEST = 1 << 20
 NUM_STREAMS = 2
 """stdout and stderr of the rank."""
 
 
-def import_all() -> None:
-    """Everything that `ds_stage2ab/train.py` imports on its way."""
+IMPORTED = (
+    "ds_stage2ab.assemble",
+    "ds_stage2ab.evaluation.command",
+    "ds_stage2ab.metrics.report",
+    # late, where an engine or a figure is made
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.ops.op_builder.all_ops",
+    "deepspeed.runtime.superoffload.superoffload_stage3",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # and with it torch's compiler
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "setuptools.dist",
+)
+"""Everything that `ds_stage2ab/train.py` imports on its way."""
 
-    import ds_stage2ab.assemble
-    import ds_stage2ab.evaluation.command
-    import ds_stage2ab.metrics.report  # noqa: F401
+
+def import_all() -> None:
+    for name in IMPORTED:
+        import_module(name)
+    Image.init()  # the readers of image files
 
 
 class Server:

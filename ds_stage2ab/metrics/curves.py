@@ -68,7 +68,7 @@ def draw_curves(history: History, path: Path, title: str) -> None:
         bottom.append(("rollouts of B steps", _draw_rollouts))
     columns = len(top)
     figure = Figure(figsize=(PANEL_WIDTH * columns, 9), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=15, color=INK_COLOUR, x=0.01, ha="left")
     last_step = max(entry.step for entry in (*history.steps, *history.evaluations))
     for axes, (name, draw) in zip(figure.subplots(2, columns).flat, top + bottom, strict=True):
@@ -77,7 +77,7 @@ def draw_curves(history: History, path: Path, title: str) -> None:
         if not axes.lines:
             axes.text(0.5, 0.5, "nothing recorded", transform=axes.transAxes, ha="center", color="#9aa3aa")
             axes.set_yticks([])
-    figure.savefig(path)
+    canvas.print_png(path)
 
 
 def smoothed(steps: Sequence[int], values: Sequence[float], half_life: float) -> list[float]:
