@@ -16,8 +16,13 @@ from xdist.scheduler import LoadScopeScheduling
 RECORDED = Path(__file__).with_name("costs.json")
 CHEAP_CPU_S = 5
 PROCESSES = "ranks and servers"
-COMPUTE = ("tests/unit/", "tests/architecture/", "tests/fuzz/", "tests/test_rollout_matching_sft.py")
-"""Files whose tests mostly compute in the test's own process."""
+BESIDE = (
+    # mostly compute in the test's own process
+    *("tests/unit/", "tests/architecture/", "tests/fuzz/", "tests/test_rollout_matching_sft.py"),
+    # mostly wait
+    *("tests/faults/test_launcher.py", "tests/faults/test_server_faults.py", "tests/faults/test_sync_faults.py"),
+)
+"""Files whose tests run beside those that start ranks and the real server."""
 
 
 def recorded_costs() -> dict[str, dict[str, float]]:
@@ -30,7 +35,7 @@ def file_of(nodeid: str) -> str:
 
 
 def group_of(nodeid: str) -> str:
-    return file_of(nodeid) if nodeid.startswith(COMPUTE) else PROCESSES
+    return file_of(nodeid) if nodeid.startswith(BESIDE) else PROCESSES
 
 
 class ByGroup(LoadScopeScheduling):
