@@ -15,6 +15,23 @@ LAST_QUESTIONS_S = 2.0
 """Time-out for reading the other ranks' status after a collective failed, seconds."""
 
 
+JOINERS = "\u200c\u200d"
+"""Zero width, and needed in Persian and Indic words and in emoji."""
+
+
+def printable(text: str, *, keep_lines: bool = False) -> str:
+    """A text that is not ours, for a terminal, a log or a picture: what would control those, or is unseen, is escaped.
+
+    For names of samples and of objects, paths, and what servers and libraries say: a line break in one would forge a
+    line of ours, an escape sequence would do worse. A text that was escaped before stays as it is.
+
+    Args:
+        keep_lines: leave line breaks as they are; for a whole message, whose parts are escaped.
+    """
+    kept = JOINERS + "\n" * keep_lines
+    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 class Stage2Error(Exception):
     """A fault with a place and a remedy.
 
@@ -33,8 +50,8 @@ class Stage2Error(Exception):
         self.fix = fix
 
     def __str__(self) -> str:
-        head = f"{self.where}: {self.why}" if self.where else self.why
-        return f"{head}\n  fix: {self.fix}" if self.fix else head
+        head = f"{printable(self.where)}: {self.why}" if self.where else self.why
+        return printable(f"{head}\n  fix: {self.fix}" if self.fix else head, keep_lines=True)
 
     def __reduce__(self) -> tuple:
         """Errors are sent between ranks: rebuild one with its keyword arguments."""

@@ -13,7 +13,7 @@ from ds_stage2ab.channels.segment import PositionIndex, make_segment, segment_or
 from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.sections import APPEND, GENERATED, ChannelBSection, RolloutMatchingSection
-from ds_stage2ab.errors import DataError, EnvironmentFault
+from ds_stage2ab.errors import DataError, EnvironmentFault, printable
 from ds_stage2ab.matching.append import appended_target
 from ds_stage2ab.matching.assign import match_boxes
 from ds_stage2ab.matching.health import TERM_NAMES, rollout_terms, target_terms
@@ -163,8 +163,8 @@ class RolloutMatching:
         wanted = weight_version(self.start_id, step)
         if rollout.weight_version != wanted:
             raise EnvironmentFault(
-                f"the rollout of sample {rollout.sample_id} was made by the weights {rollout.weight_version},"
-                f" not by the current ones, {wanted}",
+                f"the rollout of sample {printable(rollout.sample_id)} was made by the weights"
+                f" {rollout.weight_version}, not by the current ones, {wanted}",
                 where=rollout.source,
                 fix="start the run again, and with it whatever serves its rollouts",
             )

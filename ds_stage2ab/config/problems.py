@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ds_stage2ab.errors import ConfigError
+from ds_stage2ab.errors import ConfigError, printable
 
 SET = "--set"
 MAX_SHOWN = 120  # characters of an argument: a prompt may be long, and the key comes first
@@ -73,7 +73,7 @@ def shown(argument: str) -> str:
     """A command-line argument for a message: shortened, with unprintable characters escaped."""
     if len(argument) > MAX_SHOWN:
         argument = argument[: MAX_SHOWN - 3] + "..."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in argument)
+    return printable(argument)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 
 from ds_stage2ab.config.problems import SET, ArgumentPlace, Place, Problem
-from ds_stage2ab.errors import ConfigError
+from ds_stage2ab.errors import ConfigError, printable
 
 MAX_EXCERPT = 100  # characters of a source line; a prompt may be a long one
 _LEAD = 40  # of them before the caret, where a line is longer
@@ -67,7 +67,7 @@ def _with_caret(line: str, column: int, name: str) -> list[str]:
 def _printable(c: str) -> str:
     if c == "\t":
         return " " * _TAB
-    return c if c.isprintable() else c.encode("unicode_escape").decode("ascii")
+    return printable(c)
 
 
 def _width(text: str) -> int:

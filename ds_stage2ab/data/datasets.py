@@ -8,7 +8,7 @@ from ds_stage2ab.config.sections import Config, DataSection
 from ds_stage2ab.data.box_space import other_convention
 from ds_stage2ab.data.images import check_image
 from ds_stage2ab.data.records import read_records
-from ds_stage2ab.errors import DataError
+from ds_stage2ab.errors import DataError, printable
 from ds_stage2ab.runtime.ranks import World
 
 SKIP = "skip"
@@ -53,7 +53,7 @@ def _unusable(records: list[Record], *, raises: bool) -> list[str]:
         except DataError as error:
             if raises:
                 raise
-            found.append(f"{error.where}: {error.why}")
+            found.append(f"{printable(error.where)}: {error.why}")
     return found
 
 

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ds_stage2ab.carriers import Record
-from ds_stage2ab.errors import DataError
+from ds_stage2ab.errors import DataError, printable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 """Decoders that Pillow may use; one of the others starts an external program (EPS)."""
@@ -165,7 +165,7 @@ def _explained(record: Record) -> Iterator[None]:
 
 
 def _fault(record: Record, why: str, fix: str) -> DataError:
-    return DataError(f"image {record.image} {why}", where=record.where, fix=fix)
+    return DataError(f"image {printable(str(record.image))} {why}", where=record.where, fix=fix)
 
 
 def _kind(mode: int) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from ds_stage2ab.carriers import Box, Record, Truth
 from ds_stage2ab.codec.bins import MAX_BIN, bin_of_token, pixel_to_bin
 from ds_stage2ab.data.images import Unusable, check_image, find_image, load_image
-from ds_stage2ab.errors import DataError
+from ds_stage2ab.errors import DataError, printable
 
 __all__ = ["BoxFormat", "check_image", "load_image", "read_records"]
 
@@ -128,7 +128,7 @@ def _as_error(problems: list[_Problem]) -> DataError:
     first = problems[0]
     if len(problems) == 1:
         return DataError(first.why, where=first.where, fix=first.fix)
-    others = "".join(f"\n{problem.where}: {problem.why}; {problem.fix}" for problem in problems[1:])
+    others = "".join(f"\n{printable(problem.where)}: {problem.why}; {problem.fix}" for problem in problems[1:])
     reached = f"; reading stopped after {MAX_PROBLEMS} problems" if len(problems) == MAX_PROBLEMS else ""
     return DataError(
         f"{first.why}; {first.fix}{others}", where=first.where, fix=f"correct these {len(problems)} places{reached}"

@@ -7,6 +7,7 @@ from ds_stage2ab.carriers import StepResult
 from ds_stage2ab.engine.checkpoint import Checkpoints
 from ds_stage2ab.engine.run_folder import RunFolder
 from ds_stage2ab.engine.window import Channel, Window
+from ds_stage2ab.errors import printable
 from ds_stage2ab.metrics.health_watch import HealthWatch
 from ds_stage2ab.metrics.recorder import Metrics
 from ds_stage2ab.plan import RunPlan
@@ -46,7 +47,7 @@ class Run:
         if result.fault:
             self.metrics.warn(result.fault)
         for one in result.skipped[:MAX_SKIPPED_TOLD]:
-            self.metrics.warn(f"step {step + 1} skipped sample {one.sample_id}: {one.why}")
+            self.metrics.warn(f"step {step + 1} skipped sample {printable(one.sample_id)}: {one.why}")
         for warning in self.health.after_step(step, channel, result.terms):
             self.metrics.warn(warning)
 

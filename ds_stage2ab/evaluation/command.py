@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.box import SIMPLE
 from rich.table import Table
+from rich.text import Text
 
 from ds_stage2ab.codec.text import get_codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
@@ -24,7 +25,7 @@ from ds_stage2ab.data.encode import Encoder
 from ds_stage2ab.data.images import check_image
 from ds_stage2ab.data.records import read_records
 from ds_stage2ab.engine.build import embedding_holds_coordinates, load_checkpoint, position_index
-from ds_stage2ab.errors import ConfigError, EnvironmentFault
+from ds_stage2ab.errors import ConfigError, EnvironmentFault, printable
 from ds_stage2ab.evaluation.evaluator import Evaluation, Evaluator
 from ds_stage2ab.metrics.registry import METRICS
 from ds_stage2ab.rollout.base import evaluation_sampling
@@ -126,7 +127,7 @@ def as_tables(evaluation: Evaluation) -> Sequence[Table]:
         rows.add_column(column, justify="right", no_wrap=True)
     for row in evaluation.rows:
         name, *values = asdict(row).values()
-        rows.add_row(name, *map(_number, values))
+        rows.add_row(Text(printable(name)), *map(_number, values))
     return figures, rows
 
 

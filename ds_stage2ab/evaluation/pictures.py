@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ds_stage2ab.carriers import Truth
+from ds_stage2ab.errors import printable
 
 Rectangle = tuple[float, float, float, float]
 """(left, top, right, bottom) in pixels."""
@@ -274,7 +275,7 @@ def _draw_cell(picture: Picture) -> Image.Image:
     body = _draw_body(picture, scaled.resize(size, Image.Resampling.LANCZOS), SHEET_FONT_SIZE)
     cell = Image.new("RGB", (SHEET_CELL, body.height + SHEET_FONT_SIZE), PAPER_COLOUR)
     cell.paste(body, ((SHEET_CELL - body.width) // 2, 0))
-    text = f"{picture.name}: {len(picture.truth)} true, {len(picture.predicted)} predicted"
+    text = f"{_shortened(picture.name)}: {len(picture.truth)} true, {len(picture.predicted)} predicted"
     middle = body.height - SHEET_FONT_SIZE / 2
     draw = ImageDraw.Draw(cell)
     draw.text((SHEET_CELL / 2, middle), text, font=_font(SHEET_FONT_SIZE), fill=FAINT_COLOUR, anchor="mm")
@@ -295,7 +296,7 @@ def _scaled(image: Image.Image) -> Image.Image:
 
 def _shortened(text: str) -> str:
     """One line of at most `MAX_LABEL` characters."""
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     return line if len(line) <= MAX_LABEL else line[: MAX_LABEL - 3].rstrip() + "..."
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ds_stage2ab.errors import EnvironmentFault
+from ds_stage2ab.errors import EnvironmentFault, printable
 from ds_stage2ab.launch.supervisor import (
     CHILD,
     KILL_S,
@@ -79,7 +79,8 @@ class ManagedProcess:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
         last = [line for line in lines if line.strip() and not line.startswith(OF_NANOBIND)][-TAIL_LINES:]
-        return f"\n  the last lines of {self.log}:" + "".join(f"\n    {line}" for line in last or ["(nothing)"])
+        shown = "".join(f"\n    {printable(line)}" for line in last or ["(nothing)"])
+        return f"\n  the last lines of {self.log}:{shown}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ds_stage2ab.errors import printable
 from ds_stage2ab.metrics.journal import EvaluationRecord, History, StepRecord
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def draw_curves(history: History, path: Path, title: str) -> None:
     columns = len(top)
     figure = Figure(figsize=(PANEL_WIDTH * columns, 9), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=15, color=INK_COLOUR, x=0.01, ha="left")
+    figure.suptitle(printable(title), parse_math=False, fontsize=15, color=INK_COLOUR, x=0.01, ha="left")
     last_step = max(entry.step for entry in (*history.steps, *history.evaluations))
     for axes, (name, draw) in zip(figure.subplots(2, columns).flat, top + bottom, strict=True):
         _prepare(axes, name, last_step)

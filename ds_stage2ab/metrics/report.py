@@ -11,7 +11,7 @@ from statistics import fmean
 from rich.table import Table
 from rich.text import Text
 
-from ds_stage2ab.errors import ConfigError
+from ds_stage2ab.errors import ConfigError, printable
 from ds_stage2ab.metrics.curves import draw_curves
 from ds_stage2ab.metrics.journal import FILE_NAME, EvaluationRecord, History, StepRecord, read_history
 from ds_stage2ab.metrics.registry import METRICS, Better
@@ -155,7 +155,7 @@ def _run_rows(steps: Sequence[StepRecord], evaluations: Sequence[EvaluationRecor
 
 def summary_table(rows: Sequence[SummaryRow], title: str) -> Table:
     """The closing table: metric, before, after, difference; green for better, red for worse."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
+    table = Table(title=Text(printable(title)), title_justify="left", title_style="bold", header_style="dim")
     table.add_column("metric")
     for column in ("before", "after", "difference"):
         table.add_column(column, justify="right")

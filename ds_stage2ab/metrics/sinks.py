@@ -11,7 +11,7 @@ from typing import Protocol, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from ds_stage2ab.errors import EnvironmentFault
+from ds_stage2ab.errors import EnvironmentFault, printable
 from ds_stage2ab.metrics.journal import Entry, EvaluationRecord, StepRecord, to_line
 
 PACE_RECORDS = 20  # logging steps over which the speed of the ETA is measured: recent, but not jumpy
@@ -150,6 +150,7 @@ class ConsoleSink:
             self._bar.close()
 
     def _say(self, line: str) -> None:
+        line = printable(line, keep_lines=True)
         if self._bar is not None:
             self._bar.say(line)
         else:
@@ -227,7 +228,7 @@ def trouble_line(record: StepRecord) -> str:
     if not record.applied:
         parts.append("not applied, no weight changed")
     if record.skipped:
-        shown = ", ".join(record.skipped[:SHOWN_SKIPPED])
+        shown = ", ".join(map(printable, record.skipped[:SHOWN_SKIPPED]))
         more = f" and {len(record.skipped) - SHOWN_SKIPPED} more" if len(record.skipped) > SHOWN_SKIPPED else ""
         parts.append(f"{len(record.skipped)} samples skipped ({shown}{more})")
     return f"step {record.step}: {'; '.join(parts)}" if parts else ""

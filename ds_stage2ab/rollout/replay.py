@@ -14,7 +14,7 @@ from typing import Any
 
 from ds_stage2ab.carriers import Rollout, Sample
 from ds_stage2ab.config.rules import MAX_NEW_TOKENS, REPLAY_RUN
-from ds_stage2ab.errors import ConfigError, DataError, EnvironmentFault
+from ds_stage2ab.errors import ConfigError, DataError, EnvironmentFault, printable
 from ds_stage2ab.rollout.base import Sampling, request_seed, weight_version
 from ds_stage2ab.rollout.record import RecordedRollout, from_line, is_served, prompt_digest, recorded_files, replayed
 
@@ -215,12 +215,12 @@ class ReplayBackend:
         rows = (
             (
                 found.sample_id != sample.id,
-                f"of sample {found.sample_id}, and is of sample {sample.id} here",
+                f"of sample {printable(found.sample_id)}, and is of sample {printable(sample.id)} here",
                 "set data.train, data.epoch_end and training.seed as they were when the run was recorded",
             ),
             (
                 found.prompt_digest != digest,
-                f"with another prompt of sample {sample.id} than it has here",
+                f"with another prompt of sample {printable(sample.id)} than it has here",
                 f"set {PROMPT_KEYS} as they were when the run was recorded",
             ),
             (

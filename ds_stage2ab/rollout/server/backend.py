@@ -13,7 +13,7 @@ from typing import Any
 
 from ds_stage2ab.carriers import Rollout, Sample, Transfer
 from ds_stage2ab.config.servers import split_requests
-from ds_stage2ab.errors import DataError, ServerFault
+from ds_stage2ab.errors import DataError, ServerFault, printable
 from ds_stage2ab.rollout.base import Sampling, request_seed, weight_version
 from ds_stage2ab.rollout.record import SERVED
 from ds_stage2ab.rollout.repeat_guard import first_repeat
@@ -175,7 +175,8 @@ class VllmBackend:
             reply = server.chat(self.conversation.request(sample, sampling, seed), read_s=self.infer_timeout_s)
             answer = read_answer(reply, self.vocabulary)
         except ServerUnavailable as error:
-            fault = ServerFault(f"the rollout of sample {sample.id}: {error}", where=server.url, fix=ASK_AGAIN)
+            why = f"the rollout of sample {printable(sample.id)}: {error}"
+            fault = ServerFault(why, where=server.url, fix=ASK_AGAIN)
             raise ServerLost from _caused(fault, error)
         except ClientError as error:
             return _refused(server.url, sample, error)
@@ -227,7 +228,7 @@ class VllmBackend:
                 raise
             if seen != wanted:
                 raise ServerFault(
-                    f"the server has the weights {seen}, not the current ones, {wanted}",
+                    f"the server has the weights {printable(seen)}, not the current ones, {wanted}",
                     where=server.url,
                     fix="let nobody else send it weights, nor start it again while a run uses it",
                 )
@@ -245,10 +246,11 @@ def _refused(url: str, sample: Sample, error: ClientError) -> DataError:
     """
     if error.status not in WRONG_SAMPLE:
         fix = "look at the server's own log: it took such requests at the start; is it still what base_url names?"
-        raise ServerFault(f"the rollout of sample {sample.id}: the server {error}", where=url, fix=fix) from error
+        why = f"the rollout of sample {printable(sample.id)}: the server {error}"
+        raise ServerFault(why, where=url, fix=fix) from error
     return DataError(
         f"the rollout server {url} {error}",
-        where=f"sample {sample.id}",
+        where=f"sample {printable(sample.id)}",
         fix="look at this image and its prompt, or set data.on_bad_sample to skip",
     )
 

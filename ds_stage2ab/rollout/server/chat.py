@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 from ds_stage2ab.carriers import Sample
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.servers import MODEL_NAME
-from ds_stage2ab.errors import ServerFault
+from ds_stage2ab.errors import ServerFault, printable
 from ds_stage2ab.rollout.base import Sampling
 from ds_stage2ab.rollout.repeat_guard import GuardParams, has_rules
 from ds_stage2ab.rollout.server.http_client import ServerUnavailable
@@ -196,8 +196,8 @@ def other_prompt(url: str, sample: Sample, seen: Sequence[int]) -> ServerFault:
     pairs = zip(sample.prompt_ids, seen, strict=False)
     place = next((n for n, (mine, its) in enumerate(pairs) if mine != its), min(len(seen), len(sample.prompt_ids)))
     return ServerFault(
-        f"the server made other ids of the prompt of sample {sample.id} than the learner: {len(seen)} instead of"
-        f" {len(sample.prompt_ids)}, the first difference at place {place}",
+        f"the server made other ids of the prompt of sample {printable(sample.id)} than the learner: {len(seen)}"
+        f" instead of {len(sample.prompt_ids)}, the first difference at place {place}",
         where=url,
         fix="serve the folder of model.path: its tokenizer, chat template and image limits must be the learner's",
     )

@@ -15,7 +15,7 @@ from ds_stage2ab.carriers import Sample
 from ds_stage2ab.codec.bins import NUM_BINS, coordinate_token
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.servers import DECODE_BATCH, GLOO_TRANSFER, INFER_TIMEOUT, MODEL_NAME
-from ds_stage2ab.errors import ServerFault
+from ds_stage2ab.errors import ServerFault, printable
 from ds_stage2ab.rollout.server.api import NEEDED_ROUTES, ServerApi
 from ds_stage2ab.rollout.server.chat import Conversation, other_prompt, read_answer
 from ds_stage2ab.rollout.server.fan_out import at_once
@@ -219,7 +219,7 @@ def _wrong_rendering(server: ServerApi, requirements: Requirements, body: dict[s
             "start it with --no-mm-device-do-normalize, and with this package installed in its environment: Pillow cuts"
             " the learner's images, and the plugin lets it cut the server's"
         )
-        saw = f"other ones than the learner's for sample {requirements.sample.id}"
+        saw = f"other ones than the learner's for sample {printable(requirements.sample.id)}"
         yield _Line(what="pixel values", saw=saw, fix=fix)
 
 
