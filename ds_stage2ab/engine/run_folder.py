@@ -57,8 +57,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / LOCK_FILE).open("a+")
-            self._take_lock(self._lock)
+            self._take_lock()
             if sampling is not None:
                 self._write(SAMPLING_FILE, sampling)
             self._write(CONFIG_FILE, resolved_config)
@@ -71,9 +70,7 @@ class RunFolder:
             ) from error
 
     def _write(self, name: str, values: dict[str, Any]) -> None:
-        partial = self.path / f".{name}.partial"
-        partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(self.path / name)
+        replace_file(self.path / name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
     def release(self) -> None:
         """Remove the lock, if it is ours."""
@@ -88,24 +85,59 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
         self.release()
 
-    def _take_lock(self, lock: TextIO) -> None:
+    def _take_lock(self) -> None:
+        """Lock the file that bears the name: its owner may have removed it between our opening and our locking."""
+        while self._lock is None:
+            lock = (self.path / LOCK_FILE).open("a+")
+            self._lock_file(lock)
+            if _is_still(lock, self.path / LOCK_FILE):
+                self._lock = lock
+            else:
+                lock.close()
+        try:
+            self.refuse_earlier_run()
+        except ConfigError:
+            self.release()
+            raise
+        self._lock.truncate(0)
+        self._lock.write(f"{socket.gethostname()} {os.getpid()}\n")
+        self._lock.flush()
+
+    def _lock_file(self, lock: TextIO) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
             owner = lock.read().strip()
             lock.close()
-            self._lock = None
             raise ConfigError(
                 f"another run is writing here (host and process: {owner})",
                 where=str(self.path),
                 fix="set logging.name to another name, or wait for it to end",
             ) from None
-        try:
-            self.refuse_earlier_run()
-        except ConfigError:
-            self.release()
-            raise
-        lock.truncate(0)
-        lock.write(f"{socket.gethostname()} {os.getpid()}\n")
-        lock.flush()
+
+
+def _is_still(file: TextIO, path: Path) -> bool:
+    """Whether an open file is the one that bears this name now."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file under another name, then give it its own: after a crash it holds the old text or the new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    sync(partial)
+    partial.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Flush one file, or the names in one folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

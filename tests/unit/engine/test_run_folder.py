@@ -1,5 +1,6 @@
 """A run's folder: one writer at a time, no run over another."""
 
+import fcntl
 import json
 import os
 import socket
@@ -115,6 +116,25 @@ def test_a_dead_run_is_still_not_overwritten(path, other_run):
     with pytest.raises(ConfigError, match="this folder already holds a run"):
         RunFolder(path).claim(RESOLVED)
     assert not (path / "run.lock").exists()
+
+
+def test_a_lock_that_vanishes_between_opening_and_locking_is_taken_again(path, monkeypatch):
+    """Its owner ends in that moment: the lock of a removed file would keep no third run out."""
+    first, second = RunFolder(path), RunFolder(path)
+    first.claim(RESOLVED)
+    lock = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", lambda *how: (monkeypatch.undo(), first.abandon(), lock(*how)))
+    second.claim({"second": 2})
+    assert (path / "run.lock").read_text() == f"{socket.gethostname()} {os.getpid()}\n"
+    with pytest.raises(ConfigError, match="another run is writing here"):
+        RunFolder(path).claim({"third": 3})
+
+
+def test_the_config_is_on_the_disk_before_it_has_its_name(path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(os.readlink(f"/proc/self/fd/{handle}")))
+    RunFolder(path).claim(RESOLVED)
+    assert flushed == [str(path / ".config.json.partial"), str(path)]
 
 
 def test_a_root_that_cannot_be_written(tmp_path):
