@@ -107,6 +107,7 @@ def assemble(loaded: LoadedConfig, world: World) -> Run:
             whole_model,
             world,
             keep_last=parts.config.checkpoint.keep_last,
+            warn=metrics.warn,
         ),
         opening=opening,
     )

@@ -10,9 +10,9 @@ A checkpoint is written under a temporary name, renamed when it is whole, and on
 """
 
 import json
-import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import Qwen2VLImageProcessorPil
 
+from ds_stage2ab.engine.run_folder import replace_file, sync
 from ds_stage2ab.engine.shards import ShardWriter
 from ds_stage2ab.engine.tuner import adapters_of, merged_tensors, save_adapter
 from ds_stage2ab.engine.whole_model import WholeModel
@@ -31,6 +32,12 @@ WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.inde
 """Weight files of the source folder: an export writes its own."""
 UNWRITABLE = (OSError, RuntimeError, MemoryError, SafetensorError)
 """What torch and safetensors raise when disk or memory is full."""
+CUT_OFF = ("unexpected pos", "PytorchStreamWriter failed writing", "iostream error")
+"""In the texts of torch's writer when the system took only a part of what it wrote; the reason is lost."""
+DELETED = ".deleted"
+GENERATION_FILE = "generation_config.json"
+KEPT_OF_GENERATION = re.compile(r".*_token_id|max_length|max_new_tokens|_from_model_config|transformers_version")
+"""Everything else in that file changes how an answer is sampled or searched."""
 
 
 class Checkpoints:
@@ -44,6 +51,7 @@ class Checkpoints:
         whole_model: gathers the full parameters of the model inside the engine.
         world: the learner ranks.
         keep_last: how many checkpoints stay on disk.
+        warn: takes what went wrong and does not end the run.
     """
 
     def __init__(
@@ -56,6 +64,7 @@ class Checkpoints:
         world: World,
         *,
         keep_last: int,
+        warn: Callable[[str], None],
     ) -> None:
         self.folder = folder
         self.source = source
@@ -64,6 +73,7 @@ class Checkpoints:
         self.whole_model = whole_model
         self.world = world
         self.keep_last = keep_last
+        self.warn = warn
         self.newest = 0  # finished steps of the newest checkpoint
 
     def save(self, finished_steps: int) -> Path:
@@ -85,10 +95,11 @@ class Checkpoints:
             if self.world.rank == 0:
                 state = {"finished_steps": finished_steps, "world_size": self.world.size}
                 (partial / "state.json").write_text(json.dumps(state) + "\n")
-                _sync(partial)
+                for path in (*partial.rglob("*"), partial):
+                    sync(path)
                 partial.rename(final)
-                _sync(self.folder)
-                _replace_text(self.folder / "latest", name + "\n")
+                sync(self.folder)
+                replace_file(self.folder / "latest", name + "\n")
                 self._prune()
         self.newest = finished_steps
         return final
@@ -103,10 +114,32 @@ class Checkpoints:
                 save_adapter(layout, destination)
 
     def _prune(self) -> None:
-        """Delete the oldest complete checkpoints beyond `keep_last`."""
-        complete = sorted(self.folder.glob("step-*"), key=lambda folder: int(folder.name.removeprefix("step-")))
-        for old in complete[: -self.keep_last]:
-            shutil.rmtree(old)
+        """Delete the oldest complete checkpoints beyond `keep_last`; a name that is not ours is left alone.
+
+        Renamed first: one that is deleted in part must not look complete.
+        """
+        steps = sorted(step for path in self.folder.iterdir() if (step := _step_of(path)) is not None)
+        for name in (f"step-{step:06d}" for step in steps[: -self.keep_last]):
+            try:
+                (self.folder / name).rename(self.folder / f".{name}{DELETED}")
+            except OSError as error:
+                self._warn_of_old(self.folder / name, error)
+        for hidden in self.folder.glob(f".step-*{DELETED}"):
+            try:
+                shutil.rmtree(hidden)
+            except OSError as error:
+                self._warn_of_old(hidden, error)
+
+    def _warn_of_old(self, folder: Path, error: OSError) -> None:
+        why = f"the old checkpoint {folder} cannot be deleted: {error.strerror}"
+        self.warn(f"{why}; the run goes on, delete it yourself")
+
+
+def _step_of(path: Path) -> int | None:
+    """The finished steps of a checkpoint's folder by its name; None if it is none that `save` made."""
+    found = re.fullmatch(r"step-([0-9]{6,})", path.name)
+    is_ours = found and path.name == f"step-{int(found[1]):06d}" and path.is_dir() and not path.is_symlink()
+    return int(found[1]) if is_ours else None
 
 
 def export(
@@ -151,6 +184,7 @@ def _begin(
         if file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES):
             shutil.copyfile(file, destination / file.name)
     _export_image_size(dict(image_processor.size), destination)
+    _export_greedy(destination / GENERATION_FILE)
     model.config.save_pretrained(destination)
     return ShardWriter(destination)
 
@@ -176,29 +210,34 @@ def _export_image_size(size: dict[str, int], folder: Path) -> None:
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def _export_greedy(path: Path) -> None:
+    """Leave only the ids and lengths in the source's file, if there is one.
+
+    A release samples by it (Qwen3-VL at temperature 0.7), so that who calls plain `generate` would get sampled boxes.
+    """
+    if path.is_file():
+        content = json.loads(path.read_text(encoding="utf-8"))
+        kept = {key: value for key, value in content.items() if KEPT_OF_GENERATION.fullmatch(key)}
+        path.write_text(json.dumps({**kept, "do_sample": False}, indent=2) + "\n", encoding="utf-8")
+
+
 @contextmanager
 def _explained(folder: Path, *, fault: type[EnvironmentFault] = EnvironmentFault, who: str = "") -> Iterator[None]:
     try:
         yield
     except UNWRITABLE as error:
         raise fault(
-            f"{who}a checkpoint cannot be written: {error}",
+            f"{who}a checkpoint cannot be written: {_reason(error, folder)}",
             where=str(folder),
             fix="free space, or make the folder writable; the checkpoints that `latest` names are untouched",
         ) from error
 
 
-def _sync(folder: Path) -> None:
-    """Flush a folder, and every file and folder below it, to the disk."""
-    for path in (folder, *folder.rglob("*")):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _replace_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text)
-    temporary.replace(path)
+def _reason(error: Exception, folder: Path) -> str:
+    if not any(sign in str(error) for sign in CUT_OFF):
+        return str(error)
+    free = shutil.disk_usage(folder).free
+    return (
+        "a file was cut off while it was written: no space left on the device, or a quota or a limit of file sizes is"
+        f" reached ({free / 2**30:.2f} GiB are free; torch says: {str(error).splitlines()[0]})"
+    )

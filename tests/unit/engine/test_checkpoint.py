@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 from unittest import mock
 
@@ -14,50 +13,11 @@ from safetensors import safe_open
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
 
 from ds_stage2ab.config.load import load_config
-from ds_stage2ab.engine.build import build_engine, build_optimizer, load_checkpoint
+from ds_stage2ab.engine.build import load_checkpoint
 from ds_stage2ab.engine.checkpoint import Checkpoints, export
 from ds_stage2ab.engine.whole_model import WholeModel
 from ds_stage2ab.errors import EnvironmentFault
-from ds_stage2ab.losses.objective import Objective
-from ds_stage2ab.plan import make_plan
 from tests.parts import Quickstart, config_values, merged, write_config
-from tests.unit.parts import load_bench
-
-
-@pytest.fixture(scope="module")
-def bench(quickstart):
-    return load_bench(quickstart, num_samples=1)
-
-
-@pytest.fixture(scope="module")
-def engine(quickstart, bench, world, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("engine")
-    config = load_config(write_config(folder / "c.yaml", config_values(quickstart, folder, "checkpoint"))).config
-    objective = Objective(bench.model, torch.tensor(bench.vocabulary.coordinate_ids), config.stage2_ab)
-    optimizer = build_optimizer(objective, config.training)
-    return build_engine(objective, optimizer, make_plan(config, 1, 64).deepspeed_config)
-
-
-@pytest.fixture
-def source(quickstart, tmp_path):
-    """A copy of the checkpoint that the run started from, for a test to damage."""
-    return Path(shutil.copytree(quickstart.model, tmp_path / "source"))
-
-
-@pytest.fixture
-def own(source):
-    """The source's own image processor."""
-    return Qwen2VLImageProcessorPil.from_pretrained(source)
-
-
-@pytest.fixture
-def whole_model(bench, world):
-    return WholeModel(bench.model, world, is_partitioned=False)
-
-
-@pytest.fixture
-def checkpoints(source, own, engine, whole_model, world, tmp_path):
-    return Checkpoints(tmp_path / "checkpoints", source, own, engine, whole_model, world, keep_last=2)
 
 
 def listed(folder):
@@ -204,7 +164,8 @@ def test_without_limits_the_files_stay_as_they_are(bench, whole_model, source, t
 def test_a_checkpoint_of_a_run_holds_its_limits(source, engine, bench, world, tmp_path):
     training = trained_with(source, tmp_path, **LIMITS[2])
     whole_model = WholeModel(bench.model, world, is_partitioned=False)
-    folder = Checkpoints(tmp_path / "checkpoints", source, training, engine, whole_model, world, keep_last=2).save(1)
+    parts = (tmp_path / "checkpoints", source, training, engine, whole_model, world)
+    folder = Checkpoints(*parts, keep_last=2, warn=print).save(1)
     assert pixels(Qwen2VLImageProcessorPil.from_pretrained(folder / "hf"))[1] == pixels(training)[1]
 
 
@@ -239,6 +200,36 @@ def test_the_oldest_beyond_keep_last_are_deleted(checkpoints, first):
     newest = f"step-{first + 2:06d}"
     assert listed(checkpoints.folder) == ["latest", f"step-{first + 1:06d}", newest]
     assert (checkpoints.folder / "latest").read_text() == f"{newest}\n"
+
+
+def test_an_export_answers_greedily(bench, whole_model, source, own, tmp_path):
+    """As Qwen3-VL's own file says it: the boxes would be sampled at temperature 0.7."""
+    sampled = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05}
+    ids = {"bos_token_id": 0, "eos_token_id": [2, 0], "pad_token_id": 0, "transformers_version": "4.57.0"}
+    (source / "generation_config.json").write_text(json.dumps({**ids, **sampled, "num_beams": 4, "max_length": 99}))
+    export(whole_model, source, own, tmp_path / "hf")
+    written = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
+    assert written == {**ids, "max_length": 99, "do_sample": False}
+    sample = bench.samples[0]
+    ids = torch.tensor(sample.prompt_ids)[None]
+    loaded = Qwen3VLForConditionalGeneration.from_pretrained(tmp_path / "hf")
+    given = {
+        "input_ids": ids,
+        "mm_token_type_ids": (ids == loaded.config.image_token_id).int(),
+        "pixel_values": sample.vision.pixel_values,
+        "image_grid_thw": sample.vision.image_grid_thw,
+    }
+    answers = [loaded.generate(**given, max_length=None, max_new_tokens=12) for _ in range(3)]
+    assert all(torch.equal(answer, answers[0]) for answer in answers)
+    with torch.no_grad():
+        best = loaded(**given).logits[0, -1].argmax()
+    assert answers[0][0, ids.shape[1]] == best
+
+
+def test_a_source_without_that_file_gets_none(bench, whole_model, source, own, tmp_path):
+    (source / "generation_config.json").unlink()
+    export(whole_model, source, own, tmp_path / "hf")
+    assert not (tmp_path / "hf" / "generation_config.json").exists()
 
 
 def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(checkpoints):

@@ -43,7 +43,8 @@ def main(config_path: str, source: str, folder: str, room: str) -> None:
     plan = make_plan(config, world.size, 64)
     engine = build_engine(model, build_optimizer(model, config.training), plan.deepspeed_config)
     processor = Qwen2VLImageProcessorPil.from_pretrained(source)
-    checkpoints = checkpoint.Checkpoints(Path(folder), Path(source), processor, engine, whole_model, world, keep_last=2)
+    parts = (Path(folder), Path(source), processor, engine, whole_model, world)
+    checkpoints = checkpoint.Checkpoints(*parts, keep_last=2, warn=print)
     seen = {"lent": lent(whole_model, list(sums), world)}
     with whole_model() as whole:
         seen["whole"] = sums_of(whole) == sums

@@ -1,0 +1,89 @@
+"""Beside the weights of a checkpoint: which folders are ours, what `latest` says, and a disk that is full."""
+
+import os
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+
+from ds_stage2ab.errors import EnvironmentFault
+
+
+def listed(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def export_alone(checkpoints):
+    """What DeepSpeed writes takes seconds, and these tests look at names."""
+    with mock.patch.object(checkpoints.engine, "save_checkpoint"):
+        yield
+
+
+@pytest.mark.parametrize(
+    "name", ["step-000100-good", "step-best", "step-0000007", "step-12", "step-" + 6 * "\u0661", "old"]
+)
+def test_names_that_are_not_ours_are_left_alone(checkpoints, warnings, export_alone, name):
+    (checkpoints.folder / name / "hf").mkdir(parents=True)
+    (checkpoints.folder / "step-000050").write_text("a file")
+    (checkpoints.folder / "step-000060").symlink_to(name)
+    for step in (1, 2, 3):
+        checkpoints.save(step)
+    others = sorted([name, "step-000050", "step-000060"])
+    assert sorted(listed(checkpoints.folder)) == sorted(["latest", "step-000002", "step-000003", *others])
+    assert (checkpoints.folder / name / "hf").is_dir() and warnings == []
+
+
+def test_a_checkpoint_that_cannot_be_deleted_is_a_warning(checkpoints, warnings, export_alone):
+    """And is tried again, under a name that no reader takes for a checkpoint."""
+    checkpoints.save(1)
+    checkpoints.save(2)
+    refused = PermissionError(13, "Permission denied")
+    with mock.patch("shutil.rmtree", side_effect=lambda path, ignore_errors=False: raised(refused, ignore_errors)):
+        checkpoints.save(3)
+    left = checkpoints.folder / ".step-000001.deleted"
+    assert warnings == [
+        f"the old checkpoint {left} cannot be deleted: Permission denied; the run goes on, delete it yourself"
+    ]
+    assert (checkpoints.folder / "latest").read_text() == "step-000003\n" and left.is_dir()
+    checkpoints.save(4)
+    assert listed(checkpoints.folder) == ["latest", "step-000003", "step-000004"]
+
+
+def raised(error, ignored):
+    if not ignored:
+        raise error
+
+
+def test_latest_is_on_the_disk_before_it_replaces_the_one_before(checkpoints, export_alone):
+    done = []
+    replace, fsync = Path.replace, os.fsync
+
+    def flushed(handle):
+        done.append(Path(os.readlink(f"/proc/self/fd/{handle}")))
+        fsync(handle)
+
+    def replaced(path, target):
+        done.append(("replaced", target))
+        return replace(path, target)
+
+    with mock.patch("os.fsync", flushed), mock.patch.object(Path, "replace", replaced):
+        checkpoints.save(7)
+    latest = checkpoints.folder / "latest"
+    place = done.index(("replaced", latest))
+    assert done[place - 1] == checkpoints.folder / ".latest.partial"
+    assert done[place + 1 :] == [checkpoints.folder]
+
+
+@pytest.mark.parametrize(("size", "words"), [(9, "iostream error"), (100_000, "unexpected pos")])
+def test_a_full_disk_is_named(checkpoints, size, words):
+    """torch's writer does not say it."""
+    full = mock.patch.object(
+        checkpoints.engine, "save_checkpoint", side_effect=lambda *_, **__: torch.save(torch.zeros(size), "/dev/full")
+    )
+    with full, pytest.raises(EnvironmentFault) as caught:
+        checkpoints.save(1)
+    assert "no space left on the device, or a quota or a limit of file sizes is reached (" in caught.value.why
+    assert " GiB are free; torch says: " in caught.value.why and words in caught.value.why
+    assert caught.value.fix.startswith("free space")
