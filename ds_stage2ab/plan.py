@@ -4,7 +4,7 @@ Invariants:
 - R = p W G exactly, or no plan exists;
 - steps_per_epoch x R = num_records_used <= num_records < num_records_used + R;
 - total_steps >= 1, and no step is ever half-run;
-- the learning rate and the channel are functions of the step number alone, so a resumed run agrees;
+- the learning rate and the channel are functions of the step number alone;
 - evaluation (if there is validation data) and saving are due at the last step, whatever their interval;
 - DeepSpeed's batch keys and its gradient clipping are always written;
 - a key of the rollout servers that may be left to the program is decided here, and only here.

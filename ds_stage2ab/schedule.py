@@ -4,7 +4,7 @@ Invariants:
 - step s is a Channel B step iff floor((s + 1) b) > floor(s b), b being the exact decimal that was written;
 - the first n steps hold exactly floor(n b) B steps;
 - b = 0 gives A at every step, b = 1 gives B at every step;
-- the answer depends on the step and on b alone, so every rank, every micro-step and a resumed run agree;
+- the answer depends on the step and on b alone, so every rank and every micro-step agree;
 - a ratio means the same as text, int, float or Fraction.
 """
 

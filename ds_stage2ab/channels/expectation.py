@@ -7,9 +7,10 @@ read expected embeddings at the coordinate slots) is in the objective; the chann
 from collections.abc import Iterator
 
 from ds_stage2ab.carriers import Sample, Segment, Skipped
-from ds_stage2ab.channels.segment import PositionIndex, make_segment, segment_or_skipped
+from ds_stage2ab.channels.segment import Overlong, PositionIndex, make_segment, segment_or_skipped
 from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
+from ds_stage2ab.errors import ConfigError
 from ds_stage2ab.matching.targets import answer_target
 from ds_stage2ab.runtime.timers import Clock
 
@@ -54,6 +55,21 @@ class Expectation:
         """One segment for each sample, in order; depends on the sample only, not on the step."""
         for sample in samples:
             yield segment_or_skipped(self.segment, sample, skip_overlong=self.skip_overlong)
+
+    def dummy_segment(self, blank: Sample) -> Segment:
+        """The segment of dummy packs.
+
+        Raises:
+            ConfigError: it does not fit, and no sample of the data will.
+        """
+        try:
+            return self.segment(blank)
+        except Overlong as error:
+            raise ConfigError(
+                f"not even a small white image with one object fits: {error.why}",
+                where="training.global_max_length",
+                fix="raise it, or shorten data.system_prompt and data.user_prompt",
+            ) from error
 
     def segment(self, sample: Sample) -> Segment:
         """The sample's prompt and the answer to it.

@@ -77,7 +77,7 @@ class Encoder:
         """A small white image with one object, from no data set; for dummy packs."""
         prompt_ids, vision = self._encode(Image.new("RGB", (BLANK_SIDE, BLANK_SIDE), "white"))
         return Sample(
-            id="(blank)",
+            id="the white image of dummy packs",
             draw=0,
             image=b"",
             width=BLANK_SIDE,

@@ -1,7 +1,7 @@
 """The errors of a step that is not applied: the cause, the samples, and what to do."""
 
 from ds_stage2ab.carriers import Skipped
-from ds_stage2ab.errors import DataError, TrainingFault
+from ds_stage2ab.errors import DataError, TrainingFault, printable
 
 MAX_NAMED = 16
 """Sample ids that a message lists before it counts the rest."""
@@ -50,4 +50,4 @@ def _named(ids: list[str]) -> str:
     if not ids:
         return ""
     rest = len(ids) - MAX_NAMED
-    return "samples " + ", ".join(ids[:MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+    return "samples " + ", ".join(map(printable, ids[:MAX_NAMED])) + (f" and {rest} more" if rest > 0 else "")

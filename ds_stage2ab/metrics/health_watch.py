@@ -32,7 +32,18 @@ class Figure:
     above: bool
     # crossed when the figure is above the threshold, else when it is below
     remedy: str
+    # after a B step
+    remedy_of_evaluation: str
+    # the same where it names no metric: an evaluation has others than a B step
 
+
+MANY = (
+    "set stage2_ab.channel_b.target to rewrite (with append a spurious object costs nothing), or lower"
+    " stage2_ab.schedule.b_ratio"
+)
+CUT = "raise custom.extra.rollout_matching.max_new_tokens, or set a limit of repeat_terminate there"
+FOREIGN = "compare data.codec and the prompts with those of stage 1"
+UNSURE = "the model writes other tokens where coordinates belong: raise stage2_ab.coord_gate_weight"
 
 FIGURES = (
     Figure(
@@ -40,36 +51,40 @@ FIGURES = (
         step="match/predicted_per_true",
         evaluation="eval/predicted_per_true",
         above=True,
-        remedy="set stage2_ab.channel_b.target to rewrite (with append a spurious object costs nothing), or lower"
-        " stage2_ab.schedule.b_ratio",
+        remedy=MANY,
+        remedy_of_evaluation=MANY,
     ),
     Figure(
         key="truncation_rate",
         step="rollout/truncation_rate",
         evaluation="eval/truncation_rate",
         above=True,
-        remedy="raise custom.extra.rollout_matching.max_new_tokens, or set a limit of repeat_terminate there",
+        remedy=CUT,
+        remedy_of_evaluation=CUT,
     ),
     Figure(
         key="drop_rate",
         step="rollout/values_dropped_rate",
         evaluation="eval/values_dropped_rate",
         above=True,
-        remedy="the largest drop/ metric says why: compare data.codec and the prompts with those of stage 1",
+        remedy=f"the largest drop/ metric says why: {FOREIGN}",
+        remedy_of_evaluation=f"the largest eval/drop_ metric says why: {FOREIGN}",
     ),
     Figure(
         key="valid_rate",
         step="parse/ok + parse/empty_answer",
         evaluation="eval/parse_ok_rate",
         above=False,
-        remedy="the largest parse/ metric says why: compare data.codec and the prompts with those of stage 1",
+        remedy=f"the largest parse/ metric says why: {FOREIGN}",
+        remedy_of_evaluation=f"look at eval/truncation_rate and eval/repeat_rate; if both are small, {FOREIGN}",
     ),
     Figure(
         key="coord_mass",
         step="coord/mass",
         evaluation="eval/coord_mass",
         above=False,
-        remedy="the model writes other tokens where coordinates belong: raise stage2_ab.coord_gate_weight",
+        remedy=UNSURE,
+        remedy_of_evaluation=UNSURE,
     ),
 )
 
@@ -115,7 +130,7 @@ class HealthWatch:
     def after_evaluation(self, values: Values) -> list[str]:
         """The warnings after an evaluation, whatever the patience; it never stops a run."""
         return [
-            f"{figure.evaluation} is {value:.3g}, {_side(figure)} {limit:g}; {figure.remedy}"
+            f"{figure.evaluation} is {value:.3g}, {_side(figure)} {limit:g}; {figure.remedy_of_evaluation}"
             for figure in FIGURES
             if (limit := self._thresholds[figure.key].warn) is not None
             and (value := values.get(figure.evaluation)) is not None

@@ -95,8 +95,8 @@ def from_line(line: str) -> Entry:
 def read_history(path: Path) -> History:
     """Read `metrics.jsonl`.
 
-    A line replaces every earlier line at or after its own step: a run that resumed from a checkpoint
-    writes some steps again. A last line without a line end (its process died while writing) is left out.
+    A line replaces every earlier line at or after its own step, as where journals were put together. A last line
+    without a line end (its process died while writing) is left out.
 
     Raises:
         DataError: a complete line is not one that `to_line` writes.

@@ -40,8 +40,7 @@ class Metrics:
         """Report the optimizer step `step` (counted from 0) of channel "A" or "B".
 
         Logged are the first step, every `every_steps`-th, with them the next step of the other channel, and each step
-        that was not applied or that skipped samples: which steps are logged depends on the schedule alone, so a
-        resumed run logs the same.
+        that was not applied or that skipped samples: which steps are logged depends on the schedule alone.
         """
         finished = step + 1
         due = self._is_first_of_its_channel(step, channel) or not result.applied or bool(result.skipped)

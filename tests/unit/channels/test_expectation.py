@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from ds_stage2ab.carriers import Truth
-from ds_stage2ab.errors import EXIT_DATA, DataError
+from ds_stage2ab.channels.expectation import Expectation
+from ds_stage2ab.codec.text import get_codec
+from ds_stage2ab.engine.build import position_index
+from ds_stage2ab.errors import EXIT_DATA, ConfigError, DataError
 from tests.unit.parts import load_bench
 
 CAT_AND_DOG = (Truth(desc="cat", box=(1, 20, 300, 999)), Truth(desc="a big dog", box=(0, 5, 7, 8)))
@@ -107,3 +110,21 @@ def test_a_sample_that_is_too_long_is_named_with_the_key(one):
         f"prompt and answer are {length} tokens long, training.global_max_length is {length - 1}"
     )
     assert f"training.global_max_length to {length} or more" in caught.value.fix
+
+
+def test_a_cap_below_the_dummy_sample_is_a_fault_of_the_config(bench):
+    """It stands in no data set, so there is no sample to name and none to skip."""
+    short = Expectation(
+        get_codec("array"),
+        bench.vocabulary,
+        position_index(bench.model),
+        num_passes=1,
+        desc_ce_weight=1.0,
+        max_length=30,
+        skip_overlong=True,
+    )
+    with pytest.raises(ConfigError) as caught:
+        short.dummy_segment(bench.encoder.blank())
+    assert caught.value.where == "training.global_max_length"
+    assert caught.value.why.startswith("not even a small white image with one object fits: prompt and answer are ")
+    assert "skip" not in caught.value.fix and "(blank)" not in str(caught.value)

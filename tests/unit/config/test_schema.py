@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -34,6 +35,9 @@ KEYWORDS_WITH_A_MESSAGE = {
     "required",
 }
 KEYWORDS_OF_STRUCTURE = {"title", "description", "default", "items", "properties", "if", "else", "patternErrorMessage"}
+
+
+NAMES_OF_OTHERS = {"bbox_2d", "coord_k", "object_1"}  # of records and of answers
 
 
 def sections(schema: dict, path=()):
@@ -112,3 +116,12 @@ def test_a_whole_number_is_a_number(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(MINIMAL + "deepspeed: {gradient_clipping: 1}\n", encoding="utf-8")
     assert load_config(file).config.deepspeed.gradient_clipping == 1.0
+
+
+def test_descriptions_name_only_what_can_be_set():
+    """As `flash_attention_2` was named where the key refuses it."""
+    words = {word for path, _ in leaves(config_schema()) for word in path}
+    words |= {str(choice) for _, schema in leaves(config_schema()) for choice in schema.get("enum", ())}
+    for path, schema in leaves(config_schema()):
+        named = set(re.findall(r"(?<![\w./-])[a-z0-9]+(?:_[a-z0-9]+)+(?![\w/-])", schema["description"]))
+        assert named <= words | NAMES_OF_OTHERS, (path, named - words)

@@ -1,5 +1,6 @@
 """One function for each line of the module's list of invariants, and the words of each warning."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -102,6 +103,15 @@ def test_an_evaluation_warns_at_once_and_never_stops():
     (warning,) = health.after_evaluation({"eval/predicted_per_true": 3.0, "eval/parse_ok_rate": 0.9})
     assert warning.startswith("eval/predicted_per_true is 3, above 2; ")
     assert health.after_evaluation({}) == []
+
+
+def test_a_remedy_names_metrics_that_are_there():
+    """In an evaluation without any B step there is no parse/ metric to look at."""
+    for figure in FIGURES:
+        for remedy, channel in ((figure.remedy, ("B", "both")), (figure.remedy_of_evaluation, ("eval",))):
+            for name in re.findall(r"\b(?:eval/|parse/|drop/|match/|rollout/)\w*", remedy):
+                found = [metric for key, metric in METRICS.items() if key.startswith(name)]
+                assert found and all(metric.channel in channel for metric in found), (figure.key, name)
 
 
 def test_every_figure_is_a_declared_metric():
