@@ -18,7 +18,7 @@ SPECIALS = (
 MISSING = "the ranks of Qwen's byte-level BPE are missing; install them: pip install --no-deps dashscope"
 
 
-def qwen() -> PreTrainedTokenizerFast:
+def qwen(*, num_coordinates: int = 1000) -> PreTrainedTokenizerFast:
     """Qwen's byte-level BPE of 151,643 tokens, from the ranks that the package dashscope carries."""
     found = find_spec("dashscope")
     assert found is not None and found.submodule_search_locations, MISSING
@@ -31,7 +31,7 @@ def qwen() -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated"), letters])
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIALS])
-    backend.add_tokens([AddedToken(f"<|coord_{k}|>", special=False, normalized=False) for k in range(1000)])
+    backend.add_tokens([AddedToken(f"<|coord_{k}|>", special=False, normalized=False) for k in range(num_coordinates)])
     return PreTrainedTokenizerFast(tokenizer_object=backend)
 
 

@@ -8,17 +8,20 @@ Invariants:
 - Each coordinate is one id; the ids are consecutive and ordered by k.
 - Rows of ids that existed before keep their bits.
 - The new rows are the mean of the old ones plus a curve that is smooth in k: neighbours start alike.
-- The destination appears whole or not at all.
+- The destination appears whole or not at all; what a killed call has left beside it goes with the next one.
 
 Legend: V rows before, W rows after, D the model's width, K = 1000.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
+import os
 import shutil
-import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -26,11 +29,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AddedToken, AutoTokenizer
 
-from ds_stage2ab.errors import ConfigError
+from ds_stage2ab.errors import ConfigError, printable
 
 NUM_COORDINATES = 1000
 TOKENS = tuple(f"<|coord_{k}|>" for k in range(NUM_COORDINATES))
-MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
+MODEL_TYPE = "qwen3_vl"  # the one that training loads
 EMBEDDING_SUFFIX = "embed_tokens.weight"
 HEAD_NAME = "lm_head.weight"
 NUM_WAVES = 24  # cosines in the ramp: the finest has a half period of 999 / 24, about 42 bins
@@ -77,8 +80,8 @@ def read_config(source: Path) -> dict[str, object]:
     except ValueError as error:
         raise ConfigError(f"is no JSON: {error}", where=str(path), fix=fix) from error
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind not in MODEL_TYPES:
-        raise ConfigError(f"model_type is {kind!r}, allowed: {', '.join(MODEL_TYPES)}", where=str(path), fix=fix)
+    if kind != MODEL_TYPE:
+        raise ConfigError(f"model_type is {kind!r}, and training loads {MODEL_TYPE} alone", where=str(path), fix=fix)
     if "text_config" not in config or not any(source.glob("*.safetensors")):
         raise ConfigError("has no text_config or no *.safetensors file", where=str(source), fix=fix)
     return config
@@ -92,7 +95,8 @@ def extend_tokenizer(source: Path, destination: Path) -> int:
     split; and the text around it is tokenised as if it stood alone.
     """
     tokenizer = AutoTokenizer.from_pretrained(source)
-    present = [token for token in TOKENS if token in tokenizer.get_vocab()]
+    known = tokenizer.get_vocab()  # the whole one, put together at each call
+    present = [token for token in TOKENS if token in known]
     if present:
         raise ConfigError(
             f"already has {len(present)} of the coordinate tokens, the first is {present[0]}",
@@ -123,10 +127,12 @@ def rewrite_shard(source: Path, destination: Path, first_id: int) -> dict[str, i
     return {name: tensors[name].shape[0] for name in names}
 
 
-def rewrite_weights(source: Path, destination: Path, first_id: int) -> int:
+def rewrite_weights(source: Path, destination: Path, first_id: int, tell: Callable[[str], None]) -> int:
     """Rewrite all safetensors files and their index; returns W."""
     rows: dict[str, int] = {}
-    for shard in sorted(source.glob("*.safetensors")):
+    shards = sorted(source.glob("*.safetensors"))
+    for number, shard in enumerate(shards, 1):
+        tell(f"weights: file {number} of {len(shards)}, {printable(shard.name)}")
         rows.update(rewrite_shard(shard, destination / shard.name, first_id))
     if not any(name.endswith(EMBEDDING_SUFFIX) for name in rows):
         raise ConfigError(f"no tensor is called *{EMBEDDING_SUFFIX}", where=str(source))
@@ -157,8 +163,36 @@ def write_config(config: dict[str, object], destination: Path, num_rows: int) ->
     (destination / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def add_coord_tokens(source: Path, destination: Path) -> int:
+@contextmanager
+def building_folder(destination: Path) -> Iterator[Path]:
+    """An empty folder beside `destination`, ours alone until the block ends; gone then, unless it was renamed.
+
+    Raises ConfigError if another process that lives is building there.
+    """
+    building = destination.with_name(f".{destination.name}.partial")
+    building.mkdir(parents=True, exist_ok=True)
+    handle = os.open(building, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel releases it when its process is killed
+        except BlockingIOError:
+            fix = "wait for it to end, or give another folder"
+            raise ConfigError("another process is making this folder", where=str(destination), fix=fix) from None
+        try:
+            for left in building.iterdir():
+                left.unlink()
+            yield building
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    finally:
+        os.close(handle)
+
+
+def add_coord_tokens(source: Path, destination: Path, tell: Callable[[str], None] = lambda line: None) -> int:
     """Copy the Qwen3-VL folder `source` to `destination` with the coordinate tokens; returns the id of `<|coord_0|>`.
+
+    Args:
+        tell: is given a line at each stage of the work, which takes minutes for a large model.
 
     Raises ConfigError if the destination exists, or the source is no Qwen3-VL folder or has the tokens already.
     """
@@ -166,17 +200,13 @@ def add_coord_tokens(source: Path, destination: Path) -> int:
     if destination.exists():
         raise ConfigError("exists already", where=str(destination), fix="give a folder that does not exist yet")
     config = read_config(source)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
-    try:
+    with building_folder(destination) as building:
         for path in source.iterdir():
             if path.is_file() and path.suffix != ".safetensors":
                 shutil.copyfile(path, building / path.name)
+        tell("tokenizer: adding the 1,000 coordinate tokens")
         first_id = extend_tokenizer(source, building)
-        num_rows = rewrite_weights(source, building, first_id)
+        num_rows = rewrite_weights(source, building, first_id, tell)
         write_config(config, building, num_rows)
-        building.chmod(0o755)
         building.replace(destination)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return first_id

@@ -1,15 +1,25 @@
 """Coordinate tokens for any Qwen3-VL folder: exact ids, untouched old rows, smooth new ones, refusals."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
 
 from ds_stage2ab.errors import ConfigError
 from ds_stage2ab.tools import tiny_model as tiny
-from ds_stage2ab.tools.add_coord_tokens import RAMP_AMPLITUDE, TOKENS, add_coord_tokens, coordinate_ramp, enlarge
+from ds_stage2ab.tools.add_coord_tokens import (
+    RAMP_AMPLITUDE,
+    TOKENS,
+    add_coord_tokens,
+    building_folder,
+    coordinate_ramp,
+    enlarge,
+)
 
 SMALL = tiny.TinySize(text_width=64, text_layers=1, text_mlp=32, vision_width=48, vision_layers=2, vision_mlp=32)
 TEXT = '{"objects": [{"desc": "one", "bbox_2d": [<|coord_0|>, <|coord_10|>, <|coord_100|>, <|coord_999|>]}]}'
@@ -137,7 +147,7 @@ def refused(source, destination, match):
     with pytest.raises(ConfigError, match=match):
         add_coord_tokens(source, destination)
     assert not destination.exists()
-    assert not list(destination.parent.glob(f".{destination.name}-*"))
+    assert not list(destination.parent.glob(f".{destination.name}*"))
 
 
 def test_a_source_that_has_the_tokens_is_refused(enlarged, tmp_path):
@@ -158,7 +168,54 @@ def test_a_source_that_is_no_qwen3_vl_folder_is_refused(plain, tmp_path):
     source.mkdir()
     (source / "config.json").write_text("{")
     refused(source, tmp_path / "dst", "is no JSON")
-    (source / "config.json").write_text('{"model_type": "llama"}')
-    refused(source, tmp_path / "dst", "model_type is 'llama'")
+    for kind in ("llama", "qwen3_vl_moe"):  # the second has such tables too, and training cannot load it
+        (source / "config.json").write_text(json.dumps({"model_type": kind}))
+        refused(source, tmp_path / "dst", f"model_type is '{kind}', and training loads qwen3_vl alone")
     (source / "config.json").write_text((plain / "config.json").read_text())
     refused(source, tmp_path / "dst", r"no \*\.safetensors file")
+
+
+def test_the_whole_vocabulary_is_asked_for_once(plain, tmp_path, monkeypatch):
+    """Of a real one it takes a quarter of a second, and there are 1,000 tokens to look up."""
+    calls, get_vocab = [], PreTrainedTokenizerFast.get_vocab
+    monkeypatch.setattr(PreTrainedTokenizerFast, "get_vocab", lambda self: calls.append(self) or get_vocab(self))
+    add_coord_tokens(plain, tmp_path / "dst")
+    assert len(calls) <= 3  # ours, and those of transformers while it saves
+
+
+def test_each_stage_is_told_of(plain, tmp_path):
+    untied(plain, tmp_path / "src", max_shard_size="100KB")
+    files = sorted(path.name for path in (tmp_path / "src").glob("*.safetensors"))
+    assert len(files) > 1
+    told = []
+    add_coord_tokens(tmp_path / "src", tmp_path / "dst", told.append)
+    assert told == ["tokenizer: adding the 1,000 coordinate tokens"] + [
+        f"weights: file {number} of {len(files)}, {name}" for number, name in enumerate(files, 1)
+    ]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ds_stage2ab.tools.add_coord_tokens import add_coord_tokens
+add_coord_tokens(Path(sys.argv[1]), Path(sys.argv[2]), lambda line: os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+def test_what_a_killed_call_left_goes_with_the_next(plain, tmp_path):
+    words = [sys.executable, "-c", KILLED, str(plain), str(tmp_path / "dst")]
+    assert subprocess.run(words, check=False, timeout=120).returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()  # everything but tokenizer and weights
+    (left / "of another source").write_text("x")
+    add_coord_tokens(plain, tmp_path / "dst")
+    assert [path.name for path in tmp_path.iterdir()] == ["dst"]
+    assert {path.name for path in (tmp_path / "dst").iterdir()} == {path.name for path in plain.iterdir()}
+
+
+def test_a_call_that_is_at_work_is_left_alone(plain, tmp_path):
+    with building_folder(tmp_path / "dst") as building:
+        (building / "half").write_text("x")
+        with pytest.raises(ConfigError, match="another process is making this folder"):
+            add_coord_tokens(plain, tmp_path / "dst")
+        assert (building / "half").read_text() == "x"
+    add_coord_tokens(plain, tmp_path / "dst")
