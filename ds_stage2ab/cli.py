@@ -8,15 +8,24 @@ import argparse
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from ds_stage2ab import __version__, validate
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.overrides import add_set_option, read_overrides
-from ds_stage2ab.errors import EXIT_OK, Stage2Error, exit_code
+from ds_stage2ab.errors import EXIT_OK, Stage2Error, exit_code, printable
 from ds_stage2ab.launch.command import launch
 from ds_stage2ab.launch.options import add_launch_options, whole_number
-from ds_stage2ab.runtime.shutdown import end_with_parent, excepthook, exit_now, install_sigterm_handler, report_error
+from ds_stage2ab.runtime.shutdown import (
+    EXIT_INTERRUPTED,
+    end_with_parent,
+    excepthook,
+    exit_now,
+    install_sigterm_handler,
+    report_error,
+)
+from ds_stage2ab.runtime.streams import guard_streams
 
 COMMAND = "ds-stage2ab"
 
@@ -24,6 +33,8 @@ COMMAND = "ds-stage2ab"
 def main(arguments: list[str] | None = None) -> int:
     """Run one sub-command; returns the exit code."""
     words = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        guard_streams(goes_on=words[:1] == ["launch"])
     if words[:1] == ["validate"]:
         return validate.main(words[1:])
     options = _parser().parse_args(words)
@@ -32,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Stage2Error as error:
         print(f"error: {error}", file=sys.stderr)
         return exit_code(error)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -84,15 +97,20 @@ def _evaluate_on_ranks(options: argparse.Namespace) -> None:
 def _add_coord_tokens(options: argparse.Namespace) -> None:
     from ds_stage2ab.tools.add_coord_tokens import add_coord_tokens
 
-    add_coord_tokens(options.source, options.destination)
-    print(f"{options.destination}: {options.source} with the 1,000 coordinate tokens")
+    source, destination = (printable(str(path)) for path in (options.source, options.destination))
+    tell = partial(print, f"{destination}:", file=sys.stderr, flush=True)
+    add_coord_tokens(options.source, options.destination, tell)
+    print(f"{destination}: {source} with the 1,000 coordinate tokens")
 
 
 def _report(options: argparse.Namespace) -> None:
-    from ds_stage2ab.metrics.report import write_report
+    from rich.console import Console
 
-    write_report(options.run_folder)
-    print(f"{options.run_folder}: report written")
+    from ds_stage2ab.metrics.report import summary_table, write_report
+
+    report = write_report(options.run_folder)
+    Console().print(summary_table(report.rows, title=report.run))
+    print(f"{printable(str(report.curves))}: drawn")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -122,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     tokens.add_argument("destination", type=Path, metavar="DST", help="folder to make")
     tokens.set_defaults(run=_add_coord_tokens)
 
-    report = commands.add_parser("report", help="draw the curves and write the table of a run again")
+    report = commands.add_parser("report", help="draw the curves of a run again and print its closing table")
     report.add_argument("run_folder", type=Path, metavar="RUN_DIR", help="folder of one run")
     report.set_defaults(run=_report)
     return parser

@@ -18,6 +18,7 @@ from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.overrides import add_set_option, read_overrides
 from ds_stage2ab.errors import EXIT_OK, ServerFault, Stage2Error
 from ds_stage2ab.runtime.shutdown import end_with_parent, excepthook, exit_now, install_sigterm_handler, report_error
+from ds_stage2ab.runtime.streams import guard_streams
 
 if TYPE_CHECKING:
     from ds_stage2ab.config.load import LoadedConfig
@@ -86,10 +87,12 @@ def _run(loaded: "LoadedConfig", world: "World") -> None:
     from rich.console import Console
 
     from ds_stage2ab.assemble import assemble
+    from ds_stage2ab.engine.run_folder import RunFolder
     from ds_stage2ab.metrics.report import summary_table, write_report
     from ds_stage2ab.preflight.opening import banner
 
-    install_sigterm_handler(world.rank, lambda: world.now)
+    folder = RunFolder(loaded.config.logging.root / loaded.name)
+    install_sigterm_handler(world.rank, lambda: world.now, folder.newest_checkpoint_words)
     run = assemble(loaded, world)
     try:
         if world.rank == 0:
@@ -107,5 +110,6 @@ def _run(loaded: "LoadedConfig", world: "World") -> None:
 
 
 if __name__ == "__main__":
+    guard_streams(goes_on=True)
     sys.excepthook = excepthook
     exit_now(main())

@@ -21,7 +21,8 @@ from ds_stage2ab.config.problems import ArgumentPlace, Problem, UnreadableFile
 from ds_stage2ab.config.report import as_block, redacted
 from ds_stage2ab.config.resolved import as_yaml, origins
 from ds_stage2ab.config.rules import RULES, topology_rules
-from ds_stage2ab.errors import ConfigError
+from ds_stage2ab.errors import ConfigError, printable
+from ds_stage2ab.runtime.streams import guard_streams
 
 EXIT_VALID = 0
 EXIT_PROBLEM = 1
@@ -52,6 +53,8 @@ class Outcome:
 
 def main(arguments: list[str] | None = None) -> int:
     """Check the files named on the command line; returns the exit code."""
+    if arguments is None:
+        guard_streams(goes_on=False)
     parser = _parser()
     options = parser.parse_intermixed_args(arguments)  # files may follow a --set
     try:
@@ -94,7 +97,7 @@ def _of_one(outcome: Outcome, show: bool, is_one_of_several: bool) -> str:
     if outcome.derived is None:
         blocks = (_block(outcome.checked, problem, is_one_of_several) for problem in outcome.checked.problems)
         return "\n".join(blocks)
-    line = f"{outcome.path}: valid: {outcome.derived.sentence}"
+    line = f"{printable(str(outcome.path))}: valid: {outcome.derived.sentence}"
     return f"# {line}\n{as_yaml(outcome.checked.resolved, outcome.checked.document)}" if show else line
 
 

@@ -140,6 +140,7 @@ def _started(loader: DataLoader) -> Iterator[list]:
 
 
 def _start_worker(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the rank too, which ends its workers
     end_with_parent()
 
 

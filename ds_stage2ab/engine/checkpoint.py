@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import Qwen2VLImageProcessorPil
 
-from ds_stage2ab.engine.run_folder import replace_file, sync
+from ds_stage2ab.engine.run_folder import LATEST, replace_file, sync
 from ds_stage2ab.engine.shards import ShardWriter
 from ds_stage2ab.engine.tuner import adapters_of, merged_tensors, save_adapter
 from ds_stage2ab.engine.whole_model import WholeModel
@@ -99,7 +99,7 @@ class Checkpoints:
                     sync(path)
                 partial.rename(final)
                 sync(self.folder)
-                replace_file(self.folder / "latest", name + "\n")
+                replace_file(self.folder / LATEST, name + "\n")
                 self._prune()
         self.newest = finished_steps
         return final

@@ -7,11 +7,13 @@ import socket
 from pathlib import Path
 from typing import Any, TextIO
 
-from ds_stage2ab.errors import ConfigError, EnvironmentFault
+from ds_stage2ab.errors import ConfigError, EnvironmentFault, printable
 
 CONFIG_FILE = "config.json"
 SAMPLING_FILE = "sampling.json"
 LOCK_FILE = "run.lock"
+LATEST = "latest"
+"""Inside `checkpoints`: the name of the newest complete one."""
 
 
 class RunFolder:
@@ -44,6 +46,14 @@ class RunFolder:
                 where=str(self.path),
                 fix="set logging.name to another name, or move the folder away",
             )
+
+    def newest_checkpoint_words(self) -> str:
+        """Where the newest checkpoint is, for a run that ends early."""
+        try:
+            name = (self.checkpoints / LATEST).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            return "it has saved no checkpoint yet"
+        return f"its newest checkpoint is {printable(str(self.checkpoints / name))}"
 
     def claim(self, resolved_config: dict[str, Any], sampling: dict[str, Any] | None = None) -> None:
         """Create the folder, lock it and write the resolved config, which marks the folder as a run. Rank 0 only.

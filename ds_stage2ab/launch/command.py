@@ -75,6 +75,7 @@ def launch(options: argparse.Namespace) -> int:
             why = str(error)
             _say(f"{why}: stopping")
             processes.end()
+            _say(f"the run is stopped: {RunFolder(_run_folder(loaded)).newest_checkpoint_words()}")
             ended = [process.code for process in processes.members if process.log is None]
             code = (ended[0] if ended else None) or SIGNAL_CODES + error.number
         finally:

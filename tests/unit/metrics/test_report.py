@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from ds_stage2ab import cli
 from ds_stage2ab.errors import ConfigError
 from ds_stage2ab.metrics.journal import EvaluationRecord, History, StepRecord, to_line
 from ds_stage2ab.metrics.report import summary_rows, summary_table, write_report
@@ -144,3 +145,15 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="nothing is recorded yet"):
         write_report(tmp_path)
     assert not (tmp_path / "curves.png").exists()
+
+
+def test_the_command_draws_and_prints_the_table(tmp_path, capsys):
+    """As its help says."""
+    run = tmp_path / "run [1]"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text("".join(map(to_line, (evaluation(0, 0.5), evaluation(4, 0.75)))))
+    assert cli.main(["report", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("run [1] ")
+    assert any("eval/f1" in line and "+0.2500" in line for line in said.splitlines())
+    assert said.endswith(f"{run / 'curves.png'}: drawn\n") and (run / "curves.png").is_file()
