@@ -1,6 +1,6 @@
 """COCO's average precision of detections, computed by pycocotools (Lin et al. 2014, "Microsoft COCO").
 
-Categories are the descriptions (stripped, lower case) of true objects: predictions of other names are ignored, as in
+Categories are the descriptions (`codec.names.compared`) of true objects: predictions of other names are ignored, as in
 COCO. At most the 100 detections with the highest scores count per image.
 """
 

@@ -1,7 +1,7 @@
 """Scores of predicted objects: F1 with and without descriptions, precision, recall, IoU of the matched.
 
 Invariants:
-- A pair counts only with IoU >= 0.5 and, where descriptions count, equal descriptions (stripped, lower case).
+- A pair counts only with IoU >= 0.5 and, where descriptions count, equal descriptions (`codec.names.compared`).
 - No object is in two pairs; there are as many pairs as possible, and among those choices the summed IoU is largest.
 - The order of the objects does not matter to any count, nor to a sum but for rounding.
 - Scores of images add up: the score of a set is computed from summed counts, never from a mean of quotients.
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from ds_stage2ab.carriers import Truth
+from ds_stage2ab.codec.names import compared
 from ds_stage2ab.matching.iou import pairwise_iou
 
 MIN_IOU = 0.5
@@ -91,7 +92,7 @@ class DescriptionCounts:
 def count_by_description(
     images: Iterable[tuple[Sequence[Truth], Sequence[Truth], Sequence[tuple[int, int]]]],
 ) -> dict[str, DescriptionCounts]:
-    """Description (stripped, lower case) -> its counts, in alphabetical order.
+    """Description (as compared) -> its counts, in alphabetical order.
 
     Args:
         images: (predicted, true, pairs of `score_image`) of each.
@@ -138,7 +139,7 @@ def set_score(images: Iterable[ImageScore]) -> SetScore:
 
 def name_of(truth: Truth) -> str:
     """The form in which descriptions are compared."""
-    return truth.desc.strip().lower()
+    return compared(truth.desc)
 
 
 def _best_pairs(iou_PG: NDArray[np.float64], allowed_PG: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 
 from ds_stage2ab.carriers import Match, ParsedRollout, Rollout, Target, Truth
+from ds_stage2ab.codec.names import compared
 from ds_stage2ab.matching.iou import pairwise_iou
 from ds_stage2ab.matching.parse import REASONS, STATES
 
@@ -22,7 +23,7 @@ def rollout_terms(rollout: Rollout, parsed: ParsedRollout, match: Match, truth: 
     """Metric name -> (sum, count) of one rollout; matches are those of training, by boxes alone."""
     matched, predicted, true = len(match.pairs), len(parsed.objects), len(truth)
     values = predicted + len(parsed.dropped)
-    same = sum(_name(parsed.objects[p].desc) == _name(truth[g].desc) for p, g in match.pairs)
+    same = sum(compared(parsed.objects[p].desc) == compared(truth[g].desc) for p, g in match.pairs)
     terms: dict[str, Term] = {
         "rollout/count": (1, 1),
         "rollout/resent": (rollout.attempt - 1, 1),
@@ -52,7 +53,7 @@ def target_terms(
     """
     iou_PG = pairwise_iou([parsed.objects[place].box for place in match.spurious], [one.box for one in truth])
     duplicates = int((iou_PG.max(axis=1, initial=0.0) >= iou_gate).sum())
-    renamed = sum(_name(parsed.objects[p].desc) != _name(truth[g].desc) for p, g in match.pairs)
+    renamed = sum(compared(parsed.objects[p].desc) != compared(truth[g].desc) for p, g in match.pairs)
     return {
         "target/matched": (float(len(match.pairs)), 1.0),
         "target/missed": (float(len(match.missed)), 1.0),
@@ -63,11 +64,6 @@ def target_terms(
         "target/stop": (float(target.num_stop), 1.0),
         "target/seam_fallback": (float(target.seam_fallback), 1.0),
     }
-
-
-def _name(desc: str) -> str:
-    """The form in which descriptions are compared."""
-    return desc.strip().lower()
 
 
 def _summed_iou(parsed: ParsedRollout, match: Match, truth: Sequence[Truth]) -> float:

@@ -115,7 +115,7 @@ MATCH = (
     _metric("match/iou", "fraction", "mean", "B", "higher",
             "Mean IoU of the matched pairs."),
     _metric("match/same_desc_rate", "fraction", "mean", "B", "higher",
-            "Share of matched pairs whose descriptions agree (stripped, lower case)."),
+            "Share of matched pairs whose descriptions agree (stripped, lower case, Unicode NFC)."),
     _metric("match/predicted_per_true", "1", "mean", "B", "neither",
             "Predicted objects divided by true objects over the step; 1 is the right number."),
 )
