@@ -5,7 +5,7 @@ from itertools import chain
 
 from ds_stage2ab.carriers import Record
 from ds_stage2ab.config.sections import Config, DataSection
-from ds_stage2ab.data.box_space import other_convention
+from ds_stage2ab.data.box_space import boxes_of, other_form
 from ds_stage2ab.data.images import check_image
 from ds_stage2ab.data.records import read_records
 from ds_stage2ab.errors import DataError, printable
@@ -61,7 +61,7 @@ def data_warnings(section: DataSection, datasets: Datasets) -> list[str]:
     """What looks wrong in the training and in the held-out set."""
     found = []
     for path, records in ((section.train, datasets.train), (section.validation, datasets.validation)):
-        warning = other_convention(records, section.box_format)
+        warning = other_form(boxes_of(records), section.box_format)
         found += [f"{path}: {warning}"] if warning else []
     if datasets.unusable:
         share = f"{len(datasets.unusable)} of {len(datasets.train)} images cannot be used"

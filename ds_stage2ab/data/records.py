@@ -6,22 +6,21 @@ or a second geometry would otherwise be silently ignored.
 """
 
 import json
-import math
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ds_stage2ab.carriers import Box, Record, Truth
-from ds_stage2ab.codec.bins import MAX_BIN, bin_of_token, pixel_to_bin
+from ds_stage2ab.carriers import Record, Truth
+from ds_stage2ab.data.box_forms import FORMS, BoxForm, BoxRefused, shown, to_bins
+from ds_stage2ab.data.box_space import SizedBox, other_form
 from ds_stage2ab.data.images import Unusable, check_image, find_image, load_image
 from ds_stage2ab.errors import DataError, printable
 
-__all__ = ["BoxFormat", "check_image", "load_image", "read_records"]
-
-BoxFormat = Literal["bins", "pixel"]
+__all__ = ["check_image", "load_image", "read_records"]
 
 RECORD_KEYS = ("images", "width", "height", "objects", "id")
 OBJECT_KEYS = ("desc", "bbox_2d")
@@ -47,6 +46,7 @@ class _Problem:
     where: str
     why: str
     fix: str
+    about_box: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,20 +55,20 @@ class _Reader:
 
     path: Path
     root: Path
-    box_format: BoxFormat
+    form: BoxForm
     keep_unusable: bool
     line_of_id: dict[str, int] = field(default_factory=dict)
 
 
 def read_records(
-    path: Path, *, image_root: Path | None, box_format: BoxFormat, keep_unusable: bool = False
+    path: Path, *, image_root: Path | None, box_format: str, keep_unusable: bool = False
 ) -> list[Record]:
     """Read a whole file; images are not opened, but must exist.
 
     Args:
         path: the JSONL file.
         image_root: the folder that image paths start from and never leave; None: the file's own folder.
-        box_format: `bins` (0..999, whole numbers or `<|coord_k|>`) or `pixel`.
+        box_format: `data.box_format`.
         keep_unusable: keep a record whose image is missing or empty; loading the image raises then.
 
     Returns: one record per line, in file order; the objects of each sorted by (y1, x1), stable.
@@ -81,7 +81,7 @@ def read_records(
     root = path.parent if image_root is None else image_root
     if not root.is_dir():
         raise DataError("the image root is no folder", where=str(root), fix="correct data.image_root")
-    reader = _Reader(path=path, root=root.resolve(), box_format=box_format, keep_unusable=keep_unusable)
+    reader = _Reader(path=path, root=root.resolve(), form=FORMS[box_format], keep_unusable=keep_unusable)
     records: list[Record] = []
     problems: list[_Problem] = []
     for number, line in _lines(path):
@@ -93,7 +93,7 @@ def read_records(
         if len(problems) >= MAX_PROBLEMS:
             break
     if problems:
-        raise _as_error(problems[:MAX_PROBLEMS])
+        raise _as_error(problems[:MAX_PROBLEMS], _other_form(path, box_format, problems))
     if not records:
         raise DataError("the file is empty", where=str(path), fix="write one JSON object per line")
     return records
@@ -124,15 +124,66 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise DataError(f"the file cannot be read: {error.strerror}", where=str(path)) from None
 
 
-def _as_error(problems: list[_Problem]) -> DataError:
+def _as_error(problems: list[_Problem], form: str) -> DataError:
+    """All problems as one error.
+
+    Args:
+        form: what comes before the remedy of every one that is about a box; empty: nothing.
+    """
+    if form:
+        problems = [replace(one, fix=f"{form}; else {one.fix}") if one.about_box else one for one in problems]
     first = problems[0]
     if len(problems) == 1:
         return DataError(first.why, where=first.where, fix=first.fix)
-    others = "".join(f"\n{printable(problem.where)}: {problem.why}; {problem.fix}" for problem in problems[1:])
+    one = bool(form) and len({problem.fix for problem in problems}) == 1
+    others = "".join(f"\n{printable(problem.where)}: {problem.why}{'' if one else f'; {problem.fix}'}" for problem in problems[1:])
     reached = f"; reading stopped after {MAX_PROBLEMS} problems" if len(problems) == MAX_PROBLEMS else ""
-    return DataError(
-        f"{first.why}; {first.fix}{others}", where=first.where, fix=f"correct these {len(problems)} places{reached}"
-    )
+    fix = first.fix if one else f"correct these {len(problems)} places"
+    return DataError(f"{first.why}{'' if one else f'; {first.fix}'}{others}", where=first.where, fix=f"{fix}{reached}")
+
+
+def _other_form(path: Path, box_format: str, problems: list[_Problem]) -> str:
+    """A remedy if another form reads every box of the file: to correct the boxes one by one may be wrong then.
+
+    Left out are forms in which the set would look like one of yet another form, or, but for the refused boxes, like one
+    of the declared form.
+    """
+    if not any(problem.about_box for problem in problems):
+        return ""
+    boxes = list(_raw_boxes(path))
+    accepted = [one is not None for one in _read_all(boxes, box_format)]
+    likely = []
+    for name in (name for name in FORMS if name != box_format):
+        found = _read_all(boxes, name)
+        if None not in found and not other_form(found, name):
+            likely += [] if other_form(list(compress(found, accepted)), name) else [name]
+    if not likely:
+        return ""
+    told = "; ".join(f"if they are {FORMS[name].called}, set data.box_format: {name}" for name in likely)
+    return f"{told} (all {len(boxes):,} boxes of the file can be read so)"
+
+
+def _read_all(boxes: list[tuple[list[Any], tuple[int, int]]], box_format: str) -> list[SizedBox | None]:
+    """Each box in a form; None: it is refused."""
+    found: list[SizedBox | None] = []
+    for values, size in boxes:
+        try:
+            found.append(SizedBox(to_bins(values, FORMS[box_format], *size), *size))
+        except BoxRefused:
+            found.append(None)
+    return found
+
+
+def _raw_boxes(path: Path) -> Iterator[tuple[list[Any], tuple[int, int]]]:
+    """Everything that may be a box in some form, with its image's size in pixels; other problems are passed over."""
+    for number, line in _lines(path):
+        try:
+            values = _mapping(_parse(line, number), RECORD_KEYS, "the record")
+            size = _side(values["width"], "width"), _side(values["height"], "height")
+            boxes = [entry["bbox_2d"] for entry in values["objects"]]
+        except (_Refused, TypeError, KeyError):
+            continue
+        yield from ((box, size) for box in boxes if isinstance(box, list) and len(box) == 4)
 
 
 def _read_line(reader: _Reader, number: int, line: bytes) -> Record | list[_Problem]:
@@ -197,7 +248,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _mapping(value: Any, allowed: tuple[str, ...], what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise _Refused(f"{what} is {_seen(value)}, not an object", f"write an object with {', '.join(allowed)}")
+        raise _Refused(f"{what} is {shown(value)}, not an object", f"write an object with {', '.join(allowed)}")
     unknown = [name for name in value if name not in allowed]
     if unknown:
         raise _Refused(f"{what} has the unknown key {unknown[0]!r}", f"only these are read: {', '.join(allowed)}")
@@ -207,22 +258,17 @@ def _mapping(value: Any, allowed: tuple[str, ...], what: str) -> dict[str, Any]:
     return value
 
 
-def _seen(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=True)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise _Refused(f"{name} is {_seen(value)}, not a non-blank string", f"write {name} as text")
+        raise _Refused(f"{name} is {shown(value)}, not a non-blank string", f"write {name} as text")
     if any(0xD800 <= ord(character) <= 0xDFFF for character in value) or "\0" in value:
-        raise _Refused(f"{name} is {_seen(value)}: half a surrogate pair or a NUL in it", f"write {name} as text")
+        raise _Refused(f"{name} is {shown(value)}: half a surrogate pair or a NUL in it", f"write {name} as text")
     return value
 
 
 def _side(value: Any, name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SIDE:
-        raise _Refused(f"{name} is {_seen(value)}, not a whole number from 1 to {MAX_SIDE}", "write the image's size")
+        raise _Refused(f"{name} is {shown(value)}, not a whole number from 1 to {MAX_SIDE}", "write the image's size")
     return value
 
 
@@ -236,7 +282,7 @@ def _sample_id(reader: _Reader, number: int, values: dict[str, Any]) -> str:
 
 def _image(reader: _Reader, value: Any) -> Path:
     if not isinstance(value, list) or len(value) != 1:
-        raise _Refused(f"images is {_seen(value)}, not a list of exactly one path", "write one image per record")
+        raise _Refused(f"images is {shown(value)}, not a list of exactly one path", "write one image per record")
     try:
         return find_image(reader.root, _text(value[0], "images[0]"))
     except DataError as error:
@@ -247,14 +293,15 @@ def _image(reader: _Reader, value: Any) -> Path:
 
 def _objects(reader: _Reader, values: Any, width: int, height: int, where: str) -> tuple[list[Truth], list[_Problem]]:
     if not isinstance(values, list):
-        return [], [_Problem(where, f"objects is {_seen(values)}, not a list", "write [] if there are none")]
+        return [], [_Problem(where, f"objects is {shown(values)}, not a list", "write [] if there are none")]
     objects: list[Truth] = []
     problems: list[_Problem] = []
     for place, value in enumerate(values):
         try:
             objects.append(_truth(reader, value, width, height))
-        except _Refused as error:
-            problems.append(_Problem(where, f"objects[{place}]: {error.why}", error.fix))
+        except (_Refused, BoxRefused) as error:
+            about_box = isinstance(error, BoxRefused)
+            problems.append(_Problem(where, f"objects[{place}]: {error.why}", error.fix, about_box))
     return objects, problems
 
 
@@ -262,55 +309,8 @@ def _truth(reader: _Reader, value: Any, width: int, height: int) -> Truth:
     values = _mapping(value, OBJECT_KEYS, "it")
     desc = _text(values["desc"], "desc")
     if len(json.dumps(desc, ensure_ascii=False).encode()) > MAX_DESC_BYTES:
-        raise _Refused(f"desc is {_seen(desc)}, longer than {MAX_DESC_BYTES} bytes", "describe the object shortly")
+        raise _Refused(f"desc is {shown(desc)}, longer than {MAX_DESC_BYTES} bytes", "describe the object shortly")
     box = values["bbox_2d"]
     if not isinstance(box, list) or len(box) != 4:
-        raise _Refused(f"bbox_2d is {_seen(box)}, not a list of four", "write [x1, y1, x2, y2]")
-    if reader.box_format == "pixel":
-        return Truth(desc=desc, box=_pixel_box(box, width, height))
-    return Truth(desc=desc, box=_bins_box(box))
-
-
-def _bins_box(values: list[Any]) -> Box:
-    bins = [bin_of_token(value) if isinstance(value, str) else value for value in values]
-    if not all(isinstance(k, int) and not isinstance(k, bool) and 0 <= k <= MAX_BIN for k in bins):
-        raise _Refused(
-            f"bbox_2d is {_seen(values)}, not four bins (whole numbers from 0 to {MAX_BIN}, or <|coord_k|>)",
-            _other_unit(values),
-        )
-    _check_order(values, bins)
-    return tuple(bins)
-
-
-def _other_unit(values: list[Any]) -> str:
-    """A remedy that names the unit that the numbers seem to have."""
-    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-    if len(numbers) == 4 and all(0 <= value <= 1 for value in numbers):
-        return "these look like fractions of the image: multiply by 999 and round"
-    if len(numbers) == 4 and min(numbers) >= 0:
-        return "if these are pixels, set data.box_format: pixel"
-    return "correct the box"
-
-
-def _pixel_box(values: list[Any], width: int, height: int) -> Box:
-    for value, size in zip(values, (width, height, width, height), strict=True):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or not 0 <= value <= size:
-            raise _Refused(
-                f"bbox_2d is {_seen(values)}, outside the image of {width} x {height} pixels or no numbers",
-                "correct the box, or set data.box_format: bins if these are bins",
-            )
-    _check_order(values, values)
-    box = tuple(pixel_to_bin(value, size) for value, size in zip(values, (width, height, width, height), strict=True))
-    if box[2] <= box[0] or box[3] <= box[1]:
-        raise _Refused(
-            f"bbox_2d is {_seen(values)}, thinner than one of the 1,000 bins of {width} x {height} pixels",
-            "leave this object out, or cut the image into parts",
-        )
-    return box
-
-
-def _check_order(shown: list[Any], box: list[Any]) -> None:
-    x1, y1, x2, y2 = box
-    if x2 <= x1 or y2 <= y1:
-        raise _Refused(f"bbox_2d is {_seen(shown)}, but x2 > x1 and y2 > y1 must hold", "write [x1, y1, x2, y2]")
+        raise _Refused(f"bbox_2d is {shown(box)}, not a list of four", "write [x1, y1, x2, y2]")
+    return Truth(desc=desc, box=to_bins(box, reader.form, width, height))

@@ -86,5 +86,5 @@ def test_boxes_of_another_convention_are_warned_of(quickstart, tmp_path):
 
     done = run(quickstart, tmp_path, with_boxes(quickstart, tmp_path, in_pixels))
     assert done.returncode == EXIT_OK, done.stdout[-2000:] + done.stderr[-2000:]
-    assert "boxes look like pixels: none of " in done.stdout
+    assert "boxes look like pixels: each of " in done.stdout
     assert "set data.box_format: pixel" in done.stdout

@@ -150,10 +150,10 @@ BAD_LINES = [
     (boxed(1, 2, 3, 4, 5), "bins", "not a list of four"),
     (boxed(30, 20, 10, 40), "bins", "but x2 > x1 and y2 > y1 must hold"),
     (boxed(10, 20, 30, 20), "bins", "but x2 > x1 and y2 > y1 must hold"),
-    (boxed(10, 20, 30, 1000), "bins", "set data.box_format: pixel"),
+    (boxed(10, 20, 30, 1000), "bins", "if they are 0..1000, as Qwen3-VL writes, set data.box_format: norm1000"),
     (boxed(-1, 20, 30, 40), "bins", "correct the box"),
-    (boxed(0.1, 0.2, 0.3, 0.4), "bins", "these look like fractions of the image"),
-    (boxed(1.0, 2, 3, 4), "bins", "bbox_2d is [1.0, 2, 3, 4], not four bins"),
+    (boxed(0.1, 0.2, 0.3, 0.4), "bins", "if they are fractions of the image, 0..1, set data.box_format: fraction"),
+    (boxed(1.5, 2, 3, 4), "bins", "bbox_2d is [1.5, 2, 3, 4], not four bins (whole"),
     (boxed(True, 2, 3, 4), "bins", "not four bins"),
     (boxed("<|coord_07|>", 2, 30, 40), "bins", "not four bins"),
     (boxed("<|coord_1000|>", 2, 30, 40), "bins", "not four bins"),
@@ -229,7 +229,7 @@ BEYOND_A_SCHEMA = (
     "outside",
     "no numbers",
     "fractions",
-    "[1.0,",
+    "not four bins (whole",
 )
 
 # Lines on which the schema and the reader must agree: (line, box_format, accepted)
@@ -238,6 +238,7 @@ AGREED = [
     (line(id="a"), "bins", True),
     (line(objects=[]), "bins", True),
     (boxed("<|coord_7|>", 0, 999, "<|coord_998|>"), "bins", True),
+    (boxed(12.0, 40.0, 60, 900.0), "bins", True),
     (boxed(1.5, 2, 60, 40.25), "pixel", True),
     (line(images=["./a.png"]), "bins", True),
     *[
