@@ -38,6 +38,7 @@ from ds_stage2ab.losses.objective import Objective
 from ds_stage2ab.metrics.health_watch import HealthWatch
 from ds_stage2ab.metrics.recorder import Metrics
 from ds_stage2ab.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink
+from ds_stage2ab.model_folder.checks import check_folder
 from ds_stage2ab.plan import RunPlan, batch_shape, make_plan
 from ds_stage2ab.preflight.opening import Inventory, opening_lines
 from ds_stage2ab.preflight.warnings import run_warnings
@@ -128,6 +129,7 @@ def _check_inputs(loaded: LoadedConfig, world: World) -> tuple[RunFolder, Record
     with world.raise_together("reading the config"):
         batch_shape(loaded.config.training, world.size)  # the batch rules need no file
         folder.refuse_earlier_run()
+        check_folder(loaded.config.model.path)  # before the data, which takes longer
         return folder, read_recording(matching.replay.run) if matching.rollout_backend == "replay" else None
 
 
@@ -338,5 +340,9 @@ def _inventory(parts: Parts) -> Inventory:
         run_folder=parts.folder.path,
         recording=None if recording is None else (len(recording), recording.folder),
         operators=ops.implementation(),
-        warnings=(*run_warnings(parts.config, parts.plan), *data_warnings(parts.config.data, parts.datasets)),
+        warnings=(
+            *run_warnings(parts.config, parts.plan),
+            *parts.source.warnings,
+            *data_warnings(parts.config.data, parts.datasets),
+        ),
     )

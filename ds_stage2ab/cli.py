@@ -78,14 +78,19 @@ def _evaluate_on_ranks(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from ds_stage2ab.engine.build import quieten, start_process_group
-    from ds_stage2ab.evaluation.command import as_data, as_tables, evaluate_checkpoint
+    from ds_stage2ab.evaluation.command import as_data, as_tables, evaluate_checkpoint, weights_folder
+    from ds_stage2ab.model_folder.checks import warnings_of
+    from ds_stage2ab.model_folder.read import read_folder
     from ds_stage2ab.runtime.ranks import World, fill_launcher_variables
 
     quieten()
     fill_launcher_variables()
     world = World(start_process_group(loaded.config.deepspeed.collective_timeout_s))
     install_sigterm_handler(world.rank, lambda: world.now)
-    evaluation = evaluate_checkpoint(loaded, options.checkpoint, world, options.pictures)
+    folder = weights_folder(options.checkpoint)
+    if world.rank == 0:
+        print(f"evaluating {folder}", *warnings_of(read_folder(folder)), sep="\nwarning: ", file=sys.stderr, flush=True)
+    evaluation = evaluate_checkpoint(loaded, folder, world, options.pictures)
     world.close()
     if world.rank == 0 and options.format == "json":
         print(json.dumps(as_data(evaluation), indent=2))
@@ -159,9 +164,8 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
 
 def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML file")
-    evaluate.add_argument(
-        "--checkpoint", required=True, type=Path, metavar="DIR", help="Hugging Face folder, or a run's checkpoint"
-    )
+    what = "Hugging Face folder, a run's checkpoint, or a run (its newest checkpoint)"
+    evaluate.add_argument("--checkpoint", required=True, type=Path, metavar="DIR", help=what)
     evaluate.add_argument("--pictures", type=Path, metavar="DIR", help="draw predictions over truth here")
     evaluate.add_argument("--format", choices=("text", "json"), default="text", help="of the answer (default: text)")
     add_set_option(evaluate)

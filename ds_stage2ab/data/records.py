@@ -136,7 +136,9 @@ def _as_error(problems: list[_Problem], form: str) -> DataError:
     if len(problems) == 1:
         return DataError(first.why, where=first.where, fix=first.fix)
     one = bool(form) and len({problem.fix for problem in problems}) == 1
-    others = "".join(f"\n{printable(problem.where)}: {problem.why}{'' if one else f'; {problem.fix}'}" for problem in problems[1:])
+    others = "".join(
+        f"\n{printable(problem.where)}: {problem.why}{'' if one else f'; {problem.fix}'}" for problem in problems[1:]
+    )
     reached = f"; reading stopped after {MAX_PROBLEMS} problems" if len(problems) == MAX_PROBLEMS else ""
     fix = first.fix if one else f"correct these {len(problems)} places"
     return DataError(f"{first.why}{'' if one else f'; {first.fix}'}{others}", where=first.where, fix=f"{fix}{reached}")

@@ -22,6 +22,8 @@ from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.sections import ModelSection, TrainingSection
 from ds_stage2ab.errors import EnvironmentFault
 from ds_stage2ab.losses.attention import use_segments
+from ds_stage2ab.model_folder.checks import check_folder, warnings_of
+from ds_stage2ab.model_folder.images import image_limits
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -37,6 +39,8 @@ class Checkpoint:
     model: nn.Module
     tokenizer: Any
     image_processor: Any
+    warnings: tuple[str, ...]
+    # what is odd about the folder
 
 
 def quieten() -> None:
@@ -94,27 +98,24 @@ def load_checkpoint(section: ModelSection, *, min_pixels: int | None, max_pixels
         max_pixels: largest image area that is not reduced, pixels; None keeps the checkpoint's own.
 
     Raises:
-        EnvironmentFault: the folder is missing, damaged, incomplete, or holds no such model.
+        EnvironmentFault: the folder is missing, damaged, incomplete, contradicts itself, or holds no such model.
+        ConfigError: a pixel limit crosses the checkpoint's other one.
     """
-    folder = section.path
-    for name in ("config.json", "tokenizer.json", "preprocessor_config.json"):
-        if not (folder / name).is_file():
-            raise EnvironmentFault(
-                f"no Hugging Face checkpoint of a Qwen3-VL here ({name} is missing)",
-                where=str(folder),
-                fix="set model.path to the whole folder of a stage-1 checkpoint",
-            )
+    folder = check_folder(section.path)
+    image_limits(folder.image_settings, min_pixels=min_pixels, max_pixels=max_pixels)
     try:
-        model = _load_model(section)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder.path)
         # By name: the automatic choice differs with torchvision, and so would the pixels.
-        image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
+        image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder.path)
+        model = _load_model(section, is_tied=folder.is_tied)
     except UNLOADABLE as error:
         raise EnvironmentFault(
             f"the checkpoint cannot be loaded: {error}",
-            where=str(folder),
-            fix="check that model.path is a whole Qwen3-VL folder with its tokenizer and preprocessor_config.json",
+            where=str(folder.path),
+            fix="check that model.path is a whole Qwen3-VL folder with its tokenizer and image processor",
         ) from error
+    if folder.older_template:
+        tokenizer.chat_template = folder.older_template
     size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
     changed = {name: value for name, value in size.items() if value is not None}
     image_processor.size = {**dict(image_processor.size), **changed}
@@ -122,15 +123,22 @@ def load_checkpoint(section: ModelSection, *, min_pixels: int | None, max_pixels
         use_segments(model)
     if section.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return Checkpoint(folder=folder, model=model, tokenizer=tokenizer, image_processor=image_processor)
+    return Checkpoint(
+        folder=folder.path,
+        model=model,
+        tokenizer=tokenizer,
+        image_processor=image_processor,
+        warnings=warnings_of(folder),
+    )
 
 
-def _load_model(section: ModelSection) -> nn.Module:
+def _load_model(section: ModelSection, *, is_tied: bool) -> nn.Module:
     """Load a model, refusing a folder whose weights do not fit: transformers initialises missing ones randomly."""
     model, report = Qwen3VLForConditionalGeneration.from_pretrained(
         section.path,
         dtype=DTYPES[section.precision],
         attn_implementation=section.attn_implementation,
+        tie_word_embeddings=is_tied,
         output_loading_info=True,
     )
     faults = {kind: sorted(map(str, names)) for kind, names in report.items() if names}

@@ -26,6 +26,7 @@ from ds_stage2ab.engine.shards import ShardWriter
 from ds_stage2ab.engine.tuner import adapters_of, merged_tensors, save_adapter
 from ds_stage2ab.engine.whole_model import WholeModel
 from ds_stage2ab.errors import EnvironmentFault, LocalFault
+from ds_stage2ab.model_folder.read import CHANGING
 from ds_stage2ab.runtime.ranks import World
 
 WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".gguf", ".pt", ".pth")
@@ -181,7 +182,7 @@ def _begin(
     """Everything but the weights."""
     destination.mkdir(parents=True)
     for file in source.iterdir():
-        if file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES):
+        if file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES) and file.name not in CHANGING:
             shutil.copyfile(file, destination / file.name)
     _export_image_size(dict(image_processor.size), destination)
     _export_greedy(destination / GENERATION_FILE)

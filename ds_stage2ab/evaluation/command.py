@@ -28,19 +28,18 @@ from ds_stage2ab.engine.build import embedding_holds_coordinates, load_checkpoin
 from ds_stage2ab.errors import ConfigError, EnvironmentFault, printable
 from ds_stage2ab.evaluation.evaluator import Evaluation, Evaluator
 from ds_stage2ab.metrics.registry import METRICS
+from ds_stage2ab.model_folder.checks import check_folder
+from ds_stage2ab.model_folder.places import export_in
 from ds_stage2ab.rollout.base import evaluation_sampling
 from ds_stage2ab.rollout.hf import HfBackend
 from ds_stage2ab.runtime.ranks import World
-
-EXPORT = "hf"
-"""Folder of a run's checkpoint that holds the plain Hugging Face files."""
 
 
 def evaluate_checkpoint(loaded: LoadedConfig, checkpoint: Path, world: World, pictures: Path | None) -> Evaluation:
     """Evaluate a checkpoint on `data.validation`; the result is the same on every rank.
 
     Args:
-        checkpoint: a Hugging Face folder, or a checkpoint of a run, which has one in `hf/`.
+        checkpoint: a Hugging Face folder, or a checkpoint of a run or a run, which have one inside.
         pictures: where rank 0 draws predictions over truth; None: nowhere.
 
     Raises:
@@ -50,10 +49,11 @@ def evaluate_checkpoint(loaded: LoadedConfig, checkpoint: Path, world: World, pi
     """
     config = loaded.config
     with world.raise_together("loading the checkpoint"):
+        section = replace(config.model, path=weights_folder(checkpoint), gradient_checkpointing=False)
+        check_folder(section.path)  # before the data, which takes longer
         records = _held_out(config)
         for record in records[world.rank :: world.size]:
             check_image(record)
-        section = replace(config.model, path=weights_folder(checkpoint), gradient_checkpointing=False)
         source = load_checkpoint(section, min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels)
         vocabulary = Vocabulary.from_tokenizer(source.tokenizer)
         embedding_holds_coordinates(source, vocabulary)
@@ -88,15 +88,9 @@ def evaluate_checkpoint(loaded: LoadedConfig, checkpoint: Path, world: World, pi
 
 
 def weights_folder(checkpoint: Path) -> Path:
-    """The Hugging Face folder inside a run's checkpoint, or the given folder itself."""
-    for folder in (checkpoint / EXPORT, checkpoint):
-        if (folder / "config.json").is_file():
-            return folder
-    raise EnvironmentFault(
-        "no checkpoint here: neither config.json nor hf/config.json",
-        where=str(checkpoint),
-        fix="name a Hugging Face folder, or a folder runs/<name>/checkpoints/step-NNNNNN",
-    )
+    """The Hugging Face folder inside a run or a run's checkpoint, the newest one; else the given folder itself."""
+    checkpoint = checkpoint.expanduser()
+    return export_in(checkpoint) or checkpoint
 
 
 def _held_out(config: Config) -> list[Any]:

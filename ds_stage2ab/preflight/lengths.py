@@ -1,36 +1,17 @@
 """Rule 4 as far as it can be checked without a tokenizer: image tokens, from the sizes in the records.
 
-No image is opened: a record gives the size of its image, and `preprocessor_config.json` how it is resized.
+No image is opened: a record gives the size of its image, and the checkpoint's image processor how it is resized.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from ds_stage2ab.config.rules import LENGTH_CAP, MAX_NEW_TOKENS, MAX_PIXELS
-from ds_stage2ab.config.sections import DataSection
 from ds_stage2ab.errors import ConfigError, DataError
-
-Size = tuple[int, int]
-"""Width and height of an image in pixels."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageLimits:
-    """How the image processor chooses the size of an image."""
-
-    side: int
-    # pixels; a square of this side becomes one token
-    min_pixels: int
-    max_pixels: int
-
-    @property
-    def most_tokens(self) -> int:
-        """Most tokens of any image."""
-        return self.max_pixels // self.side**2
+from ds_stage2ab.model_folder.images import ImageLimits, Size, image_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,39 +64,6 @@ def _size(line: bytes, where: str) -> Size:
             fix='write one JSON object per line: {"images": ["a.jpg"], "width": 640, "height": 480, "objects": []}',
         )
     return width, height
-
-
-def read_image_limits(folder: Path, data: DataSection) -> ImageLimits | None:
-    """Size limits of `preprocessor_config.json`, overridden by the config; None if the file gives none."""
-    try:
-        values = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-        size = values["size"]
-        if not all(isinstance(edge, int) for edge in size.values()):
-            return None
-        return ImageLimits(
-            side=values["patch_size"] * values["merge_size"],
-            min_pixels=size["shortest_edge"] if data.min_pixels is None else data.min_pixels,
-            max_pixels=size["longest_edge"] if data.max_pixels is None else data.max_pixels,
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def image_tokens(size: Size, limits: ImageLimits) -> int:
-    """Tokens of an image, as Qwen2-VL's image processor resizes it (Wang et al. 2024, section 2.1).
-
-    Both sides are rounded to whole tokens. An area outside the limits is scaled to the nearer one, and the sides are
-    cut to whole tokens where it shrinks, filled up where it grows.
-    """
-    shape = [round(length / limits.side) for length in size]
-    area = math.prod(shape) * limits.side**2
-    if area > limits.max_pixels:
-        scale = math.sqrt(math.prod(size) / limits.max_pixels)
-        shape = [max(1, math.floor(length / scale / limits.side)) for length in size]
-    elif area < limits.min_pixels:
-        scale = math.sqrt(limits.min_pixels / math.prod(size))
-        shape = [math.ceil(length * scale / limits.side) for length in size]
-    return math.prod(shape)
 
 
 def share_of_room(

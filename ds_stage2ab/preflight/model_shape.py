@@ -90,7 +90,7 @@ def read_shape(folder: Path) -> ModelShape:
         return ModelShape(
             text=_text_shape(values["text_config"]),
             vision=_vision_shape(values["vision_config"]),
-            tied=bool(values["tie_word_embeddings"]),
+            tied=bool((values if "tie_word_embeddings" in values else values["text_config"])["tie_word_embeddings"]),
         )
     except KeyError as error:
         raise EnvironmentFault(f"does not say {error.args[0]}", where=str(file), fix=fix) from None

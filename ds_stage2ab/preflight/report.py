@@ -18,8 +18,11 @@ from ds_stage2ab.config.rules import RULES, topology_rules
 from ds_stage2ab.config.sections import Config, build_config
 from ds_stage2ab.config.servers import replicas_of
 from ds_stage2ab.errors import ConfigError, EnvironmentFault
+from ds_stage2ab.model_folder.checks import check_folder, warnings_of
+from ds_stage2ab.model_folder.images import Size, image_limits
+from ds_stage2ab.model_folder.read import ModelFolder
 from ds_stage2ab.plan import Cadence, RunPlan, make_plan, server_slots, split_requests
-from ds_stage2ab.preflight.lengths import Lengths, Size, image_sizes, read_image_limits, share_of_room
+from ds_stage2ab.preflight.lengths import Lengths, image_sizes, share_of_room
 from ds_stage2ab.preflight.memory import Memory, estimate
 from ds_stage2ab.preflight.model_shape import ModelShape, read_shape
 from ds_stage2ab.preflight.warnings import run_warnings
@@ -74,6 +77,7 @@ def preflight_report(
     Raises:
         ConfigError: the file has problems (all are in the message), or its numbers cannot be run.
         DataError: a record does not say how large its image is.
+        EnvironmentFault: parts of the checkpoint folder contradict each other.
     """
     checked = check_config(file, (*topology_rules(learners, rollout_devices), *RULES), overrides)
     if checked.problems:
@@ -89,6 +93,7 @@ def preflight_report(
         num_records,
         replicas_of(spans, rollout_devices) if uses_servers else None,
     )
+    folder = check_folder(config.model.path, whole=False)
     shape, no_memory = _shape(config.model.path)
     return PreflightReport(
         file=file,
@@ -96,11 +101,12 @@ def preflight_report(
         plan=plan,
         rollout_devices=rollout_devices or (sum(spans) if uses_servers else 0),
         num_records=num_records,
-        lengths=_lengths(config, train, shape),
+        lengths=_lengths(config, train, folder, shape),
         memory=shape and estimate(shape, config, learners=plan.learners, zero_stage=plan.zero_stage),
         no_memory=no_memory,
         warnings=(
             *run_warnings(config, plan),
+            *warnings_of(folder),
             *_unused_devices(config.rollout_matching.rollout_backend, rollout_devices),
         ),
     )
@@ -133,7 +139,9 @@ def _shape(folder: Path) -> tuple[ModelShape | None, str]:
         return None, f"{fault.where} {fault.why}"
 
 
-def _lengths(config: Config, train: list[Size] | None, shape: ModelShape | None) -> Lengths:
+def _lengths(
+    config: Config, train: list[Size] | None, folder: ModelFolder, shape: ModelShape | None
+) -> Lengths:
     answered = []
     if config.stage2_ab.schedule.b_ratio:
         answered.append(train)
@@ -142,7 +150,7 @@ def _lengths(config: Config, train: list[Size] | None, shape: ModelShape | None)
         answered.append(held_out and held_out[: config.evaluation.max_samples])
     return share_of_room(
         answered,
-        read_image_limits(config.model.path, config.data),
+        image_limits(folder.image_settings, min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels),
         answer=config.rollout_matching.max_new_tokens,
         cap=config.training.global_max_length,
         position_limit=shape.text.position_limit if shape else None,

@@ -30,6 +30,7 @@ from safetensors.torch import save_file
 from transformers import AddedToken, AutoTokenizer
 
 from ds_stage2ab.errors import ConfigError, printable
+from ds_stage2ab.model_folder.checks import check_folder
 
 NUM_COORDINATES = 1000
 TOKENS = tuple(f"<|coord_{k}|>" for k in range(NUM_COORDINATES))
@@ -194,12 +195,14 @@ def add_coord_tokens(source: Path, destination: Path, tell: Callable[[str], None
     Args:
         tell: is given a line at each stage of the work, which takes minutes for a large model.
 
-    Raises ConfigError if the destination exists, or the source is no Qwen3-VL folder or has the tokens already.
+    Raises ConfigError if the destination exists, or the source is no Qwen3-VL folder or has the tokens already, and
+    EnvironmentFault if parts of the source contradict each other.
     """
     source, destination = Path(source), Path(destination)
     if destination.exists():
         raise ConfigError("exists already", where=str(destination), fix="give a folder that does not exist yet")
     config = read_config(source)
+    check_folder(source, whole=False)
     with building_folder(destination) as building:
         for path in source.iterdir():
             if path.is_file() and path.suffix != ".safetensors":

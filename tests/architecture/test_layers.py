@@ -9,9 +9,9 @@ from tests.architecture.sources import imported_names, module_of, package_files,
 # From the bottom up; a module imports from lines above its own only, and from its own folder.
 LAYERS = (
     ("carriers", "errors", "ops", "schedule"),
-    ("codec", "config", "packs", "runtime", "tools"),
+    ("codec", "config", "model_folder", "packs", "runtime"),
     ("losses", "matching", "metrics", "plan", "validate"),
-    ("data", "engine", "preflight", "rollout"),
+    ("data", "engine", "preflight", "rollout", "tools"),
     ("channels", "evaluation", "launch", "rollout.server"),
     ("assemble", "cli"),
     ("__main__", "train"),

@@ -21,6 +21,7 @@ LIGHT = (
     "ds_stage2ab.launch.command",
     "ds_stage2ab.launch.supervisor",
     "ds_stage2ab.matching.assign",
+    "ds_stage2ab.model_folder.checks",
     "ds_stage2ab.packs.binpack",
     "ds_stage2ab.plan",
     "ds_stage2ab.preflight.lengths",

@@ -11,7 +11,9 @@ from transformers import Qwen2VLImageProcessorPil
 
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.errors import ConfigError, DataError
-from ds_stage2ab.preflight.lengths import ImageLimits, image_sizes, image_tokens, read_image_limits, share_of_room
+from ds_stage2ab.model_folder.images import ImageLimits, image_limits, image_tokens
+from ds_stage2ab.model_folder.read import read_folder
+from ds_stage2ab.preflight.lengths import image_sizes, share_of_room
 from tests.parts import ROOT
 
 STAGE1 = ROOT / "assets" / "quickstart" / "stage1"
@@ -34,6 +36,11 @@ def test_an_image_by_hand():
     # 640 x 480 is 20 x 15 tokens; 64 x 64 grows to 65,536 pixels, 8 x 8; 2048 x 2048 shrinks to 1,048,576, 32 x 32
     assert [image_tokens(size, LIMITS) for size in ((640, 480), (64, 64), (2048, 2048))] == [300, 64, 1024]
     assert LIMITS.most_tokens == 1024
+
+
+def read_image_limits(folder, data):
+    settings = read_folder(folder).image_settings
+    return image_limits(settings, min_pixels=data.min_pixels, max_pixels=data.max_pixels)
 
 
 def test_the_limits_are_the_checkpoints_and_the_config_comes_first():

@@ -1,0 +1,24 @@
+"""Where a checkpoint is, in a folder of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+EXPORT = "hf"
+"""Folder of a run's checkpoint that holds the plain Hugging Face files."""
+CHECKPOINTS, NEWEST = "checkpoints", "latest"
+
+
+def export_in(path: Path) -> Path | None:
+    """The Hugging Face folder that is meant by a folder of a run: the newest checkpoint's; None if there is none.
+
+    Args:
+        path: `runs/NAME`, its `checkpoints`, the file `latest` in that, or a checkpoint.
+    """
+    newest = path if path.name == NEWEST else path / NEWEST
+    for file in (newest, path / CHECKPOINTS / NEWEST):
+        if file.is_file():
+            path = file.parent / file.read_text(encoding="utf-8", errors="replace").strip()
+            break
+    export = path / EXPORT
+    return export if (export / "config.json").is_file() else None
