@@ -87,7 +87,8 @@ def _evaluate_on_ranks(options: argparse.Namespace) -> None:
     fill_launcher_variables()
     world = World(start_process_group(loaded.config.deepspeed.collective_timeout_s))
     install_sigterm_handler(world.rank, lambda: world.now)
-    folder = weights_folder(options.checkpoint)
+    with world.raise_together("looking for the checkpoint"):
+        folder = weights_folder(options.checkpoint)
     if world.rank == 0:
         print(f"evaluating {folder}", *warnings_of(read_folder(folder)), sep="\nwarning: ", file=sys.stderr, flush=True)
     evaluation = evaluate_checkpoint(loaded, folder, world, options.pictures)

@@ -29,7 +29,8 @@ from ds_stage2ab.errors import ConfigError, EnvironmentFault, printable
 from ds_stage2ab.evaluation.evaluator import Evaluation, Evaluator
 from ds_stage2ab.metrics.registry import METRICS
 from ds_stage2ab.model_folder.checks import check_folder
-from ds_stage2ab.model_folder.places import export_in
+from ds_stage2ab.model_folder.places import EXPORT, export_in
+from ds_stage2ab.model_folder.read import CONFIG
 from ds_stage2ab.rollout.base import evaluation_sampling
 from ds_stage2ab.rollout.hf import HfBackend
 from ds_stage2ab.runtime.ranks import World
@@ -90,7 +91,14 @@ def evaluate_checkpoint(loaded: LoadedConfig, checkpoint: Path, world: World, pi
 def weights_folder(checkpoint: Path) -> Path:
     """The Hugging Face folder inside a run or a run's checkpoint, the newest one; else the given folder itself."""
     checkpoint = checkpoint.expanduser()
-    return export_in(checkpoint) or checkpoint
+    folder = export_in(checkpoint) or checkpoint
+    if (folder / CONFIG).is_file():
+        return folder
+    raise EnvironmentFault(
+        f"no checkpoint here: neither {CONFIG} nor {EXPORT}/{CONFIG}",
+        where=str(checkpoint),
+        fix="name a Hugging Face folder, a folder runs/<name> with a checkpoint, or one of its checkpoints",
+    )
 
 
 def _held_out(config: Config) -> list[Any]:

@@ -25,7 +25,7 @@ ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.b
 QUANTISATION = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 CHANGING = (*ADAPTERS, *QUANTISATION)
 """Side files that change how the weights beside them are loaded; never exported."""
-WHOLE = "set model.path to the whole folder of a stage-1 checkpoint"
+WHOLE = "take the whole folder of a stage-1 checkpoint, from one source"
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 

@@ -156,7 +156,7 @@ def test_a_missing_folder_is_named(tmp_path):
     assert caught.value.code == EXIT_ENVIRONMENT
     assert str(caught.value) == (
         f"{tmp_path / 'nothing'}: no Hugging Face checkpoint of a Qwen3-VL here (config.json is missing)\n"
-        "  fix: set model.path to the whole folder of a stage-1 checkpoint"
+        "  fix: take the whole folder of a stage-1 checkpoint, from one source"
     )
 
 
@@ -166,7 +166,7 @@ def test_an_incomplete_folder_is_named(copied, name):
     with pytest.raises(EnvironmentFault, match=rf"\({name}.* is missing\)") as caught:
         load(copied)
     assert caught.value.where == str(copied)
-    assert "model.path" in caught.value.fix
+    assert "the whole folder" in caught.value.fix
 
 
 def test_weights_that_are_cut_short_are_a_fault_of_the_folder(copied):

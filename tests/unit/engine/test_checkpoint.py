@@ -17,6 +17,7 @@ from ds_stage2ab.engine.build import load_checkpoint
 from ds_stage2ab.engine.checkpoint import Checkpoints, export
 from ds_stage2ab.engine.whole_model import WholeModel
 from ds_stage2ab.errors import EnvironmentFault
+from ds_stage2ab.model_folder.read import CHANGING
 from tests.parts import Quickstart, config_values, merged, write_config
 
 
@@ -90,11 +91,13 @@ def test_the_first_error_of_an_export_is_raised_after_the_last_gather(bench, who
 def test_everything_but_weights_is_copied(bench, whole_model, source, own, tmp_path):
     for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "a.gguf"):
         (source / name).write_text("weights of another form")
+    for name in CHANGING:
+        (source / name).write_text("{}")
     (source / "NOTICE").write_text("kept")
     (source / "original").mkdir()
     export(whole_model, source, own, tmp_path / "hf")
     weights_of_others = {"model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin"}
-    assert set(listed(tmp_path / "hf")) == set(listed(source)) - weights_of_others - {"a.gguf", "original"}
+    assert set(listed(tmp_path / "hf")) == set(listed(source)) - weights_of_others - {"a.gguf", "original", *CHANGING}
     copied = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "NOTICE")
     for name in (*copied, "video_preprocessor_config.json"):
         assert (tmp_path / "hf" / name).read_bytes() == (source / name).read_bytes(), name
