@@ -15,7 +15,7 @@ from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.load import LoadedConfig
 from ds_stage2ab.config.rules import rollout_fits_length
 from ds_stage2ab.config.sections import Config
-from ds_stage2ab.data.datasets import SKIP, Datasets, data_warnings, read_datasets
+from ds_stage2ab.data.datasets import SKIP, Datasets, check_descriptions, data_warnings, read_datasets
 from ds_stage2ab.data.encode import Encoder
 from ds_stage2ab.data.feed import Feed, Reader
 from ds_stage2ab.data.stream import SampleOrder, evaluation_draw
@@ -142,6 +142,7 @@ def _load(
     freeze_parts(source.model, config.model.freeze)
     vocabulary = Vocabulary.from_tokenizer(source.tokenizer)
     embedding_holds_coordinates(source, vocabulary)
+    check_descriptions(datasets.train, vocabulary)
     if config.tuner.type != FULL:
         add_adapters(
             source.model,
@@ -343,6 +344,7 @@ def _inventory(parts: Parts) -> Inventory:
         warnings=(
             *run_warnings(parts.config, parts.plan),
             *parts.source.warnings,
+            *parts.encoder.warnings,
             *data_warnings(parts.config.data, parts.datasets),
         ),
     )

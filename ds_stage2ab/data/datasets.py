@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from ds_stage2ab.carriers import Record
+from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.sections import Config, DataSection
 from ds_stage2ab.data.box_space import boxes_of, other_form
 from ds_stage2ab.data.images import check_image
@@ -55,6 +56,31 @@ def _unusable(records: list[Record], *, raises: bool) -> list[str]:
                 raise
             found.append(f"{printable(error.where)}: {error.why}")
     return found
+
+
+def check_descriptions(records: list[Record], vocabulary: Vocabulary) -> None:
+    """Refuse a description that cannot be taught; what has a "<" is written as an escape of JSON instead.
+
+    Raises:
+        DataError: it holds a text that the tokenizer turns into an added token, which is an id and never text.
+    """
+    added = [text for text in vocabulary.added_texts if "<" not in text]
+    if not added:
+        return
+    held = {desc: _held(vocabulary.normalise(desc), added) for desc in {t.desc for r in records for t in r.objects}}
+    for record in records:
+        for truth in record.objects:
+            if held[truth.desc]:
+                raise DataError(
+                    f"the description {truth.desc!r} holds {held[truth.desc]!r}, which is an added token of model.path:"
+                    " an answer's words are never added tokens",
+                    where=record.where,
+                    fix="use other words, or a checkpoint whose tokenizer has no such token",
+                )
+
+
+def _held(desc: str, texts: list[str]) -> str:
+    return next((text for text in texts if text in desc), "")
 
 
 def data_warnings(section: DataSection, datasets: Datasets) -> list[str]:

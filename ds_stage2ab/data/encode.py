@@ -9,7 +9,8 @@ from ds_stage2ab.carriers import Record, Sample, Truth, Vision
 from ds_stage2ab.codec.bins import MAX_BIN
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.data.images import load_image
-from ds_stage2ab.errors import ConfigError, DataError
+from ds_stage2ab.data.prompt import image_place, prompt_text, prompt_warnings
+from ds_stage2ab.errors import DataError
 
 BLANK_SIDE = 32  # pixels: one merged patch of a Qwen3-VL
 
@@ -36,17 +37,10 @@ class Encoder:
     ) -> None:
         self.image_processor = image_processor
         self.image_id = vocabulary.image_id
-        text = tokenizer.apply_chat_template(
-            chat_messages(system_prompt, user_prompt), add_generation_prompt=True, tokenize=False
-        )
+        text = prompt_text(tokenizer, system_prompt, user_prompt)
+        self.warnings = prompt_warnings(text)
         ids = tokenizer.encode(text, add_special_tokens=False)
-        if ids.count(self.image_id) != 1:
-            raise ConfigError(
-                f"the prompt holds {ids.count(self.image_id)} image placeholders, it must hold exactly one",
-                where="data.system_prompt and data.user_prompt",
-                fix="remove image tokens from the prompts and check the checkpoint's chat template",
-            )
-        place = ids.index(self.image_id)
+        place = image_place(ids, self.image_id, str(tokenizer.name_or_path))
         self.before, self.after = tuple(ids[:place]), tuple(ids[place + 1 :])
 
     def prompt_length(self, width: int, height: int) -> int:
@@ -111,11 +105,3 @@ class Encoder:
         num_tokens = int(grid.prod()) // self.image_processor.merge_size**2
         ids = self.before + (self.image_id,) * num_tokens + self.after
         return ids, Vision(pixel_values=patches["pixel_values"], image_grid_thw=grid)
-
-
-def chat_messages(system_prompt: str | None, user_prompt: str) -> list[dict[str, Any]]:
-    """The conversation before the assistant's turn, as chat templates take it."""
-    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": user_prompt}]}
-    if system_prompt is None:
-        return [user]
-    return [{"role": "system", "content": [{"type": "text", "text": system_prompt}]}, user]
