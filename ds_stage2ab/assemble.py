@@ -183,7 +183,7 @@ def _longest_prompt(
     """
     answered = [*datasets.validation, *(datasets.train if plan.b_steps else ())]
     longest = max((encoder.prompt_length(*size) for size in {(r.width, r.height) for r in answered}), default=0)
-    if answered:
+    if longest:
         rollout_fits_length(
             longest,
             config.rollout_matching.max_new_tokens,

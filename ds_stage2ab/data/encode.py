@@ -11,6 +11,7 @@ from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.data.images import load_image
 from ds_stage2ab.data.prompt import image_place, prompt_text, prompt_warnings
 from ds_stage2ab.errors import DataError
+from ds_stage2ab.model_folder.images import too_thin
 
 BLANK_SIDE = 32  # pixels: one merged patch of a Qwen3-VL
 
@@ -44,7 +45,9 @@ class Encoder:
         self.before, self.after = tuple(ids[:place]), tuple(ids[place + 1 :])
 
     def prompt_length(self, width: int, height: int) -> int:
-        """Tokens of the prompt for an image of this size, in pixels."""
+        """Tokens of the prompt for an image of this size, in pixels; 0 for one that the image processor refuses."""
+        if too_thin((width, height)):
+            return 0
         patches = self.image_processor.get_number_of_image_patches(height, width)
         return len(self.before) + patches // self.image_processor.merge_size**2 + len(self.after)
 
@@ -52,10 +55,14 @@ class Encoder:
         """Read the image and expand its placeholder to one token per merged patch.
 
         Raises:
-            DataError: the image cannot be read or is not what the record says.
+            DataError: the image cannot be read, is not what the record says, or the image processor refuses it.
         """
         content, image = load_image(record)
-        prompt_ids, vision = self._encode(image)
+        try:
+            prompt_ids, vision = self._encode(image)
+        except (ValueError, TypeError, RuntimeError) as error:
+            why = f"the image processor refuses image {record.image}: {error}"
+            raise DataError(why, where=record.where, fix="leave the image out, or convert it") from error
         return Sample(
             id=record.id,
             draw=draw,

@@ -1,7 +1,7 @@
-"""The image of a record: found inside the image root, checked against the record, decoded.
+"""The image of a record: found below the image root, checked against the record, decoded.
 
-Nothing is opened before it is known to be a regular file inside the root: a FIFO would block for ever,
-and a symbolic link or ".." could lead anywhere on the machine.
+Nothing is opened before it is known to be a regular file: a FIFO would block for ever. A record's text never leaves the
+root; symbolic links that stand in it are followed, since image folders are often linked, file by file or whole.
 """
 
 import io
@@ -14,11 +14,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ds_stage2ab.carriers import Record
 from ds_stage2ab.errors import DataError, printable
+from ds_stage2ab.model_folder.images import THIN_FIX, too_thin
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 """Decoders that Pillow may use; one of the others starts an external program (EPS)."""
@@ -48,7 +50,7 @@ class Unusable(DataError):
 
 
 def find_image(root: Path, text: str) -> Path:
-    """The regular file that `text` names inside `root`.
+    """The regular file that `text` names below `root`, links followed.
 
     Args:
         root: the image root, resolved (no symbolic link in it).
@@ -58,7 +60,7 @@ def find_image(root: Path, text: str) -> Path:
 
     Raises:
         Unusable: there is no such file, or it is empty. Neither error has a `where`.
-        DataError: not a relative path, it leads out of the root, or there is no readable regular file.
+        DataError: not a relative path without "..", or there is no readable regular file.
     """
     if _URL.match(text):
         raise DataError(f"image {text!r} is a URL", fix="download it and write its path inside the image root")
@@ -74,11 +76,6 @@ def find_image(root: Path, text: str) -> Path:
         raise Unusable(f"image {text!r} does not exist in {root}", fix=_spelling(root, text)) from None
     except OSError as error:
         raise DataError(f"image {text!r} cannot be reached: {error.strerror}", fix=f"look at {root / text}") from None
-    if not found.is_relative_to(root):
-        raise DataError(
-            f"image {text!r} leads out of the image root, to {found}",
-            fix="copy the file into the image root, or set data.image_root to a folder that holds both",
-        )
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"image {text!r} is {_kind(status.st_mode)}, not a file", fix="write the path of an image file")
     if status.st_size == 0:
@@ -90,7 +87,8 @@ def check_image(record: Record) -> None:
     """Read the header of a record's image and compare it with the record; nothing is decoded.
 
     Raises:
-        DataError: missing, not an image, too large, 16 bits deep, or not `width` x `height` after EXIF orientation.
+        DataError: missing, not an image, too large or thin, 16 bits deep, or not `width` x `height` after EXIF
+            orientation.
     """
     with _explained(record), record.image.open("rb") as file, Image.open(file, formats=FORMATS) as image:
         _check_header(record, image)
@@ -139,6 +137,8 @@ def _check_header(record: Record, image: Image.Image) -> None:
             f" {record.width} x {record.height}",
             "correct width and height, and check that the boxes belong to this image",
         )
+    if why := too_thin((width, height)):
+        raise _fault(record, why, THIN_FIX)
 
 
 @contextmanager
@@ -174,12 +174,26 @@ def _kind(mode: int) -> str:
 
 
 def _spelling(root: Path, text: str) -> str:
-    """A remedy for a missing file: the same name in other case, or backslashes, if that is what is wrong."""
-    wanted = root / text.replace("\\", "/")
-    if "\\" in text and wanted.exists():
-        return f"write '/' instead of '\\': {text.replace(chr(92), '/')}"
-    if wanted.parent.is_dir():
-        for entry in wanted.parent.iterdir():
-            if entry.name.casefold() == wanted.name.casefold():
-                return f"the file there is called {entry.name!r}"
-    return "correct the path or set data.image_root"
+    """A remedy for a missing file: what is there instead of the first part of its path that is missing."""
+    here = root
+    for part in PurePosixPath(text.replace("\\", "/")).parts:
+        if (here / part).is_symlink() and not (here / part).exists():
+            return f"{here / part} is a link to {os.readlink(here / part)!r}, and nothing is there: put it back"
+        if not (here / part).exists():
+            return _alike(here, part) or "correct the path or set data.image_root"
+        here /= part
+    return f"write '/' instead of '\\': {text.replace(chr(92), '/')}"
+
+
+def _alike(folder: Path, wanted: str) -> str:
+    """A remedy if an entry of the folder has nearly the name; names that look the same are shown in escapes."""
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    for name in sorted(names):
+        if normalize("NFC", name) == normalize("NFC", wanted):
+            shown = f"{name!a}, the path has {wanted!a}"
+            return f"there is one of the same letters in another Unicode form, {shown}: rename it, or change the path"
+        if name.strip() == wanted.strip():
+            return f"what is there is called {name!r}: mind the blanks around it"
+        if name.casefold() == wanted.casefold():
+            return f"the file there is called {name!r}"
+    return ""

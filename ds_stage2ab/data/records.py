@@ -67,7 +67,7 @@ def read_records(
 
     Args:
         path: the JSONL file.
-        image_root: the folder that image paths start from and never leave; None: the file's own folder.
+        image_root: the folder that image paths start from; None: the file's own folder.
         box_format: `data.box_format`.
         keep_unusable: keep a record whose image is missing or empty; loading the image raises then.
 

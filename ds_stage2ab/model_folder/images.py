@@ -15,6 +15,7 @@ Size = tuple[int, int]
 MIN_PIXELS, MAX_PIXELS = "data.min_pixels", "data.max_pixels"
 MAX_ASPECT = 200
 """The image processor refuses an image whose longer side is more than this times the shorter one."""
+THIN_FIX = "cut the image into parts, or leave it out"
 DEFAULTS: Mapping[str, Any] = {
     "patch_size": 14,
     "temporal_patch_size": 2,

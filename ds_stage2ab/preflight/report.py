@@ -17,9 +17,9 @@ from ds_stage2ab.config.report import as_error
 from ds_stage2ab.config.rules import RULES, topology_rules
 from ds_stage2ab.config.sections import Config, build_config
 from ds_stage2ab.config.servers import replicas_of
-from ds_stage2ab.errors import ConfigError, EnvironmentFault
+from ds_stage2ab.errors import ConfigError, DataError, EnvironmentFault
 from ds_stage2ab.model_folder.checks import check_folder, warnings_of
-from ds_stage2ab.model_folder.images import Size, image_limits
+from ds_stage2ab.model_folder.images import THIN_FIX, Size, image_limits, too_thin
 from ds_stage2ab.model_folder.read import ModelFolder
 from ds_stage2ab.plan import Cadence, RunPlan, make_plan, server_slots, split_requests
 from ds_stage2ab.preflight.lengths import Lengths, image_sizes, share_of_room
@@ -107,6 +107,7 @@ def preflight_report(
         warnings=(
             *run_warnings(config, plan),
             *warnings_of(folder),
+            *_thin_images(config.data.train, train, skips=config.data.on_bad_sample == "skip"),
             *_unused_devices(config.rollout_matching.rollout_backend, rollout_devices),
         ),
     )
@@ -132,6 +133,19 @@ def _num_records(file: Path, sizes: list[Size] | None, given: int | None) -> int
     return len(sizes)
 
 
+def _thin_images(file: Path, sizes: list[Size] | None, *, skips: bool) -> tuple[str, ...]:
+    """A warning of the images that the image processor refuses and the run skips; the first is raised if it does not.
+
+    Raises:
+        DataError: there is one.
+    """
+    thin = [(f"{file}:{line}", why) for line, size in enumerate(sizes or (), start=1) if (why := too_thin(size))]
+    if thin and not skips:
+        raise DataError(f"the image {thin[0][1]}", where=thin[0][0], fix=THIN_FIX)
+    share = f"{len(thin)} of {len(sizes or ())} images cannot be used, and their samples will be skipped"
+    return (f"{share}; the first, {thin[0][0]}, {thin[0][1]}",) if thin else ()
+
+
 def _shape(folder: Path) -> tuple[ModelShape | None, str]:
     try:
         return read_shape(folder), ""
@@ -147,6 +161,7 @@ def _lengths(
         answered.append(train)
     if config.data.validation is not None:
         held_out = image_sizes(config.data.validation)
+        _thin_images(config.data.validation, held_out, skips=False)
         answered.append(held_out and held_out[: config.evaluation.max_samples])
     return share_of_room(
         answered,

@@ -116,3 +116,16 @@ def test_the_largest_image_that_can_be_read(encoder, record, tmp_path):
         encode.largest([small, broken, record], -1, skip_bad=False)
     with pytest.raises(DataError, match="no record has an image that can be read"):
         encode.largest([broken], -1, skip_bad=True)
+
+
+def test_whatever_the_image_processor_refuses_is_the_samples_fault(encoder, record, monkeypatch):
+    """Its settings are checked with the folder; a sample must not end in its traceback all the same."""
+    built = encoder()
+    monkeypatch.setattr(built.image_processor, "size", {"height": 8, "width": 8})
+    with pytest.raises(DataError, match=r"the image processor refuses image .*a\.png: ") as caught:
+        built.encode(record, draw=0)
+    assert caught.value.where == "train.jsonl:1"
+
+
+def test_a_size_that_the_processor_refuses_has_no_prompt(encoder):
+    assert (encoder().prompt_length(2, 600), encoder().prompt_length(2, 400) > 0) == (0, True)

@@ -3,6 +3,7 @@ import os
 import socket
 from contextlib import suppress
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -56,19 +57,57 @@ def test_urls(root, text):
     assert "is a URL" in refused_path(root, text).why
 
 
-def test_a_symbolic_link_out_of_the_root(root, tmp_path):
-    picture(6, 4).save(tmp_path / "secret.png")
-    (root / "out.png").symlink_to(tmp_path / "secret.png")
-    (root / "outside").symlink_to(tmp_path)
-    assert "leads out of the image root" in refused_path(root, "out.png").why
-    assert "leads out of the image root" in refused_path(root, "outside/secret.png").why
+def test_links_that_stand_in_the_root_are_followed(root, tmp_path):
+    """Files that are linked one by one, as a hub's cache has them, a linked folder, and a link to a link."""
+    blob = tmp_path / "blobs" / "0f3a"
+    blob.parent.mkdir()
+    picture(6, 4).save(blob, format="PNG")
+    (root / "one.png").symlink_to("../blobs/0f3a")
+    (root / "linked").symlink_to(tmp_path / "root" / "sub")
+    (root / "twice.png").symlink_to("one.png")
+    for text, found in (("one.png", blob), ("linked/B.png", root / "sub" / "B.png"), ("twice.png", blob)):
+        assert find_image(root, text) == found
+        check_image(record(find_image(root, text), 6, 4))
 
 
-def test_a_folder_beside_the_root_with_its_name_as_prefix(root, tmp_path):
-    (tmp_path / "root2").mkdir()
-    picture(6, 4).save(tmp_path / "root2" / "a.png")
-    (root / "beside.png").symlink_to(tmp_path / "root2" / "a.png")
-    assert "leads out" in refused_path(root, "beside.png").why
+def test_a_link_to_what_is_no_image_file(root, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (root / "pipe.png").symlink_to(tmp_path / "pipe")
+    (root / "gone.png").symlink_to("../blobs/none")
+    (root / "gone").symlink_to(tmp_path / "none")
+    assert "is a FIFO" in refused_path(root, "pipe.png").why
+    for text in ("gone.png", "gone/a.png"):
+        assert "is a link to " in refused_path(root, text).fix
+
+
+@pytest.mark.parametrize(("stored", "written"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_a_name_in_another_unicode_form_is_told(root, stored, written):
+    name = "\u00e9t\u00e9"
+    (root / normalize(stored, name)).mkdir()
+    picture(6, 4).save(root / normalize(stored, name) / "a.png")
+    (root / normalize(stored, f"{name}.png")).write_bytes(b"x")
+    for text in (f"{name}/a.png", f"{name}.png"):
+        fix = refused_path(root, normalize(written, text)).fix
+        assert "in another Unicode form" in fix and ascii(normalize(stored, name))[1:-1] in fix
+
+
+def test_a_blank_behind_a_name_is_told(root):
+    picture(6, 4).save(root / "b.png ", format="PNG")
+    assert refused_path(root, "b.png").fix == "what is there is called 'b.png ': mind the blanks around it"
+    assert "'a.png': mind the blanks" in refused_path(root, "a.png ").fix
+
+
+@pytest.mark.parametrize("read", [check_image, load_image])
+def test_an_image_that_the_processor_refuses(root, read):
+    """200:1 is its limit; the size stands in the record, so it is known at the start."""
+    for width, height, taken in ((2, 600, False), (5000, 1, False), (400, 2, True)):
+        Image.new("RGB", (width, height)).save(root / "thin.png")
+        if taken:
+            read(record(root / "thin.png", width, height))
+            continue
+        with pytest.raises(DataError, match=f"is {width} x {height} pixels: .* at most 200:1") as caught:
+            read(record(root / "thin.png", width, height))
+        assert caught.value.where == "set.jsonl:3" and caught.value.fix
 
 
 def test_a_missing_image_and_its_likely_spelling(root):

@@ -271,6 +271,18 @@ def test_an_image_too_large_for_the_answer_is_refused(tmp_path):
     assert table["room"].endswith("some may be too long")
 
 
+@pytest.mark.parametrize("key", ["data.train", "data.validation"])
+def test_an_image_that_the_processor_refuses_is_named_with_its_line(tmp_path, key):
+    data = written(tmp_path, *[(64, 64)] * 32, (2, 600))
+    with pytest.raises(DataError, match=r"the image is 2 x 600 pixels: .*200:1") as caught:
+        look(QUICKSTART, f"{key}={data}")
+    assert caught.value.where == f"{data}:33"
+    # a run may be told to go on without training images
+    if key == "data.train":
+        warnings = look(QUICKSTART, f"{key}={data}", "data.on_bad_sample=skip").warnings
+        assert [warning for warning in warnings if "1 of 33 images cannot be used" in warning and ":33" in warning]
+
+
 def test_learners_default_to_what_the_config_speaks_of():
     report = look(PROD, "training.gradient_accumulation_steps=16", learners=None)
     assert report.plan.learners == 8
