@@ -65,7 +65,7 @@ class WholeModel:
             self._give_back(names)
 
     def _gather(self, names: Collection[str], device: str, *, keep: bool) -> RuntimeError | MemoryError | None:
-        """Copy parameters to `layout`.
+        """Copy parameters to `layout`, and move its buffers to the same device.
 
         Returns: why a copy could not be made. The gathers go on, as the other ranks take part in them.
         """
@@ -79,6 +79,9 @@ class WholeModel:
                 except (RuntimeError, MemoryError) as error:
                     fault = error
                     self._give_back(names)  # frees memory for the remaining gathers
+        if fault is None:
+            for buffer in self.layout.buffers():  # on the CPU at first, where the model was loaded; small
+                buffer.data = buffer.data.to(device)
         return fault
 
     @contextmanager
