@@ -1,6 +1,6 @@
 """A Gloo group of one learner rank and a server's workers, separate from the groups that either already has.
 
-Learner and server both import this, so it needs only torch.
+Learner and server both import this, so it needs only torch. Each member gives the address that faces the others.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from ds_stage2ab.runtime.gloo import address_towards, gloo_group
 
 SENDER = 0
 """Rank of the learner in the group; the workers follow."""
@@ -23,12 +25,13 @@ class GlooGroup:
         rank: of this member.
         size: members.
         timeout: of joining, and of every transfer.
+        address: of this member's machine, as the others see it.
     """
 
-    def __init__(self, store: dist.Store, rank: int, size: int, timeout: timedelta) -> None:
+    def __init__(self, store: dist.Store, rank: int, size: int, timeout: timedelta, *, address: str) -> None:
         self.timeout = timeout
         self._store = store  # lives as long as the group
-        self._group = dist.ProcessGroupGloo(store, rank, size, timeout)
+        self._group = gloo_group(store, rank, size, timeout, address=address)
 
     def begin(self, tensor: Tensor) -> dist.Work:
         """Begin to broadcast a tensor from the learner; on a worker, begin to receive it into one like it.
@@ -55,7 +58,7 @@ def join(address: str, port: int, rank: int, size: int, timeout: timedelta) -> G
         RuntimeError: the store does not answer in time.
     """
     store = dist.TCPStore(address, port, is_master=False, timeout=timeout)
-    return GlooGroup(store, rank, size, timeout)
+    return GlooGroup(store, rank, size, timeout, address=address_towards(address, port))
 
 
 class GlooLink:
@@ -92,7 +95,7 @@ class GlooLink:
         Raises:
             RuntimeError: one does not come in time.
         """
-        self._group = GlooGroup(self._store, SENDER, self.size, self.timeout)
+        self._group = GlooGroup(self._store, SENDER, self.size, self.timeout, address=self.address)
 
     def send(self, tensors: Sequence[Tensor]) -> None:
         """Send the workers a bucket, tensor after tensor.

@@ -5,7 +5,6 @@ caches, start, update, finish with the version, and resume in any case. The weig
 adapters are merged into copies, tensor by tensor.
 """
 
-import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -25,8 +24,10 @@ from ds_stage2ab.rollout.server.api import ServerApi, as_server_fault
 from ds_stage2ab.rollout.server.gloo import SENDER, GlooLink
 from ds_stage2ab.rollout.server.http_client import ClientError, ReadTimeout, ServerUnavailable
 from ds_stage2ab.rollout.server.nccl import NcclLink, is_usable
+from ds_stage2ab.runtime.gloo import address_towards
 from ds_stage2ab.runtime.ranks import World
 
+HTTP_PORT = 80
 SPARE_S = 5.0  # margin of a watched call above its own time-out
 
 
@@ -171,7 +172,8 @@ class WeightSync:
         size = 1 + target.world_size
         if target.transfer == NCCL_TRANSFER:
             return NcclLink(self.world.device, size, self.timeout_s)
-        address = address_towards(target.api.url)
+        server = urlsplit(target.api.url)
+        address = address_towards(server.hostname, server.port or HTTP_PORT)
         try:
             return GlooLink(address, target.group_port, size, self.timeout_s)
         except RuntimeError as error:
@@ -260,15 +262,6 @@ def _whole_size(parameter: nn.Parameter) -> int:
     """Bytes of the whole parameter: ZeRO 3 keeps its number of elements in `ds_numel`."""
     count = parameter.ds_numel if hasattr(parameter, "ds_numel") else parameter.numel()
     return count * parameter.element_size()
-
-
-def address_towards(url: str) -> str:
-    """This machine's address as seen from that server."""
-    parts = urlsplit(url)
-    family, kind, _, _, place = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind) as probe:
-        probe.connect(place)  # sends nothing: the kernel chooses the interface
-        return probe.getsockname()[0]
 
 
 def _first_line(error: BaseException) -> str:

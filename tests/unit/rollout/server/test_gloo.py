@@ -1,16 +1,25 @@
 """Tensors between two ends of a group, both in this process: what comes is what was sent, or an error in time."""
 
+import ipaddress
+import json
+import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
 
 from ds_stage2ab.rollout.server.gloo import GlooLink, join
+from tests.parts import ROOT
+from tests.unit.rollout.server.two_machines import LEARNER
 
 LIMIT_S = 20.0  # that no test waits for
 SHORT_S = 1.0
+ADDRESS = "127.0.0.2"  # of this machine too, and no host's name
 
 TENSORS = {
     "fp32": torch.tensor([[1.5, -2.0, 0.1], [torch.inf, -0.0, 1e-40]]),
@@ -24,9 +33,9 @@ TENSORS = {
 }
 
 
-def ends(*, timeout_s: float = LIMIT_S):
+def ends(*, timeout_s: float = LIMIT_S, address: str = "127.0.0.1"):
     """(the learner's end, the worker's)."""
-    link = GlooLink("127.0.0.1", None, 2, timeout_s)
+    link = GlooLink(address, None, 2, timeout_s)
     told = link.invitation()
     with ThreadPoolExecutor(max_workers=1) as pool:
         joining = pool.submit(join, told["address"], told["port"], 1, told["size"], timedelta(seconds=timeout_s))
@@ -44,6 +53,32 @@ def taken(worker, tensors):
 
 def same_bytes(left: torch.Tensor, right: torch.Tensor) -> bool:
     return torch.equal(left.reshape(-1).view(torch.uint8), right.reshape(-1).view(torch.uint8))
+
+
+def listening() -> set[str]:
+    """IPv4 addresses at which this process waits for connections, not those at any address."""
+    own = {os.readlink(entry.path) for entry in os.scandir("/proc/self/fd") if os.path.islink(entry.path)}
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    found = {row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in own}
+    return {str(ipaddress.ip_address(bytes.fromhex(address)[::-1])) for address in found} - {"0.0.0.0"}
+
+
+def test_the_learner_waits_for_workers_where_the_server_sees_it():
+    """Not where the host's name resolves to, which on many machines no other can reach."""
+    before = listening()
+    assert ADDRESS not in before
+    link, worker = ends(address=ADDRESS)
+    assert ADDRESS in listening()
+    del link, worker
+
+
+@pytest.mark.soak
+def test_weights_travel_between_two_machines():
+    """Two network namespaces; needs the right to make them (root, or user namespaces) and `ip` of iproute2."""
+    command = ["unshare", "--map-root-user", "--net", sys.executable, "-m", "tests.unit.rollout.server.two_machines"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout) == {"from": LEARNER, "same": True}
 
 
 def test_tensors_of_every_type_arrive_bit_for_bit_and_in_order():
