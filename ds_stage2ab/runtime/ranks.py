@@ -1,7 +1,8 @@
 """The learner ranks: the number of this one, and the few things that all ranks do together.
 
-Every method of `World` but `set_status` is a collective: all ranks call it, in the same order, or none does. When a
-collective fails because a rank has died or hangs, the error lists what the missing ranks were doing.
+Every method of `World` but `set_status` is a collective: all ranks call it, in the same order, or none does. They use a
+Gloo group of their own beside the training group (`runtime/control.py`). When a collective fails because a rank has
+died or hangs, the error lists what the missing ranks were doing.
 """
 
 import os
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from ds_stage2ab.errors import LAST_QUESTIONS_S, LocalFault, LostRanks, Stage2Error
+from ds_stage2ab.runtime.control import ControlGroup
 
 T = TypeVar("T")
 
@@ -46,10 +48,10 @@ def _free_port(host: str) -> int:
 
 
 class World:
-    """The default process group of this run.
+    """The ranks of the default process group, which is there already.
 
     Args:
-        device: of the tensors of collectives ("cpu" for Gloo, "cuda:<local rank>" for NCCL).
+        device: where this rank trains ("cpu", "cuda:<local rank>"); what is agreed on lies on the CPU.
     """
 
     def __init__(self, device: str) -> None:
@@ -58,7 +60,10 @@ class World:
         self.size = dist.get_world_size()
         self.now = "the start"
         self._notes: dist.TCPStore | None = None
+        self._control: ControlGroup | None = None
         if self.size > 1:
+            with self.collective():
+                self._control = ControlGroup()
             self._notes = self._open_notes()
             self.set_status(self.now)
 
@@ -82,36 +87,38 @@ class World:
 
     def all_reduce_max(self, *values: int) -> list[int]:
         """Largest of each value over all ranks."""
-        box = torch.tensor(values, dtype=torch.long, device=self.device)
+        if self._control is None:
+            return list(values)
+        box = torch.tensor(values, dtype=torch.long)
         with self._waiting():
-            dist.all_reduce(box, op=dist.ReduceOp.MAX)
-            return box.tolist()
+            self._control.all_reduce(box, dist.ReduceOp.MAX)
+        return box.tolist()
 
     def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
         """Element-wise sum over all ranks, float64 in and out, on the CPU."""
-        total = values.to(self.device, dtype=torch.float64, copy=True)
-        with self._waiting():
-            dist.all_reduce(total, op=dist.ReduceOp.SUM)
-            return total.cpu()
+        total = values.to("cpu", dtype=torch.float64, copy=True)
+        if self._control is not None:
+            with self._waiting():
+                self._control.all_reduce(total, dist.ReduceOp.SUM)
+        return total
 
     def gather(self, value: T) -> list[T]:
         """Every rank's picklable value, by rank, on every rank."""
-        if self.size == 1:
+        if self._control is None:
             return [value]
-        everybody: list = [None] * self.size
         with self._waiting():
-            dist.all_gather_object(everybody, value)
-        return everybody
+            return self._control.gather(value)
 
     def broadcast_object(self, value: T) -> T:
         """Rank 0's picklable value, on every rank."""
-        box = [value]
+        if self._control is None:
+            return value
         with self._waiting():
-            dist.broadcast_object_list(box, src=0)
-        return box[0]
+            return self._control.broadcast(value)
 
     def close(self) -> None:
-        """Destroy the process group: at the interpreter's exit its threads may abort the process."""
+        """Destroy the process groups: at the interpreter's exit their threads may abort the process."""
+        self._control = None
         dist.destroy_process_group()
 
     @contextmanager

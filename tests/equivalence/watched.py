@@ -24,10 +24,12 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from ds_stage2ab import assemble as composition
 from ds_stage2ab import train
+from ds_stage2ab.runtime.control import ControlGroup
 from ds_stage2ab.runtime.shutdown import excepthook, exit_now
 
 assembled, planned = composition.assemble, composition.make_plan
-OTHERS = ("all_gather", "all_gather_object", "all_to_all", "barrier", "broadcast", "broadcast_object_list", "reduce")
+OTHERS = ("all_reduce", "all_gather", "all_gather_object", "all_to_all", "barrier", "broadcast", "reduce")
+"""Of the training group, in which nothing of ours is exchanged."""
 diary = []
 
 
@@ -68,9 +70,10 @@ def parted(*arguments):
 
 
 if __name__ == "__main__":
-    dist.all_reduce = noted("r", dist.all_reduce, ours_alone=True)
-    for name in OTHERS:
-        setattr(dist, name, noted("o", getattr(dist, name), ours_alone=True))
+    ControlGroup.all_reduce = noted("r", ControlGroup.all_reduce)
+    for owner, names, ours_alone in ((ControlGroup, ("gather", "broadcast"), False), (dist, OTHERS, True)):
+        for name in names:
+            setattr(owner, name, noted("o", getattr(owner, name), ours_alone=ours_alone))
     deepspeed.zero.GatheredParameters = noted("w", deepspeed.zero.GatheredParameters, ours_alone=True)
     Qwen3VLForConditionalGeneration.generate = noted("d", Qwen3VLForConditionalGeneration.generate)
     composition.assemble, composition.make_plan = watched, parted

@@ -18,7 +18,14 @@ import torch.distributed as dist
 from ds_stage2ab.errors import ConfigError, DataError, LocalFault, exit_code
 from ds_stage2ab.runtime.ranks import World
 
-dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=TIMEOUT_S))
+limit = {"timeout": datetime.timedelta(seconds=TIMEOUT_S)}
+if BACKEND == "fake":
+    import torch.testing._internal.distributed.fake_pg
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = dist.TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]), is_master=rank == 0, **limit)
+    dist.init_process_group(BACKEND, store=store, rank=rank, world_size=size)
+else:
+    dist.init_process_group(BACKEND, **limit)
 world = World("cpu")
 
 def outcome(error):
@@ -41,10 +48,14 @@ seen = {}
 """
 
 
-def ranks(number, program, timeout_s=60, killed=()):
-    """Run `program` on so many ranks; it fills the dictionary `seen`, which comes back for each that is not killed."""
+def ranks(number, program, timeout_s=60, killed=(), backend="gloo"):
+    """Run `program` on so many ranks; it fills the dictionary `seen`, which comes back for each that is not killed.
+
+    Args:
+        backend: of the training group.
+    """
     end = "\nprint(json.dumps(seen))\nif dist.is_initialized():\n    dist.destroy_process_group()\n"
-    source = f"TIMEOUT_S = {timeout_s}\n" + PREAMBLE + textwrap.dedent(program) + end
+    source = f"TIMEOUT_S, BACKEND = {timeout_s}, {backend!r}\n" + PREAMBLE + textwrap.dedent(program) + end
     with started(number, "-c", source) as processes:
         outputs = [process.communicate(timeout=120) for process in processes]
     codes = [-signal.SIGKILL if rank in killed else 0 for rank in range(number)]
@@ -237,6 +248,33 @@ def test_a_first_rank_that_is_stopped_is_not_waited_for():
     assert (name, code, where) == ("LostRanks", 4, "last heard of rank 0: not known, it does not answer")
     assert why.startswith("rank 1 waited for the other ranks in vain: ")
     assert 3 < seen["seconds"] < 30
+
+
+def test_ranks_agree_without_the_training_group():
+    """As under NCCL, where that group cannot say who is lost: torch's fake group returns at once and exchanges nothing.
+
+    So nothing here goes through it, and a rank that is killed is named by the other.
+    """
+    program = """
+    world.device = "cuda:0"  # where nothing of an agreement may lie
+    seen["max"] = world.all_reduce_max(3 + world.rank)
+    seen["sum"] = world.all_reduce_sum(torch.tensor([1.0 + world.rank])).tolist()
+    seen["gathered"] = world.gather("x" * world.rank)
+    seen["first"] = world.broadcast_object([world.rank])
+    seen["failed"] = agreed(None, DataError("no box"))
+    try:
+        with world.raise_together("trying"):
+            if world.rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+    except Exception as error:
+        seen["lost"] = outcome(error)
+    """
+    (seen,) = ranks(2, program, timeout_s=20, killed=[1], backend="fake")
+    assert [seen[name] for name in ("max", "sum", "gathered", "first")] == [[4], [3.0], ["", "x"], [0]]
+    assert seen["failed"][:2] == ["DataError", "rank 1: no box"]
+    name, why, where, _, code = seen["lost"]
+    assert (name, code, where) == ("LostRanks", 4, "last heard of rank 1: trying")
+    assert why.startswith("rank 0 waited for the other ranks in vain: ")
 
 
 def test_a_lone_script_gets_the_variables_of_one_rank():
