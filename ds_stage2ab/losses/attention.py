@@ -1,7 +1,7 @@
 """Attention over a pack, segment by segment.
 
 Scaled dot-product attention over a whole pack needs a mask of its length squared, and as much work.
-Each segment attends to itself alone, so one causal attention per segment without a mask gives the same numbers.
+Each segment attends to itself alone, so one causal attention per segment gives the same numbers; the mask is not built.
 """
 
 from itertools import pairwise
@@ -15,6 +15,8 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 BY_SEGMENT = "sdpa_by_segment"
 """Its name among the attention implementations of transformers."""
+NO_MASK = torch.empty(1, 1, 0, 0)
+"""What transformers takes for a mask that is there already (it has four axes), and builds none; nothing reads it."""
 
 
 def attend_by_segment(
@@ -30,7 +32,7 @@ def attend_by_segment(
 
     Args:
         query_BHTD: [1, heads, T, head width] with segments; keys and values may have fewer heads.
-        attention_mask: ignored with segments; it would have the same effect.
+        attention_mask: ignored with segments.
         segment_lengths: tokens of each segment, together T; None: plain attention with the mask, as for `generate`.
 
     Returns: ([1, T, heads, head width], None).
@@ -49,12 +51,12 @@ def use_segments(model: nn.Module) -> None:
     model.set_attn_implementation({"text_config": BY_SEGMENT})
 
 
-def segment_arguments(model: nn.Module, boundaries: tuple[int, ...]) -> dict[str, list[int]]:
-    """Arguments of `forward` for a pack; none if the attention implementation reads the position ids.
+def segment_arguments(model: nn.Module, boundaries: tuple[int, ...]) -> dict[str, Any]:
+    """Arguments of `forward` for the attention of a pack; an implementation that reads the position ids has no mask.
 
     Args:
         boundaries: S+1 offsets of the segments in the pack.
     """
     if model.config.text_config._attn_implementation != BY_SEGMENT:
-        return {}
-    return {"segment_lengths": [end - begin for begin, end in pairwise(boundaries)]}
+        return {"attention_mask": None}
+    return {"attention_mask": NO_MASK, "segment_lengths": [end - begin for begin, end in pairwise(boundaries)]}

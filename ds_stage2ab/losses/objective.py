@@ -108,13 +108,12 @@ class Objective(nn.Module):
     def _logits(self, inputs_TD: Tensor, pack: Pack, vision: object, rows: Tensor) -> Tensor:
         """Logits [rows, V] of one packed forward.
 
-        Exactly this form is block-diagonal: four rows of positions, no mask, no cache. With a cache, a mask
+        Exactly this form is block-diagonal: four rows of positions, no mask of ours, no cache. With a cache, a mask
         or three rows of positions the model silently attends across segments.
         """
         return self.model(
             inputs_embeds=inputs_TD[None],
             position_ids=pack.position_ids[:, None],
-            attention_mask=None,
             use_cache=False,
             logits_to_keep=rows,
             mm_encoder_outputs={"image": vision},

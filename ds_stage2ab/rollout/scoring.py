@@ -30,7 +30,6 @@ def answer_logits(model: nn.Module, sample: Sample, response: Sequence[int], pos
         return model(
             input_ids=ids[None].to(device),
             position_ids=positions(ids, sample.vision.image_grid_thw)[:, None].to(device),
-            attention_mask=None,
             use_cache=False,
             pixel_values=vision.pixel_values.to(model.dtype),
             image_grid_thw=vision.image_grid_thw,

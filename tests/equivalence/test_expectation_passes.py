@@ -6,6 +6,7 @@ And what a middle pass needs: under `em_detach` no gradient, under `unroll` all 
 import pytest
 import torch
 
+from ds_stage2ab.losses.attention import NO_MASK
 from ds_stage2ab.packs.collate import collate
 from tests.unit.parts import load_bench
 
@@ -55,12 +56,12 @@ def test_the_modes_differ_in_gradients_alone(bench, num_passes):
 
 @pytest.mark.parametrize(("mode", "middle"), [("unroll", True), ("em_detach", False)])
 def test_which_passes_keep_a_graph(bench, mode, middle):
-    """Every pass is one call of the model, without ids, mask or cache, with positions of four rows."""
+    """Every pass is one call of the model, without ids, a mask that is read, or a cache, with positions of four rows."""
     seen = []
 
     def look(module, arguments, named):
         assert arguments == () and "input_ids" not in named
-        assert named["attention_mask"] is None and named["use_cache"] is False
+        assert named["attention_mask"] is NO_MASK and named["use_cache"] is False
         assert named["position_ids"].shape[0] == 4
         seen.append(torch.is_grad_enabled())
 

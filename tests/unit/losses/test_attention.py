@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from ds_stage2ab.losses.attention import BY_SEGMENT, attend_by_segment, segment_arguments
 from ds_stage2ab.packs.collate import collate
@@ -29,11 +31,39 @@ def test_it_gives_the_loss_and_gradient_of_the_mask(bench, checkpointing):
     assert bench.model.config.text_config._attn_implementation == BY_SEGMENT
     loss, by_segment = gradients(bench, pack)
     bench.model.set_attn_implementation({"text_config": "sdpa"})
-    assert segment_arguments(bench.model, pack.boundaries) == {}
+    assert segment_arguments(bench.model, pack.boundaries) == {"attention_mask": None}
     masked_loss, masked = gradients(bench, pack)
     assert loss == pytest.approx(masked_loss, rel=1e-6)
     for name, gradient in masked.items():
         assert (by_segment[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7, name
+
+
+class Largest(TorchDispatchMode):
+    """Keeps the number of values of the largest tensor that an operation makes."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        made = [leaf.numel() for leaf in tree_flatten(out)[0] if isinstance(leaf, torch.Tensor)]
+        self.numel = max(self.numel, *made, 0)
+        return out
+
+
+def largest(act) -> int:
+    with torch.no_grad(), Largest() as mode:
+        act()
+    return mode.numel
+
+
+def test_no_mask_of_the_packs_length_squared_is_built(bench):
+    """Of all tensors of a forward none has so many values; with `sdpa` one has."""
+    pack = collate(bench.segments() * 3, num_passes=1)
+    squared = len(pack.input_ids) ** 2
+    objective = bench.objective()
+    assert largest(lambda: objective(pack)) < squared
+    bench.model.set_attn_implementation({"text_config": "sdpa"})
+    assert largest(lambda: objective(pack)) >= squared
 
 
 def test_each_segment_attends_to_itself_and_its_past_alone():
