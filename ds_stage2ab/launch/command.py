@@ -22,7 +22,7 @@ from ds_stage2ab.config.sections import Config
 from ds_stage2ab.config.servers import BACKEND, GLOO_TRANSFER
 from ds_stage2ab.engine.run_folder import CONFIG_FILE, RunFolder
 from ds_stage2ab.errors import EXIT_ENVIRONMENT, ConfigError, EnvironmentFault
-from ds_stage2ab.launch.options import Topology, read_topology
+from ds_stage2ab.launch.options import VISIBLE, Topology, read_topology
 from ds_stage2ab.launch.processes import LOOPBACK, Interrupted, ManagedProcess, ProcessGroup, Server, wait_until_ready
 from ds_stage2ab.launch.server_command import (
     CPU_VARIABLES,
@@ -43,7 +43,7 @@ TELL_EVERY_S = 30
 OVER = "\r\033[K"
 """To the start of a terminal's line, which is cleared."""
 LOGS = "launch-logs"
-OF_OTHER_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")
+OF_OTHER_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", VISIBLE)
 
 
 def launch(options: argparse.Namespace) -> int:
@@ -52,7 +52,7 @@ def launch(options: argparse.Namespace) -> int:
     Raises:
         Stage2Error: nothing was started, or a server was not ready; nothing is left of it.
     """
-    topology = read_topology(options)
+    topology = read_topology(options, os.environ.get(VISIBLE))
     loaded, overrides = _read_config(options, topology)
     ports = [local_port(server.base_url) for server in loaded.config.rollout_matching.vllm.server.servers]
     _refuse_what_cannot_start(loaded, ports, options.server_python)
@@ -87,11 +87,17 @@ def launch(options: argparse.Namespace) -> int:
 def learner_command(
     config: Path, overrides: list[str], topology: Topology, master_port: int
 ) -> tuple[list[str], dict[str, str]]:
-    """The DeepSpeed launcher's command line, and what it adds to the environment."""
-    numbers = ",".join(map(str, topology.train))
-    where = ["--include", f"localhost:{numbers}"] if topology.train else ["--num_gpus", str(topology.learners)]
-    words = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "error", *where]
-    words += ["--master_port", str(master_port), str(Path(__file__).parents[1] / "train.py"), "--config", str(config)]
+    """The DeepSpeed launcher's command line, and what it adds to the environment.
+
+    That launcher takes numbers of the driver alone and gives them to the ranks as CUDA_VISIBLE_DEVICES, so on devices
+    `env` puts their names there between it and Python.
+    """
+    words = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "error"]
+    words += ["--num_gpus", str(topology.learners), "--master_port", str(master_port)]
+    if topology.train:
+        names = f"{VISIBLE}={','.join(topology.train)}"
+        words += ["--no_python", "--no_local_rank", "env", names, sys.executable, "-u"]
+    words += [str(Path(__file__).parents[1] / "train.py"), "--config", str(config)]
     words += [word for override in overrides for word in (SET, override)]
     return words, {} if topology.train else {"DS_ACCELERATOR": "cpu"}
 

@@ -1,8 +1,12 @@
-"""The command line of `ds-stage2ab launch`, and the devices that it names."""
+"""The command line of `ds-stage2ab launch`, and the devices that it names.
+
+They are numbered as torch does: within `CUDA_VISIBLE_DEVICES` where that is set, as a cluster's scheduler sets it.
+"""
 
 import argparse
 import sys
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from ds_stage2ab.config.overrides import add_set_option
@@ -10,14 +14,17 @@ from ds_stage2ab.errors import ConfigError
 
 WAIT_S = 1800
 MAX_DEVICE = 4095
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+BY_NAME = ("GPU-", "MIG-")
+"""Start of a device's UUID, and of that of a part of one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
-    """Devices of the servers and of the learner; none: the CPU."""
+    """Devices of the servers and of the learner, as CUDA_VISIBLE_DEVICES names them; none: the CPU."""
 
-    rollout: tuple[int, ...]
-    train: tuple[int, ...]
+    rollout: tuple[str, ...]
+    train: tuple[str, ...]
     learners: int
 
 
@@ -35,11 +42,41 @@ def read_devices(text: str) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def read_topology(options: argparse.Namespace) -> Topology:
-    """The devices of the command line.
+def names_of(numbers: tuple[int, ...], visible: str | None, option: str) -> tuple[str, ...]:
+    """The devices of these numbers, as CUDA_VISIBLE_DEVICES names them.
+
+    Args:
+        visible: CUDA_VISIBLE_DEVICES of this process: numbers of the driver, UUIDs (`GPU-...`) or parts (`MIG-...`);
+            None: all devices of the driver, by its numbers.
+        option: of the command line, for the message.
 
     Raises:
-        ConfigError: they do not fit each other.
+        ConfigError: there is no such device.
+    """
+    if visible is None:
+        return tuple(map(str, numbers))
+    entries = [entry.strip() for entry in visible.split(",")]
+    # CUDA reads as far as the first entry that names no device.
+    usable = list(takewhile(lambda entry: entry.isdecimal() or entry.startswith(BY_NAME), entries))
+    missing = [str(number) for number in numbers if number >= len(usable)]
+    if missing:
+        raise ConfigError(
+            f"{option} names device {', '.join(missing)}, and {VISIBLE}={visible} allows {len(usable)}",
+            fix=f"number the devices within {VISIBLE}, from 0 to {len(usable) - 1}"
+            if usable
+            else f"allocate devices, or unset {VISIBLE}",
+        )
+    return tuple(usable[number] for number in numbers)
+
+
+def read_topology(options: argparse.Namespace, visible: str | None) -> Topology:
+    """The devices of the command line.
+
+    Args:
+        visible: CUDA_VISIBLE_DEVICES of this process; None: not set.
+
+    Raises:
+        ConfigError: they do not fit each other, or there are none of these numbers.
     """
     on_devices = (options.rollout_gpus, options.train_gpus)
     if options.cpu:
@@ -60,12 +97,21 @@ def read_topology(options: argparse.Namespace) -> Topology:
             f"{', '.join(map(str, both))} cannot serve and learn at once: --rollout-gpus and --train-gpus overlap",
             fix="give each device to one of the two",
         )
-    return Topology(rollout=options.rollout_gpus, train=options.train_gpus, learners=len(options.train_gpus))
+    return Topology(
+        rollout=names_of(options.rollout_gpus, visible, "--rollout-gpus"),
+        train=names_of(options.train_gpus, visible, "--train-gpus"),
+        learners=len(options.train_gpus),
+    )
 
 
 def add_launch_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML file")
-    parser.add_argument("--rollout-gpus", type=read_devices, metavar="LIST", help="devices of the servers, as in 0-5")
+    parser.add_argument(
+        "--rollout-gpus",
+        type=read_devices,
+        metavar="LIST",
+        help=f"devices of the servers, as in 0-5; numbered within {VISIBLE} where that is set",
+    )
     parser.add_argument("--train-gpus", type=read_devices, metavar="LIST", help="devices of the learner, as in 6,7")
     parser.add_argument("--tp", type=whole_number, metavar="N", help="devices of one replica (default: the config's)")
     parser.add_argument("--cpu", action="store_true", help="no GPU: one replica of each server on the CPU")

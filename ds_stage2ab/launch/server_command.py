@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from ds_stage2ab.config.sections import Config, ServerSection
 from ds_stage2ab.config.servers import GLOO_TRANSFER, MODEL_NAME, SERVERS, replicas_of
 from ds_stage2ab.errors import ConfigError
+from ds_stage2ab.launch.options import VISIBLE
 from ds_stage2ab.launch.processes import LOOPBACK
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -20,7 +21,7 @@ CPU_VARIABLES = {
 LOCAL_NAMES = (LOOPBACK, "localhost")
 
 
-def share_devices(servers: Sequence[ServerSection], devices: tuple[int, ...]) -> list[tuple[int, ...]]:
+def share_devices(servers: Sequence[ServerSection], devices: tuple[str, ...]) -> list[tuple[str, ...]]:
     """The devices of each server, in order: equally many replicas each; without devices, none each.
 
     Raises:
@@ -60,14 +61,14 @@ def server_command(
     server: ServerSection,
     *,
     python: Path,
-    devices: tuple[int, ...],
+    devices: tuple[str, ...],
     transfer: str = GLOO_TRANSFER,
 ) -> tuple[list[str], dict[str, str]]:
     """The command line of one rollout server, and its additional environment variables.
 
     Args:
         python: of the environment that has vLLM.
-        devices: of this server, whole replicas; none: the CPU.
+        devices: of this server, whole replicas, as CUDA_VISIBLE_DEVICES names them; none: the CPU.
         transfer: the weight transfer engine.
     """
     options = {
@@ -93,7 +94,7 @@ def server_command(
     environment = {"VLLM_SERVER_DEV_MODE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     words += ["--enable-scale-out", "--no-mm-device-do-normalize"]  # opens /render; pixels as the learner's
     if devices:
-        return words, {**environment, "CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))}
+        return words, {**environment, VISIBLE: ",".join(devices)}
     return [*words, "--enforce-eager"], {**environment, **CPU_VARIABLES}
 
 

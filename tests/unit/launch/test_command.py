@@ -2,6 +2,10 @@
 
 import argparse
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +19,7 @@ from ds_stage2ab.launch.command import LAST_LOOK_S, WATCH_S, learner_command, wa
 from ds_stage2ab.launch.options import Topology, add_launch_options, read_devices, read_topology
 from ds_stage2ab.launch.processes import Server
 from ds_stage2ab.launch.server_command import local_port, server_command, share_devices, with_replica_size
-from tests.parts import ROOT
+from tests.parts import ROOT, free_port
 
 PROD = ROOT / "configs" / "stage2_ab" / "prod" / "ab_mixed.yaml"
 PYTHON = Path("/venv/bin/python")
@@ -54,9 +58,9 @@ def test_no_list_of_devices(text):
 
 
 def test_topologies():
-    gpus = read_topology(options("--rollout-gpus", "0-5", "--train-gpus", "6,7"))
-    assert gpus == Topology(rollout=(0, 1, 2, 3, 4, 5), train=(6, 7), learners=2)
-    assert read_topology(options("--cpu", "--train-ranks", "2")) == Topology(rollout=(), train=(), learners=2)
+    gpus = read_topology(options("--rollout-gpus", "0-5", "--train-gpus", "6,7"), None)
+    assert gpus == Topology(rollout=("0", "1", "2", "3", "4", "5"), train=("6", "7"), learners=2)
+    assert read_topology(options("--cpu", "--train-ranks", "2"), "0,1") == Topology(rollout=(), train=(), learners=2)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +77,36 @@ def test_topologies():
 )
 def test_topologies_that_are_none(words, message):
     with pytest.raises(ConfigError, match=message):
-        read_topology(options(*words))
+        read_topology(options(*words), None)
+
+
+@pytest.mark.parametrize(
+    ("visible", "rollout", "train"),
+    [
+        ("4,5,6,7", ("4", "5"), ("7",)),  # half a machine
+        ("7, 2,0,1", ("7", "2"), ("1",)),  # in their order
+        ("GPU-8f3a,GPU-77,3,GPU-0c", ("GPU-8f3a", "GPU-77"), ("GPU-0c",)),
+        ("MIG-1,MIG-2,MIG-GPU-3/1/0,MIG-4", ("MIG-1", "MIG-2"), ("MIG-4",)),
+    ],
+)
+def test_devices_are_numbered_within_an_allocation(visible, rollout, train):
+    chosen = options("--rollout-gpus", "0,1", "--train-gpus", "3")
+    assert read_topology(chosen, visible) == Topology(rollout=rollout, train=train, learners=1)
+
+
+@pytest.mark.parametrize(
+    ("visible", "message"),
+    [
+        ("4,5,6", "--train-gpus names device 3, and CUDA_VISIBLE_DEVICES=4,5,6 allows 3"),
+        ("4,5,-1,6", "--train-gpus names device 3, and CUDA_VISIBLE_DEVICES=4,5,-1,6 allows 2"),  # CUDA stops at -1
+        ("4", "--rollout-gpus names device 1, and CUDA_VISIBLE_DEVICES=4 allows 1"),
+        ("", "--rollout-gpus names device 0, 1, and CUDA_VISIBLE_DEVICES= allows 0"),
+        ("NoDevFiles", "--rollout-gpus names device 0, 1, and CUDA_VISIBLE_DEVICES=NoDevFiles allows 0"),
+    ],
+)
+def test_devices_outside_of_an_allocation(visible, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        read_topology(options("--rollout-gpus", "0,1", "--train-gpus", "3"), visible)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +155,7 @@ def test_the_servers_of_a_production_config():
     """Six servers of one device each; every number is that of the file."""
     config = load_config(PROD).config
     sections = config.rollout_matching.vllm.server.servers
-    shares = share_devices(sections, (0, 1, 2, 3, 4, 5))
+    shares = share_devices(sections, tuple("012345"))
     started = [server_command(config, s, python=PYTHON, devices=d) for s, d in zip(sections, shares, strict=True)]
     assert [pairs(words)["--port"] for words, _ in started] == ["8000", "8001", "8002", "8003", "8004", "8005"]
     assert [variables["CUDA_VISIBLE_DEVICES"] for _, variables in started] == ["0", "1", "2", "3", "4", "5"]
@@ -157,7 +190,7 @@ def test_the_servers_of_a_production_config():
 def test_replicas_of_two_devices():
     config = load_config(PROD).config
     (server,) = servers(2)
-    words, variables = server_command(config, server, python=PYTHON, devices=(2, 3, 4, 5))
+    words, variables = server_command(config, server, python=PYTHON, devices=("2", "3", "4", "5"))
     # 4 devices / 2 = 2 replicas
     assert (pairs(words)["--tensor-parallel-size"], pairs(words)["--data-parallel-size"]) == ("2", "2")
     assert variables["CUDA_VISIBLE_DEVICES"] == "2,3,4,5"
@@ -175,15 +208,32 @@ def test_a_server_on_the_cpu():
 
 
 def test_the_learner_on_devices_and_on_the_cpu():
-    gpus = Topology(rollout=(0,), train=(6, 7), learners=2)
+    gpus = Topology(rollout=("0",), train=("6", "GPU-1b2c"), learners=2)
     words, variables = learner_command(Path("c.yaml"), ["training.seed=3"], gpus, 29501)
     assert words[1:5] == ["-m", "deepspeed.launcher.runner", "--log_level", "error"]
-    assert words[5:9] == ["--include", "localhost:6,7", "--master_port", "29501"]
-    assert words[9:] == [str(ROOT / "ds_stage2ab" / "train.py"), "--config", "c.yaml", "--set", "training.seed=3"]
+    assert words[5:9] == ["--num_gpus", "2", "--master_port", "29501"]
+    assert words[9:12] == ["--no_python", "--no_local_rank", "env"]
+    assert words[12:15] == ["CUDA_VISIBLE_DEVICES=6,GPU-1b2c", sys.executable, "-u"]
+    assert words[15:] == [str(ROOT / "ds_stage2ab" / "train.py"), "--config", "c.yaml", "--set", "training.seed=3"]
     assert variables == {}
     words, variables = learner_command(Path("c.yaml"), [], Topology(rollout=(), train=(), learners=3), 29501)
     assert words[5:7] == ["--num_gpus", "3"]
     assert variables == {"DS_ACCELERATOR": "cpu"}
+
+
+@pytest.mark.soak
+def test_the_ranks_see_the_devices_by_their_names(tmp_path):
+    """Through DeepSpeed's own launcher, which by itself would number them."""
+    script = tmp_path / "train.py"
+    line = r"'{LOCAL_RANK} {CUDA_VISIBLE_DEVICES}\n'"
+    script.write_text(f"import os\nos.write(1, {line}.format(**os.environ).encode())\n")
+    topology = Topology(rollout=("GPU-0",), train=("GPU-1b2c", "GPU-3d"), learners=2)
+    words, _ = learner_command(Path("c.yaml"), [], topology, free_port())
+    words[words.index(str(ROOT / "ds_stage2ab" / "train.py"))] = str(script)
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sorted(done.stdout.splitlines()[-2:]) == ["0 GPU-1b2c,GPU-3d", "1 GPU-1b2c,GPU-3d"]
 
 
 def test_tp_reaches_servers_and_learner_alike():
@@ -207,7 +257,8 @@ def test_tp_reaches_servers_and_learner_alike():
         (("--cpu", "--train-ranks", "2", "--server-python", "no/python"), "no/python: no Python can be run there"),
     ],
 )
-def test_a_fault_is_one_message(capsys, words, message):
+def test_a_fault_is_one_message(capsys, monkeypatch, words, message):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     code = main(["launch", "--config", str(PROD), *words])
     said = capsys.readouterr()
     assert code == (4 if "no checkpoint" in message else 2)
