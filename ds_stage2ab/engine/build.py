@@ -68,7 +68,7 @@ def start_process_group(collective_timeout_s: float) -> str:
     if accelerator.device_name() == "cpu":
         # DeepSpeed would compile an operator here that only its inference uses, and fail without a compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        share_cores()
+    share_cores()
     backend = accelerator.communication_backend_name()
     try:
         deepspeed.init_distributed(
@@ -84,7 +84,10 @@ def start_process_group(collective_timeout_s: float) -> str:
 
 
 def share_cores() -> None:
-    """Divide the CPU's cores among the ranks of this machine, unless OMP_NUM_THREADS says otherwise."""
+    """Divide the CPU's cores among the ranks of this machine, unless OMP_NUM_THREADS says otherwise.
+
+    Ranks on GPUs as well: each encodes its samples, cuts its rollouts and updates what is offloaded on the CPU.
+    """
     if "OMP_NUM_THREADS" not in os.environ and "LOCAL_SIZE" in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["LOCAL_SIZE"])))
 

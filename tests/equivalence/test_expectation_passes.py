@@ -56,7 +56,7 @@ def test_the_modes_differ_in_gradients_alone(bench, num_passes):
 
 @pytest.mark.parametrize(("mode", "middle"), [("unroll", True), ("em_detach", False)])
 def test_which_passes_keep_a_graph(bench, mode, middle):
-    """Every pass is one call of the model, without ids, a mask that is read, or a cache, with positions of four rows."""
+    """Every pass is one call of the model, without ids, a mask to read, or a cache, with positions of four rows."""
     seen = []
 
     def look(module, arguments, named):

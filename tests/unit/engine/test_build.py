@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.sections import ModelSection
+from ds_stage2ab.engine import build
 from ds_stage2ab.engine.build import build_optimizer, load_checkpoint, position_index, share_cores
 from ds_stage2ab.engine.tuner import freeze_parts
 from ds_stage2ab.errors import EXIT_ENVIRONMENT, EnvironmentFault
@@ -222,5 +223,33 @@ def test_cores_are_shared_unless_the_user_says_otherwise(monkeypatch):
         monkeypatch.delenv("OMP_NUM_THREADS")
         share_cores()
         assert torch.get_num_threads() == 1  # never less than one
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Gpu:
+    """DeepSpeed's accelerator where there is a GPU."""
+
+    def set_device(self, index):
+        self.index = index
+
+    def device_name(self, index=None):
+        return "cuda" if index is None else f"cuda:{index}"
+
+    def communication_backend_name(self):
+        return "nccl"
+
+
+def test_ranks_on_gpus_share_the_cores_too(monkeypatch):
+    threads, asked = torch.get_num_threads(), {}
+    monkeypatch.setattr(build, "get_accelerator", Gpu)
+    monkeypatch.setattr(build.deepspeed, "init_distributed", lambda **settings: asked.update(settings))
+    for name, value in {"LOCAL_RANK": "3", "LOCAL_SIZE": "1000"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    try:
+        torch.set_num_threads(2)
+        assert build.start_process_group(60) == "cuda:3"
+        assert (torch.get_num_threads(), asked["dist_backend"]) == (1, "nccl")
     finally:
         torch.set_num_threads(threads)
