@@ -3,13 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from ds_stage2ab.errors import EnvironmentFault, LocalFault
 from ds_stage2ab.plan import RunPlan
-
-CPU_ALLOCATOR = "DefaultCPUAllocator"
-"""In the text of torch's RuntimeError when the host's memory is exhausted."""
+from ds_stage2ab.runtime.memory import is_out_of_memory
 
 SMALLER_PACKS = (
     "set training.global_max_length lower (data.max_pixels too, if a single sample is as long as a pack),"
@@ -46,8 +42,7 @@ def memory_explained(
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        exhausted = isinstance(error, MemoryError | torch.OutOfMemoryError) or CPU_ALLOCATOR in str(error)
-        if not exhausted:
+        if not is_out_of_memory(error):
             raise
         raise fault(
             f"{what} (packs hold up to {plan.global_max_length} tokens; {plan.batch_sentence};"

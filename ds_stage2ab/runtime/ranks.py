@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from ds_stage2ab.errors import LAST_QUESTIONS_S, LocalFault, LostRanks, Stage2Error
 from ds_stage2ab.runtime.control import ControlGroup
+from ds_stage2ab.runtime.memory import is_out_of_memory
 
 T = TypeVar("T")
 
@@ -140,7 +141,8 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            if self.size == 1 or not any(sign in str(error).lower() for sign in LOST_SIGNS):
+            lost = self.size > 1 and any(sign in str(error).lower() for sign in LOST_SIGNS)
+            if not lost or is_out_of_memory(error):  # NCCL's own, where it has no room for a buffer
                 raise
             told = ", ".join(f"rank {rank}: {doing}" for rank, doing in self._others())
             raise LostRanks(

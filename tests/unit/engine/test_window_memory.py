@@ -72,3 +72,18 @@ def test_another_error_stays_what_it_is(build, error):
     with pytest.raises(type(error)) as caught:
         stage.window.run(0, Failing(stage.bench))
     assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    "said", ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "CUDA error: out of memory"]
+)
+def test_a_library_of_a_gpu_without_memory(build, said):
+    """It has no error of torch's for that."""
+
+    def refuse(*words):
+        raise RuntimeError(said)
+
+    stage = build()
+    stage.bench.model.lm_head.register_forward_pre_hook(refuse)
+    with pytest.raises(LocalFault, match="rank 0 is out of memory in step 1, in a pack of"):
+        stage.window.run(0, stage.channel)
