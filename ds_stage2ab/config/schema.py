@@ -15,6 +15,7 @@ from pathlib import Path
 from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.validators import extend
 
+from ds_stage2ab.config import unknown_keys
 from ds_stage2ab.config.document import EXTENDS, Document
 from ds_stage2ab.config.nodes import plain_value
 from ds_stage2ab.config.problems import KeyPath, Problem, dotted
@@ -23,8 +24,6 @@ from ds_stage2ab.errors import EnvironmentFault
 ROOT_FILE = "config.schema.json"
 UNKNOWN = "is no key of a config"
 MISSING = "is required and missing"
-SUGGESTION_CUTOFF = 0.7  # difflib ratio from which a key counts as a misspelling of another
-MAX_SUGGESTIONS = 3
 
 _KINDS = {
     "integer": "a whole number",
@@ -228,9 +227,11 @@ def _missing_key(path: KeyPath, document: Document, schema: dict) -> Problem:
 
 
 def _unknown_key(path: KeyPath, document: Document, schema: dict) -> Problem:
-    found = similar_keys(path, schema)
+    foreign, found = unknown_keys.row_of(path[-1], foreign_keys()), similar_keys(path, schema)
     if path[-1] == "<<":
         fix = "YAML 1.2 has no merge keys: move what is shared into a file and name it in `extends`"
+    elif foreign and found in ([], _ours(foreign)):
+        fix = foreign["fix"]
     elif found and "." in path[-1]:
         fix = f"keys are nested, not joined by dots: write `{found[0][-1]}` below `{dotted(found[0][:-1])}`, indented"
     elif found:
@@ -242,24 +243,24 @@ def _unknown_key(path: KeyPath, document: Document, schema: dict) -> Problem:
     return Problem(path, UNKNOWN, fix, document.place_of_key(path))
 
 
+@cache
+def foreign_keys() -> tuple[dict, ...]:
+    """Keys of other packages, in the order of the file."""
+    return tuple(read_json(schema_folder() / "foreign_keys.json")["foreign"])
+
+
+def _ours(row: dict) -> list[KeyPath]:
+    return [tuple(key.split(".")) for key in row["ours"]]
+
+
 def similar_keys(path: KeyPath, schema: dict) -> list[KeyPath]:
-    """Keys that a user may have meant, best first: this very name elsewhere, else a near one here, else anywhere."""
+    """Keys that a user may have meant, best first."""
+    foreign = unknown_keys.row_of(path[-1], foreign_keys())
     siblings = list(schema_at(schema, path[:-1])["properties"])
-    everywhere: dict[str, list[KeyPath]] = {}
-    for known in _all_keys(schema):
-        everywhere.setdefault(known[-1], []).append(known)
-    name = path[-1]
-    as_path = tuple(name.split("."))
-    for candidate in (as_path, (*path[:-1], *as_path)):
-        if len(as_path) > 1 and candidate in everywhere.get(as_path[-1], []):
-            return [candidate]
-    if name in everywhere:
-        return everywhere[name][:MAX_SUGGESTIONS]
-    near_here = difflib.get_close_matches(name, siblings, n=1, cutoff=SUGGESTION_CUTOFF)
-    if near_here:
-        return [(*path[:-1], near_here[0])]
-    near = difflib.get_close_matches(name, list(everywhere), n=1, cutoff=SUGGESTION_CUTOFF)
-    return everywhere[near[0]][:MAX_SUGGESTIONS] if near else []
+    ours = _ours(foreign) if foreign else []
+    if foreign and not ours:
+        return []
+    return unknown_keys.similar_keys(path, siblings, list(_all_keys(schema)), ours)
 
 
 def _all_keys(schema: dict, path: KeyPath = ()) -> Iterator[KeyPath]:
