@@ -74,10 +74,14 @@ class Parts:
     # what Channel B replays; None: its rollouts are sampled
 
 
-def assemble(loaded: LoadedConfig, world: World) -> Run:
-    """Build a run; the run folder is claimed last, when all that can be known to be good is, servers included."""
+def assemble(loaded: LoadedConfig, world: World, tell: Callable[[str], None]) -> Run:
+    """Build a run; the run folder is claimed last, when all that can be known to be good is, servers included.
+
+    Args:
+        tell: is given a line where the start takes long.
+    """
     torch.manual_seed(loaded.config.training.seed)
-    parts = _read(loaded, world)
+    parts = _read(loaded, world, tell)
     opening = opening_lines(parts.config, parts.plan, _inventory(parts))
     whole_model = WholeModel(parts.source.model, world, is_partitioned=parts.plan.zero_stage == PARTITIONED)
     channel_a = _expectation(parts)
@@ -114,10 +118,10 @@ def assemble(loaded: LoadedConfig, world: World) -> Run:
     )
 
 
-def _read(loaded: LoadedConfig, world: World) -> Parts:
+def _read(loaded: LoadedConfig, world: World, tell: Callable[[str], None]) -> Parts:
     """Everything that comes from files, cheap checks first; nothing is written."""
     folder, recording = _check_inputs(loaded, world)
-    datasets = read_datasets(loaded.config, world)
+    datasets = read_datasets(loaded.config, world, tell)
     with world.raise_together("loading the checkpoint"):
         return _load(loaded.config, world, datasets, folder, recording)
 

@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 import argparse
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ds_stage2ab.config.load import load_config
@@ -93,7 +94,7 @@ def _run(loaded: "LoadedConfig", world: "World") -> None:
 
     folder = RunFolder(loaded.config.logging.root / loaded.name)
     install_sigterm_handler(world.rank, lambda: world.now, folder.newest_checkpoint_words)
-    run = assemble(loaded, world)
+    run = assemble(loaded, world, partial(print, flush=True))
     try:
         if world.rank == 0:
             print(banner(run.plan.batch_sentence, run.opening), flush=True)

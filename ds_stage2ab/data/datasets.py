@@ -1,5 +1,7 @@
 """Training and validation records of a run, read and checked before anything else is built."""
 
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -16,6 +18,9 @@ SKIP = "skip"
 """The value of `data.on_bad_sample` and `data.on_overlong` that goes on without the sample."""
 
 
+TELL_EVERY_S = 10
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Datasets:
     """Checked records."""
@@ -27,25 +32,47 @@ class Datasets:
     # what is wrong with training images whose samples will be skipped
 
 
-def read_datasets(config: Config, world: World) -> Datasets:
-    """Read both sets on every rank, and check the header of every image, each rank its share.
+def read_datasets(config: Config, world: World, tell: Callable[[str], None]) -> Datasets:
+    """Read both sets on every rank, and look at every image, each rank its share: that it is there, and its header.
+
+    Args:
+        tell: is given a line now and then, on rank 0.
 
     Raises:
         DataError: a line, a box or an image is not what the data contract says.
     """
     data, skips = config.data, config.data.on_bad_sample == SKIP
     with world.raise_together("reading the records"):
-        form = {"image_root": data.image_root, "box_format": data.box_format}
+        form = {"image_root": data.image_root, "box_format": data.box_format, "share": (world.rank, world.size)}
         train = read_records(data.train, **form, keep_unusable=skips)
         validation = [] if data.validation is None else read_records(data.validation, **form)
         validation = validation[: config.evaluation.max_samples]
     with world.raise_together("looking at the images"):
-        unusable = _unusable(train[world.rank :: world.size], raises=not skips)
+        tell = tell if world.rank == 0 else _silent
+        mine = now_and_then(train[world.rank :: world.size], len(train), tell)
+        unusable = _unusable(mine, raises=not skips)
         _unusable(validation[world.rank :: world.size], raises=True)
     return Datasets(train=train, validation=validation, unusable=list(chain.from_iterable(world.gather(unusable))))
 
 
-def _unusable(records: list[Record], *, raises: bool) -> list[str]:
+def now_and_then(
+    mine: Sequence[Record], total: int, tell: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+) -> Iterator[Record]:
+    """This rank's share of the records; tells of all every `TELL_EVERY_S` seconds, as the ranks are equally fast."""
+    begun = told = clock()
+    for done, record in enumerate(mine, 1):
+        yield record
+        now = clock()
+        if now - told >= TELL_EVERY_S:
+            tell(f"looking at the images: {total * done // len(mine):,} of {total:,}, {now - begun:.0f} s")
+            told = now
+
+
+def _silent(line: str) -> None:
+    """For the ranks that do not speak."""
+
+
+def _unusable(records: Iterable[Record], *, raises: bool) -> list[str]:
     """One message for each image that cannot be used; with `raises` the first is raised instead."""
     found = []
     for record in records:

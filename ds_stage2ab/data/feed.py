@@ -6,7 +6,7 @@
 import math
 import resource
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import SpawnContext
 from multiprocessing.queues import Queue
@@ -116,15 +116,26 @@ class Feed:
         """Batches of micro-steps in order, from the first of a step; prefetches one step."""
         micro_steps = range(self.plan.accumulation_steps)
         steps = range(first_step, self.plan.total_steps)
+        batches = _Batches(lambda: (self._draws(step, micro_step) for step in steps for micro_step in micro_steps))
         return DataLoader(
             self.reader,
-            batch_sampler=[self._draws(step, micro_step) for step in steps for micro_step in micro_steps],
+            batch_sampler=batches,
             num_workers=self.workers,
             prefetch_factor=math.ceil(self.plan.accumulation_steps / self.workers),
             collate_fn=list,
             worker_init_fn=_start_worker,
             multiprocessing_context=_Spawning(),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Batches:
+    """The batches of a loader, made as they are asked for: those of a whole run need not be held."""
+
+    make: Callable[[], Iterator[list[int]]]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self.make()
 
 
 def _started(loader: DataLoader) -> Iterator[list]:

@@ -49,6 +49,21 @@ class Unusable(DataError):
     """The path of an image is valid, but the file is missing or empty."""
 
 
+def check_path(text: str) -> None:
+    """Look at the text alone.
+
+    Raises:
+        DataError: it is no relative path that stays where it starts. It has no `where`.
+    """
+    if _URL.match(text):
+        raise DataError(f"image {text!r} is a URL", fix="download it and write its path inside the image root")
+    if text.startswith("/") or ".." in PurePosixPath(text).parts:
+        raise DataError(
+            f"image {text!r} is no path inside the image root",
+            fix="write a path relative to data.image_root (or to the JSONL's folder), without '..'",
+        )
+
+
 def find_image(root: Path, text: str) -> Path:
     """The regular file that `text` names below `root`, links followed.
 
@@ -62,13 +77,7 @@ def find_image(root: Path, text: str) -> Path:
         Unusable: there is no such file, or it is empty. Neither error has a `where`.
         DataError: not a relative path without "..", or there is no readable regular file.
     """
-    if _URL.match(text):
-        raise DataError(f"image {text!r} is a URL", fix="download it and write its path inside the image root")
-    if text.startswith("/") or ".." in PurePosixPath(text).parts:
-        raise DataError(
-            f"image {text!r} is no path inside the image root",
-            fix="write a path relative to data.image_root (or to the JSONL's folder), without '..'",
-        )
+    check_path(text)
     try:
         found = Path(os.path.realpath(root / text, strict=True))
         status = found.stat()

@@ -17,10 +17,13 @@ from typing import Any
 from ds_stage2ab.carriers import Record, Truth
 from ds_stage2ab.data.box_forms import FORMS, BoxForm, BoxRefused, shown, to_bins
 from ds_stage2ab.data.box_space import SizedBox, other_form
-from ds_stage2ab.data.images import Unusable, check_image, find_image, load_image
+from ds_stage2ab.data.images import Unusable, check_image, check_path, find_image, load_image
 from ds_stage2ab.errors import DataError, printable
 
 __all__ = ["check_image", "load_image", "read_records"]
+
+Share = tuple[int, int]
+"""(r, n): the records r, r + n, r + 2 n, ... of a file, counted from 0."""
 
 RECORD_KEYS = ("images", "width", "height", "objects", "id")
 OBJECT_KEYS = ("desc", "bbox_2d")
@@ -57,11 +60,17 @@ class _Reader:
     root: Path
     form: BoxForm
     keep_unusable: bool
+    share: Share
     line_of_id: dict[str, int] = field(default_factory=dict)
 
 
 def read_records(
-    path: Path, *, image_root: Path | None, box_format: str, keep_unusable: bool = False
+    path: Path,
+    *,
+    image_root: Path | None,
+    box_format: str,
+    keep_unusable: bool = False,
+    share: Share = (0, 1),
 ) -> list[Record]:
     """Read a whole file; images are not opened, but must exist.
 
@@ -69,6 +78,8 @@ def read_records(
         path: the JSONL file.
         image_root: the folder that image paths start from; None: the file's own folder.
         box_format: `data.box_format`.
+        share: the records whose images are looked for, which takes most of the time on a network's file system; the
+            others' are taken to be there.
         keep_unusable: keep a record whose image is missing or empty; loading the image raises then.
 
     Returns: one record per line, in file order; the objects of each sorted by (y1, x1), stable.
@@ -81,7 +92,9 @@ def read_records(
     root = path.parent if image_root is None else image_root
     if not root.is_dir():
         raise DataError("the image root is no folder", where=str(root), fix="correct data.image_root")
-    reader = _Reader(path=path, root=root.resolve(), form=FORMS[box_format], keep_unusable=keep_unusable)
+    reader = _Reader(
+        path=path, root=root.resolve(), form=FORMS[box_format], keep_unusable=keep_unusable, share=share
+    )
     records: list[Record] = []
     problems: list[_Problem] = []
     for number, line in _lines(path):
@@ -194,7 +207,7 @@ def _read_line(reader: _Reader, number: int, line: bytes) -> Record | list[_Prob
         values = _mapping(_parse(line, number), RECORD_KEYS, "the record")
         width, height = (_side(values[name], name) for name in ("width", "height"))
         sample_id = _sample_id(reader, number, values)
-        image = _image(reader, values["images"])
+        image = _image(reader, number, values["images"])
     except _Refused as error:
         return [_Problem(where, error.why, error.fix)]
     objects, problems = _objects(reader, values["objects"], width, height, where)
@@ -282,15 +295,20 @@ def _sample_id(reader: _Reader, number: int, values: dict[str, Any]) -> str:
     return sample_id
 
 
-def _image(reader: _Reader, value: Any) -> Path:
+def _image(reader: _Reader, number: int, value: Any) -> Path:
+    """Below the root, not resolved: the same at every rank, whichever looks for it."""
     if not isinstance(value, list) or len(value) != 1:
         raise _Refused(f"images is {shown(value)}, not a list of exactly one path", "write one image per record")
+    text, (first, every) = _text(value[0], "images[0]"), reader.share
     try:
-        return find_image(reader.root, _text(value[0], "images[0]"))
+        if (number - 1) % every == first:
+            find_image(reader.root, text)
+        else:
+            check_path(text)
     except DataError as error:
-        if isinstance(error, Unusable) and reader.keep_unusable:
-            return reader.root / value[0]
-        raise _Refused(error.why, error.fix) from None
+        if not (isinstance(error, Unusable) and reader.keep_unusable):
+            raise _Refused(error.why, error.fix) from None
+    return reader.root / text
 
 
 def _objects(reader: _Reader, values: Any, width: int, height: int, where: str) -> tuple[list[Truth], list[_Problem]]:

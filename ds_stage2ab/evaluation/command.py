@@ -23,7 +23,7 @@ from ds_stage2ab.config.rules import VALIDATION, rollout_fits_length
 from ds_stage2ab.config.sections import Config
 from ds_stage2ab.data.encode import Encoder
 from ds_stage2ab.data.images import check_image
-from ds_stage2ab.data.records import read_records
+from ds_stage2ab.data.records import Share, read_records
 from ds_stage2ab.engine.build import embedding_holds_coordinates, load_checkpoint, position_index
 from ds_stage2ab.errors import ConfigError, EnvironmentFault, printable
 from ds_stage2ab.evaluation.evaluator import Evaluation, Evaluator
@@ -52,7 +52,7 @@ def evaluate_checkpoint(loaded: LoadedConfig, checkpoint: Path, world: World, pi
     with world.raise_together("loading the checkpoint"):
         section = replace(config.model, path=weights_folder(checkpoint), gradient_checkpointing=False)
         check_folder(section.path)  # before the data, which takes longer
-        records = _held_out(config)
+        records = _held_out(config, (world.rank, world.size))
         for record in records[world.rank :: world.size]:
             check_image(record)
         source = load_checkpoint(section, min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels)
@@ -101,11 +101,12 @@ def weights_folder(checkpoint: Path) -> Path:
     )
 
 
-def _held_out(config: Config) -> list[Any]:
+def _held_out(config: Config, share: Share) -> list[Any]:
     data = config.data
     if data.validation is None:
         raise ConfigError("there is nothing to evaluate on", where=VALIDATION, fix=f"set {VALIDATION} to a JSONL file")
-    records = read_records(data.validation, image_root=data.image_root, box_format=data.box_format)
+    form = {"image_root": data.image_root, "box_format": data.box_format}
+    records = read_records(data.validation, **form, share=share)
     return records[: config.evaluation.max_samples]
 
 

@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,18 @@ def test_workers_change_nothing(feed, records):
             theirs.id, theirs.draw, theirs.prompt_ids, theirs.image
         )  # fmt: skip
         assert torch.equal(mine.vision.pixel_values, theirs.vision.pixel_values)
+
+
+def test_the_batches_of_a_long_run_are_made_when_they_are_asked_for(feed):
+    """A list of them took seconds and a gigabyte at a few million steps."""
+    long = feed(1)
+    long.plan = replace(long.plan, total_steps=10**8)
+    tracemalloc.start()
+    batches = iter(long._loader(first_step=1).batch_sampler)
+    assert [next(batches), next(batches)] == [[10, 11], [14, 15]]  # as above
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
 
 
 @dataclass(frozen=True, slots=True)
