@@ -15,6 +15,7 @@ from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.load import LoadedConfig
 from ds_stage2ab.config.rules import rollout_fits_length
 from ds_stage2ab.config.sections import Config
+from ds_stage2ab.config.servers import api_key
 from ds_stage2ab.data.datasets import SKIP, Datasets, check_descriptions, data_warnings, read_datasets
 from ds_stage2ab.data.encode import Encoder
 from ds_stage2ab.data.feed import Feed, Reader
@@ -134,6 +135,7 @@ def _check_inputs(loaded: LoadedConfig, world: World) -> tuple[RunFolder, Record
         batch_shape(loaded.config.training, world.size)  # the batch rules need no file
         folder.refuse_earlier_run()
         check_folder(loaded.config.model.path)  # before the data, which takes longer
+        api_key(matching.vllm.server.api_key_env if matching.rollout_backend == "vllm" else None)
         return folder, read_recording(matching.replay.run) if matching.rollout_backend == "replay" else None
 
 

@@ -19,7 +19,7 @@ _TAB = 4  # columns, the same for the line and for its caret
 # User and password in a URL, and the value of a key that looks like a secret (not max_new_tokens).
 _SECRETS = re.compile(
     r"""(?<=://)[^/\s@"']+(?=@)"""
-    r"""|(?:token|secret|password|passwd|api_?key)["']?\s*[:=]\s*["']?(?P<value>[^\s"'#,}\]]*[^\s"'#,}\]:])""",
+    r"""|(?:token|secret|password|passwd|api_?key(?:_env)?)["']?\s*[:=]\s*["']?(?P<value>[^\s"'#,}\]]*[^\s"'#,}\]:])""",
     re.IGNORECASE,
 )
 

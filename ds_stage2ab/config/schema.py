@@ -284,7 +284,8 @@ def _wrong_value(error: ValidationError, text: str) -> tuple[str, str]:
         case "minLength":
             return "must not be empty", "write the text, or delete the key if it has a default"
         case "pattern":
-            return f"{error.schema['patternErrorMessage']}, got {text}", "write it in that form"
+            seen = "" if "writeOnly" in error.schema else f", got {text}"  # it may be a secret
+            return f"{error.schema['patternErrorMessage']}{seen}", "write it in that form"
         case "uniqueItems":
             return f"names an entry twice: {', '.join(map(str, error.instance))}", "name each entry once"
     raise AssertionError(f"the schemas use `{error.validator}`, which has no message here")

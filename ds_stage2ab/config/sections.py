@@ -112,6 +112,7 @@ class ServerSection:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmServerSection:
     servers: tuple[ServerSection, ...]
+    api_key_env: str | None
     timeout_s: float
     infer_timeout_s: float | None
 

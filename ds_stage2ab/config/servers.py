@@ -6,6 +6,7 @@ most D S sequences at any moment, and these permits are divided among the ranks 
 
 from __future__ import annotations
 
+import os
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ from ds_stage2ab.errors import ConfigError
 
 BACKEND = "custom.extra.rollout_matching.rollout_backend"
 DECODE_BATCH = "custom.extra.rollout_matching.decode_batch_size"
+API_KEY_ENV = "custom.extra.rollout_matching.vllm.server.api_key_env"
 SERVERS = "custom.extra.rollout_matching.vllm.server.servers"
 INFER_TIMEOUT = "custom.extra.rollout_matching.vllm.server.infer_timeout_s"
 
@@ -104,6 +106,30 @@ def split_requests(n: int, server_replicas: list[int]) -> list[range]:
         shares[i] += 1
     ends = [sum(shares[: i + 1]) for i in range(len(shares))]
     return [range(end - share, end) for end, share in zip(ends, shares, strict=True)]
+
+
+def api_key(variable: str | None) -> str | None:
+    """The key of the servers, from the environment variable of that name; no message holds either.
+
+    Raises:
+        ConfigError: there is no such variable, or it holds what no header may.
+    """
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ConfigError(
+            "the environment variable that it names is not set here, or is empty",
+            where=API_KEY_ENV,
+            fix="set the variable to the servers' key where each learner starts, or delete this key",
+        )
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise ConfigError(
+            "the environment variable that it names holds blanks or other characters that a header may not have",
+            where=API_KEY_ENV,
+            fix="set the variable to the key with which the servers were started, and nothing else",
+        )
+    return key
 
 
 def is_loopback(base_url: str) -> bool:

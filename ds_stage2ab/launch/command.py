@@ -19,7 +19,7 @@ from ds_stage2ab.config.problems import SET
 from ds_stage2ab.config.report import as_error
 from ds_stage2ab.config.rules import RULES, topology_rules
 from ds_stage2ab.config.sections import Config
-from ds_stage2ab.config.servers import BACKEND, GLOO_TRANSFER
+from ds_stage2ab.config.servers import BACKEND, GLOO_TRANSFER, api_key
 from ds_stage2ab.engine.run_folder import CONFIG_FILE, RunFolder
 from ds_stage2ab.errors import EXIT_ENVIRONMENT, ConfigError, EnvironmentFault
 from ds_stage2ab.launch.options import VISIBLE, Topology, read_topology
@@ -43,6 +43,8 @@ TELL_EVERY_S = 30
 OVER = "\r\033[K"
 """To the start of a terminal's line, which is cleared."""
 LOGS = "launch-logs"
+VLLM_KEY = "VLLM_API_KEY"
+"""vLLM's own variable: a server that inherits it asks for that key, whatever the config says."""
 OF_OTHER_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", VISIBLE)
 
 
@@ -131,6 +133,7 @@ def _refuse_what_cannot_start(loaded: LoadedConfig, ports: list[int], python: Pa
     if not (loaded.config.model.path / "config.json").is_file():
         raise EnvironmentFault("no checkpoint there", where=str(loaded.config.model.path), fix="set model.path")
     RunFolder(_run_folder(loaded)).refuse_earlier_run()
+    api_key(loaded.config.rollout_matching.vllm.server.api_key_env)
     for port in ports:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -163,6 +166,7 @@ def _start_servers(
 ) -> list[Server]:
     sections = config.rollout_matching.vllm.server.servers
     servers = []
+    key = api_key(config.rollout_matching.vllm.server.api_key_env)
     transfer = _transfer(processes, topology, python)
     for section, devices in zip(sections, share_devices(sections, topology.rollout), strict=True):
         processes.check()
@@ -171,9 +175,16 @@ def _start_servers(
         variables |= {name: os.environ[name] for name in own}
         port = local_port(section.base_url)
         name = f"server {section.base_url}"
-        process = processes.start(name, words, _environment(variables, python), logs / f"server-{port}.log")
+        environment = with_key(_environment(variables, python), key)
+        process = processes.start(name, words, environment, logs / f"server-{port}.log")
         servers.append(Server(url=section.base_url, port=port, process=process))
     return servers
+
+
+def with_key(environment: dict[str, str], key: str | None) -> dict[str, str]:
+    """A server's environment in which it asks for this key, and for no other that this process has inherited."""
+    others = {name: value for name, value in environment.items() if name != VLLM_KEY}
+    return others if key is None else {**others, VLLM_KEY: key}
 
 
 def _transfer(processes: ProcessGroup, topology: Topology, python: Path) -> str:

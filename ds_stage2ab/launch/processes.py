@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ds_stage2ab.config.report import redacted
 from ds_stage2ab.errors import EnvironmentFault, printable
 from ds_stage2ab.launch.supervisor import (
     CHILD,
@@ -79,7 +80,7 @@ class ManagedProcess:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
         last = [line for line in lines if line.strip() and not line.startswith(OF_NANOBIND)][-TAIL_LINES:]
-        shown = "".join(f"\n    {printable(line)}" for line in last or ["(nothing)"])
+        shown = "".join(f"\n    {printable(redacted(line))}" for line in last or ["(nothing)"])
         return f"\n  the last lines of {self.log}:{shown}"
 
 

@@ -64,10 +64,11 @@ class ServerApi:
         base_url: scheme, host and port.
         timeout_s: of a connection, and of a call that generates nothing.
         connections: most requests at once.
+        api_key: of the server, if it asks for one.
     """
 
-    def __init__(self, base_url: str, *, timeout_s: float, connections: int) -> None:
-        self.client = HttpClient(base_url, connect_s=timeout_s, connections=connections)
+    def __init__(self, base_url: str, *, timeout_s: float, connections: int, api_key: str | None = None) -> None:
+        self.client = HttpClient(base_url, connect_s=timeout_s, connections=connections, api_key=api_key)
         self.url = self.client.base_url
         self.timeout_s = timeout_s
 

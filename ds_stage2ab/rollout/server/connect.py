@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from ds_stage2ab.config.sections import VllmSection
-from ds_stage2ab.config.servers import request_window, server_slots
+from ds_stage2ab.config.servers import api_key, request_window, server_slots
 from ds_stage2ab.rollout.scoring import Scorer
 from ds_stage2ab.rollout.server.api import ServerApi
 from ds_stage2ab.rollout.server.backend import VllmBackend
@@ -48,11 +48,11 @@ def open_servers(
         ConfigError: fewer permits than ranks.
     """
     wanted = section.server.servers
-    facts = _looked_at(section, requirements, world)
+    key, facts = _looked_at(section, requirements, world)
     replicas = [one.replicas for one in facts]
     request_window(requirements.decode_batch_size, replicas, world.size)
     permits = server_slots(requirements.decode_batch_size, replicas, world.size)[world.rank]
-    apis = [_api(one.base_url, section, CONTROL_CALLS + n) for one, n in zip(wanted, permits, strict=True)]
+    apis = [_api(one.base_url, section, CONTROL_CALLS + n, key) for one, n in zip(wanted, permits, strict=True)]
     targets = [
         Target(api=api, group_port=one.group_port, world_size=fact.world_size, transfer=fact.transfer)
         for api, one, fact in zip(apis, wanted, facts, strict=True)
@@ -68,15 +68,18 @@ def open_servers(
     )  # fmt: skip
 
 
-def _looked_at(section: VllmSection, requirements: Requirements, world: World) -> list[ServerInfo]:
-    """What each server is; checked once, on rank 0."""
+def _looked_at(
+    section: VllmSection, requirements: Requirements, world: World
+) -> tuple[str | None, list[ServerInfo]]:
+    """The servers' key, and what each server is; these are checked once, on rank 0."""
     facts = []
     with world.raise_together("looking at the rollout servers"):
+        key = api_key(section.server.api_key_env)  # of this rank's own environment
         if world.rank == 0:
-            apis = [_api(one.base_url, section, CONTROL_CALLS) for one in section.server.servers]
+            apis = [_api(one.base_url, section, CONTROL_CALLS, key) for one in section.server.servers]
             facts = check_servers(apis, [one.tensor_parallel_size for one in section.server.servers], requirements)
-    return world.broadcast_object(facts)
+    return key, world.broadcast_object(facts)
 
 
-def _api(base_url: str, section: VllmSection, connections: int) -> ServerApi:
-    return ServerApi(base_url, timeout_s=section.server.timeout_s, connections=connections)
+def _api(base_url: str, section: VllmSection, connections: int, key: str | None) -> ServerApi:
+    return ServerApi(base_url, timeout_s=section.server.timeout_s, connections=connections, api_key=key)

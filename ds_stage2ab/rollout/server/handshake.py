@@ -14,7 +14,7 @@ import torch
 from ds_stage2ab.carriers import Sample
 from ds_stage2ab.codec.bins import NUM_BINS, coordinate_token
 from ds_stage2ab.codec.vocabulary import Vocabulary
-from ds_stage2ab.config.servers import DECODE_BATCH, GLOO_TRANSFER, INFER_TIMEOUT, MODEL_NAME
+from ds_stage2ab.config.servers import API_KEY_ENV, DECODE_BATCH, GLOO_TRANSFER, INFER_TIMEOUT, MODEL_NAME
 from ds_stage2ab.errors import ServerFault, printable
 from ds_stage2ab.rollout.server.api import NEEDED_ROUTES, ServerApi
 from ds_stage2ab.rollout.server.chat import Conversation, other_prompt, read_answer
@@ -31,6 +31,8 @@ LIKE_LEARNER = (
     "serve the folder of model.path: tokenizer, chat template and image limits must be the learner's;"
     " data.min_pixels and data.max_pixels are given to a server by --mm-processor-kwargs"
 )
+NO_KEY = (401, 403)
+"""How a server, or a proxy before it, refuses a request without its key, or with another one."""
 MOST_CALLS = 20
 """Upper bound of the calls to one server in a handshake."""
 IS_VLLM = "use a vLLM of the supported range, and name the server itself in base_url, not what stands before it"
@@ -282,7 +284,8 @@ def _asked(
     except ServerUnavailable as error:
         return _Line(what=what, saw=str(error), fix=fix or ITS_LOG)
     except ClientError as error:
-        return _Line(what=what, saw=str(error), fix=fix or refused)
+        key = f"it asks for a key: set {API_KEY_ENV} to the name of the environment variable that holds it"
+        return _Line(what=what, saw=str(error), fix=key if error.status in NO_KEY else fix or refused)
     except (KeyError, TypeError, ValueError) as error:
         saw = f"an answer of another form ({type(error).__name__}: {error})"
         return _Line(what=what, saw=saw, fix=fix or IS_VLLM)

@@ -31,6 +31,7 @@ LONGEST_PAUSE_S = 10.0
 """However long a server asks us to stay away."""
 BUSY = (429, 503)
 TOLD = 300  # characters of a refusal that a message quotes
+MOST_KEY_BYTES = 4096  # of a key that such an answer may repeat: one that is cut would not be found
 
 
 Headers = dict[str, str] | None
@@ -68,13 +69,17 @@ class HttpClient:
         base_url: scheme, host and port.
         connect_s: longest wait for a connection.
         connections: kept open at most.
+        api_key: sent as a bearer token; no message of this client holds it.
     """
 
-    def __init__(self, base_url: str, *, connect_s: float, connections: int) -> None:
+    def __init__(self, base_url: str, *, connect_s: float, connections: int, api_key: str | None = None) -> None:
         self.base_url = base_url.rstrip("/")
         self.connect_s = connect_s
         self.session = requests.Session()
         self.session.trust_env = False
+        self.api_key = api_key
+        if api_key is not None:
+            self.session.headers["Authorization"] = f"Bearer {api_key}"
         for scheme in ("http://", "https://"):
             self.session.mount(scheme, _Adapter(pool_maxsize=connections))
 
@@ -111,11 +116,26 @@ class HttpClient:
         if status in BUSY:
             raise _ComeBack(f"answered {status} to {path}", _seconds(headers.get("Retry-After")))
         if 400 <= status < 500:
-            raise ClientError(f"refused {path} with {status}: {_told(content)}", status)
+            raise ClientError(f"refused {path} with {status}: {self._told(content)}", status)
         if status != 200:
             kind = ProtocolError if 300 <= status < 400 else ServerUnavailable
-            raise kind(f"answered {status} to {path}: {_told(content)}")
-        return _json(content, path)
+            raise kind(f"answered {status} to {path}: {self._told(content)}")
+        return self._json(content, path)
+
+    def _json(self, content: bytes, path: str) -> Any:
+        if not content:
+            return None
+        try:
+            return json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise ProtocolError(f"the answer to {path} is no JSON: {self._told(content)}") from error
+
+    def _told(self, content: bytes) -> str:
+        """The start of an answer, for a message."""
+        whole = content[: TOLD + MOST_KEY_BYTES].decode("utf-8", "replace")
+        if self.api_key is not None:
+            whole = whole.replace(self.api_key, "***")
+        return " ".join(whole[:TOLD].split()) or "(nothing)"
 
     def _same_origin(self, url: str, headers: Any) -> str:
         target = urljoin(url, headers.get("Location") or "")
@@ -195,19 +215,6 @@ def _content(reply: requests.Response, path: str, deadline: float) -> bytes:
             if len(content) > MOST_BYTES:
                 raise ProtocolError(f"the answer to {path} is larger than {MOST_BYTES // 2**20} MiB")
     return bytes(content)
-
-
-def _json(content: bytes, path: str) -> Any:
-    if not content:
-        return None
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"the answer to {path} is no JSON: {_told(content)}") from error
-
-
-def _told(content: bytes) -> str:
-    return " ".join(content[:TOLD].decode("utf-8", "replace").split()) or "(nothing)"
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -72,6 +72,7 @@ def test_a_carriage_return_is_no_part_of_the_line():
         ("base_url: http://me:hunter2@host:8000", "base_url: http://**********@host:8000"),
         ("hf_token: abc", "hf_token: ***"),
         ('"api_key": "abc"', '"api_key": "***"'),
+        ("api_key_env: sk-4", "api_key_env: ****"),  # the key itself, where its variable belongs
         ("--set x.password=abc: x.password", "--set x.password=***: x.password"),
         ("wandb_secret = abc # mine", "wandb_secret = *** # mine"),
         ("max_new_tokens: 3072", "max_new_tokens: 3072"),

@@ -34,7 +34,9 @@ KEYWORDS_WITH_A_MESSAGE = {
     "additionalProperties",
     "required",
 }
-KEYWORDS_OF_STRUCTURE = {"title", "description", "default", "items", "properties", "if", "else", "patternErrorMessage"}
+KEYWORDS_OF_STRUCTURE = {
+    *("title", "description", "default", "items", "properties", "if", "else", "patternErrorMessage", "writeOnly")
+}
 
 
 NAMES_OF_OTHERS = {"bbox_2d", "coord_k", "object_1"}  # of records and of answers
