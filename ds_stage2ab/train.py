@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.overrides import add_set_option, read_overrides
-from ds_stage2ab.errors import EXIT_OK, ServerFault, Stage2Error
+from ds_stage2ab.errors import EXIT_OK, ServerFault, Stage2Error, printable
 from ds_stage2ab.runtime.shutdown import end_with_parent, excepthook, exit_now, install_sigterm_handler, report_error
 from ds_stage2ab.runtime.streams import guard_streams
 
@@ -75,7 +75,7 @@ def _meet(config: Path, overrides: list[str], rank: int) -> tuple["LoadedConfig"
     loaded = load_config(config, read_overrides(overrides))
     # Heavy imports wait until the config is known to be good.
     if rank == 0:
-        print(f"{config}: valid; loading libraries, data and model", flush=True)
+        print(f"{printable(str(config))}: valid; loading libraries, data and model", flush=True)
     from ds_stage2ab.engine.build import quieten, start_process_group
     from ds_stage2ab.runtime.ranks import World, fill_launcher_variables
 

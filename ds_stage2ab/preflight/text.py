@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 from ds_stage2ab.config.batch import counted
+from ds_stage2ab.errors import printable
 from ds_stage2ab.plan import Cadence, RunPlan, split_requests
 from ds_stage2ab.preflight.lengths import Lengths
 from ds_stage2ab.preflight.report import NUM_FIRST, RECORDS, PreflightReport, due_steps, first_steps
@@ -21,19 +22,19 @@ def as_text(report: PreflightReport) -> str:
     if report.rollout_devices:
         devices += f" and {counted(report.rollout_devices, 'rollout device')}"
     sections = [
-        f"{report.file} on {devices}",
+        f"{printable(str(report.file))} on {devices}",
         two_columns(_rows(report)),
         _memory_text(report),
         f"DeepSpeed's configuration\n{json.dumps(report.plan.deepspeed_config, indent=2)}",
         "\n".join(f"warning: {warning}" for warning in report.warnings),
     ]
-    return "\n\n".join(section for section in sections if section)
+    return printable("\n\n".join(section for section in sections if section), keep_lines=True)
 
 
 def two_columns(rows: Sequence[tuple[str, str]]) -> str:
-    """One line for each (what, value)."""
+    """One line for each (what, value), whatever a value holds: paths are among them."""
     width = max(len(what) for what, _ in rows)
-    return "\n".join(f"  {what:<{width}}  {value}" for what, value in rows)
+    return "\n".join(f"  {what:<{width}}  {printable(value)}" for what, value in rows)
 
 
 def _rows(report: PreflightReport) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ from ds_stage2ab.metrics.curves import draw_curves
 from ds_stage2ab.metrics.journal import EvaluationRecord, History, StepRecord
 from ds_stage2ab.metrics.report import summary_rows, summary_table
 from ds_stage2ab.metrics.sinks import ConsoleSink
+from ds_stage2ab.preflight.opening import banner
 from tests.architecture.sources import package_files, parse, relative
 
 SEEDS = ("ds_stage2ab/rollout/base.py", "ds_stage2ab/data/stream.py")
@@ -113,6 +114,13 @@ def test_console_lines_name_samples_without_their_controls():
         f"step 1: 1 samples skipped ({SHOWN})",
         r"warning: \x1b[31mred",
     ]
+
+
+def test_the_opening_lines_of_a_run_stay_lines():
+    """A folder's name may hold anything but a slash."""
+    assert banner("8 samples", [("run folder", f"runs/{FORGED}"), ("data", "x")]) == (
+        f"8 samples\n  run folder  runs/{SHOWN}\n  data        x"
+    )
 
 
 def test_the_last_words_of_a_log_have_no_controls(tmp_path):
