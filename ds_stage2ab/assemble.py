@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ds_stage2ab import ops
+from ds_stage2ab.carriers import Record
 from ds_stage2ab.channels.expectation import Expectation
 from ds_stage2ab.channels.rollout_matching import RolloutMatching
 from ds_stage2ab.codec.text import get_codec
@@ -103,7 +104,7 @@ def assemble(loaded: LoadedConfig, world: World, tell: Callable[[str], None]) ->
         channels={"A": channel_a, "B": rollout_matching},
         metrics=metrics,
         health=HealthWatch(parts.config.stage2_ab.channel_b.health),
-        evaluate=_evaluation(parts, backend) if parts.datasets.validation else None,
+        evaluate=_evaluation(parts, backend, metrics) if parts.datasets.validation else None,
         verify_weights=backend.verify_weights,
         checkpoints=Checkpoints(
             parts.folder.checkpoints,
@@ -130,10 +131,12 @@ def _read(loaded: LoadedConfig, world: World, tell: Callable[[str], None]) -> Pa
 def _check_inputs(loaded: LoadedConfig, world: World) -> tuple[RunFolder, Recording | None]:
     """The run folder, not yet made, and the recording to be replayed, if any."""
     matching = loaded.config.rollout_matching
-    folder = RunFolder(loaded.config.logging.root / loaded.name)
+    folder = RunFolder(loaded.config.logging.root / loaded.name, locked=loaded.config.logging.lock)
     with world.raise_together("reading the config"):
         batch_shape(loaded.config.training, world.size)  # the batch rules need no file
         folder.refuse_earlier_run()
+        if world.rank == 0:
+            folder.try_out()
         check_folder(loaded.config.model.path)  # before the data, which takes longer
         api_key(matching.vllm.server.api_key_env if matching.rollout_backend == "vllm" else None)
         return folder, read_recording(matching.replay.run) if matching.rollout_backend == "replay" else None
@@ -165,6 +168,7 @@ def _load(
         system_prompt=config.data.system_prompt,
         user_prompt=config.data.user_prompt,
     )
+    answered = [*datasets.validation, *(datasets.train if plan.b_steps else ())]
     return Parts(
         config=config,
         world=world,
@@ -174,21 +178,14 @@ def _load(
         vocabulary=vocabulary,
         encoder=encoder,
         folder=folder,
-        longest_prompt=_longest_prompt(config, plan, datasets, source, encoder),
+        longest_prompt=_longest_prompt(config, answered, source, encoder),
         recording=recording,
     )
 
 
-def _longest_prompt(
-    config: Config, plan: RunPlan, datasets: Datasets, source: Checkpoint, encoder: Encoder
-) -> int:
-    """Tokens of the longest prompt that the model answers, for which an answer must fit behind it; 0 if none.
-
-    Raises:
-        ConfigError: it does not (rule 4).
-    """
-    answered = [*datasets.validation, *(datasets.train if plan.b_steps else ())]
-    longest = max((encoder.prompt_length(*size) for size in {(r.width, r.height) for r in answered}), default=0)
+def _longest_prompt(config: Config, answered: list[Record], source: Checkpoint, encoder: Encoder) -> int:
+    """Tokens of the longest prompt that the model answers, behind which an answer must fit (rule 4); 0 if none."""
+    longest = encoder.longest_prompt(answered)
     if longest:
         rollout_fits_length(
             longest,
@@ -319,7 +316,7 @@ def _open_sinks(parts: Parts) -> list[Sink]:
     return sinks
 
 
-def _evaluation(parts: Parts, backend: RolloutBackend) -> Callable[[int], dict[str, float]]:
+def _evaluation(parts: Parts, backend: RolloutBackend, metrics: Metrics) -> Callable[[int], dict[str, float]]:
     evaluator = Evaluator(
         parts.datasets.validation,
         parts.encoder.encode,
@@ -330,6 +327,7 @@ def _evaluation(parts: Parts, backend: RolloutBackend) -> Callable[[int], dict[s
         world=parts.world,
         pictures=parts.folder.pictures,
         num_pictures=parts.config.evaluation.num_pictures,
+        warn=metrics.warn,
     )
     return lambda finished_steps: evaluator.run(finished_steps).figures
 
@@ -349,8 +347,7 @@ def _inventory(parts: Parts) -> Inventory:
         operators=ops.implementation(),
         warnings=(
             *run_warnings(parts.config, parts.plan),
-            *parts.source.warnings,
-            *parts.encoder.warnings,
+            *(*parts.source.warnings, *parts.encoder.warnings),
             *data_warnings(parts.config.data, parts.datasets),
         ),
     )

@@ -78,20 +78,15 @@ def _evaluate_on_ranks(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from ds_stage2ab.engine.build import quieten, start_process_group
-    from ds_stage2ab.evaluation.command import as_data, as_tables, evaluate_checkpoint, weights_folder
-    from ds_stage2ab.model_folder.checks import warnings_of
-    from ds_stage2ab.model_folder.read import read_folder
+    from ds_stage2ab.evaluation.command import as_data, as_tables, evaluate_checkpoint
     from ds_stage2ab.runtime.ranks import World, fill_launcher_variables
 
     quieten()
     fill_launcher_variables()
     world = World(start_process_group(loaded.config.deepspeed.collective_timeout_s))
     install_sigterm_handler(world.rank, lambda: world.now)
-    with world.raise_together("looking for the checkpoint"):
-        folder = weights_folder(options.checkpoint)
-    if world.rank == 0:
-        print(f"evaluating {folder}", *warnings_of(read_folder(folder)), sep="\nwarning: ", file=sys.stderr, flush=True)
-    evaluation = evaluate_checkpoint(loaded, folder, world, options.pictures)
+    say = partial(print, file=sys.stderr, flush=True)
+    evaluation = evaluate_checkpoint(loaded, options.checkpoint, world, options.pictures, say)
     world.close()
     if world.rank == 0 and options.format == "json":
         print(json.dumps(as_data(evaluation), indent=2))

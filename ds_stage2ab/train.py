@@ -92,7 +92,7 @@ def _run(loaded: "LoadedConfig", world: "World") -> None:
     from ds_stage2ab.metrics.report import summary_table, write_report
     from ds_stage2ab.preflight.opening import banner
 
-    folder = RunFolder(loaded.config.logging.root / loaded.name)
+    folder = RunFolder(loaded.config.logging.root / loaded.name, locked=loaded.config.logging.lock)
     install_sigterm_handler(world.rank, lambda: world.now, folder.newest_checkpoint_words)
     run = assemble(loaded, world, partial(print, flush=True))
     try:

@@ -55,7 +55,11 @@ def test_what_cannot_be_evaluated_is_one_message(config, shipped, tmp_path):
     assert (empty.returncode, "hf/config.json" in empty.stderr) == (EXIT_ENVIRONMENT, True)
     nothing = evaluate("--config", config, "--checkpoint", shipped.model, "--set", "data.validation=null")
     assert (nothing.returncode, "there is nothing to evaluate on" in nothing.stderr) == (EXIT_CONFIG, True)
-    for done in (empty, nothing):
+    (tmp_path / "file").write_text("in the way")
+    nowhere = evaluate("--config", config, "--checkpoint", shipped.model, "--pictures", tmp_path / "file")
+    assert (nowhere.returncode, "--pictures" in nowhere.stderr) == (EXIT_ENVIRONMENT, True)
+    assert "evaluating" not in nowhere.stderr  # known before the work
+    for done in (empty, nothing, nowhere):
         assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
 
 

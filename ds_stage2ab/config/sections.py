@@ -227,6 +227,7 @@ class LoggingSection:
     every_steps: int
     tensorboard: bool
     rollouts: bool
+    lock: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

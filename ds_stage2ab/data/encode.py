@@ -51,6 +51,11 @@ class Encoder:
         patches = self.image_processor.get_number_of_image_patches(height, width)
         return len(self.before) + patches // self.image_processor.merge_size**2 + len(self.after)
 
+    def longest_prompt(self, records: Iterable[Record]) -> int:
+        """Tokens of the longest prompt for these records; 0 if there are none."""
+        sizes = {(record.width, record.height) for record in records}
+        return max((self.prompt_length(*size) for size in sizes), default=0)
+
     def encode(self, record: Record, draw: int) -> Sample:
         """Read the image and expand its placeholder to one token per merged patch.
 

@@ -1,10 +1,14 @@
 """The folder of one run: claimed by one process group, never shared, never overwritten."""
 
+import errno
 import fcntl
 import json
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 
 from ds_stage2ab.errors import ConfigError, EnvironmentFault, printable
@@ -14,6 +18,18 @@ SAMPLING_FILE = "sampling.json"
 LOCK_FILE = "run.lock"
 LATEST = "latest"
 """Inside `checkpoints`: the name of the newest complete one."""
+ANOTHER_ROOT = "set logging.root to a folder that you may write to"
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""What a file system without locks answers."""
+REMEDIES = {
+    **dict.fromkeys(
+        NO_LOCKS,
+        "set logging.lock: false and see yourself that no other run writes there, or set logging.root to a local disk",
+    ),
+    errno.ENAMETOOLONG: "set logging.name to a shorter name",
+    errno.ENOSPC: "free space there, or set logging.root to a folder on another disk",
+    errno.EDQUOT: "free space there, or set logging.root to a folder on another disk",
+}
 
 
 class RunFolder:
@@ -23,10 +39,12 @@ class RunFolder:
 
     Args:
         path: `logging.root` / `logging.name`.
+        locked: `logging.lock`; without a lock a second run may start here at the same moment.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, locked: bool) -> None:
         self.path = path
+        self.locked = locked
         self.metrics = path / "metrics.jsonl"
         self.tensorboard = path / "tensorboard"
         self.pictures = path / "pictures"
@@ -39,8 +57,11 @@ class RunFolder:
 
         Raises:
             ConfigError: the folder already holds a run.
+            EnvironmentFault: it cannot be looked at.
         """
-        if (self.path / CONFIG_FILE).exists():
+        with _explained(self.path):
+            holds_run = (self.path / CONFIG_FILE).exists()
+        if holds_run:
             raise ConfigError(
                 "this folder already holds a run",
                 where=str(self.path),
@@ -55,6 +76,19 @@ class RunFolder:
             return "it has saved no checkpoint yet"
         return f"its newest checkpoint is {printable(str(self.checkpoints / name))}"
 
+    def try_out(self) -> None:
+        """Claim a folder of the same name beside it, and remove it. Rank 0 only, before the costly part of a start.
+
+        Raises:
+            EnvironmentFault: the folder cannot be made, written or locked.
+        """
+        with _explained(self.path):
+            nearest = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
+            with TemporaryDirectory(prefix=".trial-", dir=nearest) as trial:
+                folder = RunFolder(Path(trial) / self.path.name, locked=self.locked)
+                folder._make({}, None)
+                folder.release()
+
     def claim(self, resolved_config: dict[str, Any], sampling: dict[str, Any] | None = None) -> None:
         """Create the folder, lock it and write the resolved config, which marks the folder as a run. Rank 0 only.
 
@@ -65,19 +99,19 @@ class RunFolder:
             ConfigError: the folder holds a run, or another process is writing one.
             EnvironmentFault: the folder cannot be written.
         """
+        with _explained(self.path):
+            self._make(resolved_config, sampling)
+
+    def _make(self, resolved_config: dict[str, Any], sampling: dict[str, Any] | None) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._take_lock()
             if sampling is not None:
                 self._write(SAMPLING_FILE, sampling)
             self._write(CONFIG_FILE, resolved_config)
-        except OSError as error:
+        except OSError:
             self.release()
-            raise EnvironmentFault(
-                f"the run folder cannot be written: {error.strerror}",
-                where=str(self.path),
-                fix="set logging.root to a folder that you may write to",
-            ) from error
+            raise
 
     def _write(self, name: str, values: dict[str, Any]) -> None:
         replace_file(self.path / name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
@@ -115,7 +149,8 @@ class RunFolder:
 
     def _lock_file(self, lock: TextIO) -> None:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self.locked:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
             owner = lock.read().strip()
@@ -125,6 +160,17 @@ class RunFolder:
                 where=str(self.path),
                 fix="set logging.name to another name, or wait for it to end",
             ) from None
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what the file system refuses into words, with the remedy of its cause."""
+    try:
+        yield
+    except OSError as error:
+        fix = next((fix for cause, fix in REMEDIES.items() if cause == error.errno), ANOTHER_ROOT)
+        why = f"the run folder cannot be {'locked' if error.errno in NO_LOCKS else 'written'}: {error.strerror}"
+        raise EnvironmentFault(why, where=str(path), fix=fix) from error
 
 
 def _is_still(file: TextIO, path: Path) -> bool:

@@ -6,10 +6,11 @@ Runs as one process, or under the launcher on several devices, which share the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from rich.box import SIMPLE
@@ -36,20 +37,25 @@ from ds_stage2ab.rollout.hf import HfBackend
 from ds_stage2ab.runtime.ranks import World
 
 
-def evaluate_checkpoint(loaded: LoadedConfig, checkpoint: Path, world: World, pictures: Path | None) -> Evaluation:
+def evaluate_checkpoint(
+    loaded: LoadedConfig, checkpoint: Path, world: World, pictures: Path | None, say: Callable[[str], None]
+) -> Evaluation:
     """Evaluate a checkpoint on `data.validation`; the result is the same on every rank.
 
     Args:
         checkpoint: a Hugging Face folder, or a checkpoint of a run or a run, which have one inside.
         pictures: where rank 0 draws predictions over truth; None: nowhere.
+        say: tells the user, on rank 0, which folder is evaluated, and what is odd.
 
     Raises:
         ConfigError: there is no validation data, or prompt and answer do not fit.
         DataError: a line, a box or an image is not what the data contract says.
-        EnvironmentFault: the folder holds no such checkpoint.
+        EnvironmentFault: the folder holds no such checkpoint, or pictures cannot be written.
     """
     config = loaded.config
     with world.raise_together("loading the checkpoint"):
+        if pictures is not None and world.rank == 0:
+            _try_out(pictures)
         section = replace(config.model, path=weights_folder(checkpoint), gradient_checkpointing=False)
         check_folder(section.path)  # before the data, which takes longer
         records = _held_out(config, (world.rank, world.size))
@@ -61,11 +67,15 @@ def evaluate_checkpoint(loaded: LoadedConfig, checkpoint: Path, world: World, pi
         prompts = {"system_prompt": config.data.system_prompt, "user_prompt": config.data.user_prompt}
         encoder = Encoder(source.tokenizer, source.image_processor, vocabulary, **prompts)
         rollout_fits_length(
-            max(encoder.prompt_length(*size) for size in {(record.width, record.height) for record in records}),
+            encoder.longest_prompt(records),
             config.rollout_matching.max_new_tokens,
             config.training.global_max_length,
             source.model.config.text_config.max_position_embeddings,
         )
+    if world.rank == 0:
+        say(f"evaluating {source.folder}")
+        for warning in (*source.warnings, *encoder.warnings):
+            say(f"warning: {warning}")
     model = source.model.to(world.device)
     backend = HfBackend(
         lambda: nullcontext(model),
@@ -85,7 +95,22 @@ def evaluate_checkpoint(loaded: LoadedConfig, checkpoint: Path, world: World, pi
         world=world,
         pictures=pictures or Path(),
         num_pictures=0 if pictures is None else config.evaluation.num_pictures,
+        warn=lambda text: say(f"warning: {text}"),
     ).run(0)
+
+
+def _try_out(pictures: Path) -> None:
+    """Make the folder of the pictures and write in it, before the work that it is for."""
+    try:
+        pictures.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=pictures):
+            pass
+    except OSError as error:
+        raise EnvironmentFault(
+            f"pictures cannot be written there: {error.strerror}",
+            where=f"--pictures {pictures}",
+            fix="name a folder that you may write to",
+        ) from error
 
 
 def weights_folder(checkpoint: Path) -> Path:

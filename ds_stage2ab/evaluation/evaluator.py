@@ -14,6 +14,7 @@ from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.data.images import load_image
 from ds_stage2ab.data.stream import evaluation_draw
+from ds_stage2ab.errors import DataError
 from ds_stage2ab.evaluation.average_precision import Detections, average_precision
 from ds_stage2ab.evaluation.f1 import DescriptionCounts, ImageScore, count_by_description, score_image, set_score
 from ds_stage2ab.evaluation.pictures import Picture, save_pictures
@@ -84,6 +85,7 @@ class Evaluator:
         world: the learner ranks.
         pictures: folder of the PNG files.
         num_pictures: how many records are drawn, from the first.
+        warn: says what could not be written.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class Evaluator:
         world: World,
         pictures: Path,
         num_pictures: int,
+        warn: Callable[[str], None],
     ) -> None:
         self.records = records
         self.encode = encode
@@ -108,6 +111,7 @@ class Evaluator:
         self.world = world
         self.pictures = pictures
         self.num_pictures = num_pictures
+        self.warn = warn
 
     def run(self, finished_steps: int) -> Evaluation:
         """Evaluate the weights after `finished_steps` steps, the same on every rank; rank 0 draws pictures."""
@@ -176,8 +180,12 @@ class Evaluator:
         return float(rollout.probabilities.coordinate_mass[is_coordinate].sum()), int(is_coordinate.sum())
 
     def _draw(self, outcomes: list[Outcome], finished_steps: int) -> None:
+        """Draw; where that fails the figures are whole all the same."""
         shown = zip(self.records[: self.num_pictures], outcomes, strict=False)
-        save_pictures(self.pictures, finished_steps, [_picture(record, outcome) for record, outcome in shown])
+        try:
+            save_pictures(self.pictures, finished_steps, [_picture(record, outcome) for record, outcome in shown])
+        except (OSError, DataError) as error:
+            self.warn(f"the pictures are not drawn: {error}")
 
 
 def _scores(parsed: ParsedRollout, probabilities: Probabilities | None) -> tuple[float, ...] | None:

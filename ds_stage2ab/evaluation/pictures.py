@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,8 @@ MIN_WIDTH = 512  # smaller images are enlarged by a whole factor, so that pixels
 MAX_SIDE = 1280  # larger images are shrunk: the files are looked at, not measured
 FONT_SIZE = 17
 MAX_LABEL = 28  # characters; longer descriptions end in dots
+MAX_FILE_NAME = 100  # characters of a sample id; file systems take 255 bytes
+DIGEST_BYTES = 8
 MARGIN = 34  # paper around the image, high enough for one label
 DASH = (8, 16)  # pixels drawn, pixels left out, before a stroke grows at its ends by half its breadth
 SHEET_COLUMNS = 4
@@ -301,8 +304,12 @@ def _shortened(text: str) -> str:
 
 
 def _file_name(name: str) -> str:
-    """A sample id as a file name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "image"
+    """A sample id as a file name; a long one is cut, and a digest of the whole tells it from others."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "image"
+    if len(plain) <= MAX_FILE_NAME:
+        return plain
+    digest = blake2b(name.encode(), digest_size=DIGEST_BYTES).hexdigest()
+    return f"{plain[: MAX_FILE_NAME - len(digest) - 1]}-{digest}"
 
 
 @cache

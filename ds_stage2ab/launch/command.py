@@ -68,7 +68,7 @@ def launch(options: argparse.Namespace) -> int:
             _say(f"starting the learner: {counted(topology.learners, 'rank')}")
             words, variables = learner_command(options.config, overrides, topology, _free_port())
             learner = processes.start_learner(words, _environment(variables, sys.executable))
-            code = watch(processes, learner, servers, _Trial(_run_folder(loaded) / CONFIG_FILE))
+            code = watch(processes, learner, servers, _Trial(_run_folder(loaded).path / CONFIG_FILE))
             why = f"the learner ended with code {code}"
         except EnvironmentFault:
             why = "a server was not ready"
@@ -77,7 +77,7 @@ def launch(options: argparse.Namespace) -> int:
             why = str(error)
             _say(f"{why}: stopping")
             processes.end()
-            _say(f"the run is stopped: {RunFolder(_run_folder(loaded)).newest_checkpoint_words()}")
+            _say(f"the run is stopped: {_run_folder(loaded).newest_checkpoint_words()}")
             ended = [process.code for process in processes.members if process.log is None]
             code = (ended[0] if ended else None) or SIGNAL_CODES + error.number
         finally:
@@ -132,7 +132,7 @@ def _refuse_what_cannot_start(loaded: LoadedConfig, ports: list[int], python: Pa
         raise ConfigError("no Python can be run there", where=str(python), fix="set --server-python to one with vLLM")
     if not (loaded.config.model.path / "config.json").is_file():
         raise EnvironmentFault("no checkpoint there", where=str(loaded.config.model.path), fix="set model.path")
-    RunFolder(_run_folder(loaded)).refuse_earlier_run()
+    _run_folder(loaded).refuse_earlier_run()
     api_key(loaded.config.rollout_matching.vllm.server.api_key_env)
     for port in ports:
         with socket.socket() as probe:
@@ -147,8 +147,8 @@ def _refuse_what_cannot_start(loaded: LoadedConfig, ports: list[int], python: Pa
                 ) from error
 
 
-def _run_folder(loaded: LoadedConfig) -> Path:
-    return loaded.config.logging.root / loaded.name
+def _run_folder(loaded: LoadedConfig) -> RunFolder:
+    return RunFolder(loaded.config.logging.root / loaded.name, locked=loaded.config.logging.lock)
 
 
 def _log_folder(loaded: LoadedConfig) -> Path:

@@ -73,7 +73,7 @@ def records(quickstart):
 def evaluator(bench, records, world, tmp_path):
     """Makes an evaluator; the diary gets (sample id, draw) of whatever is encoded."""
 
-    def build(backend, *, num_pictures=0, diary=None):
+    def build(backend, *, num_pictures=0, diary=None, warnings=None):
         def encode(record, draw):
             if diary is not None:
                 diary.append((record.id, draw))
@@ -89,6 +89,7 @@ def evaluator(bench, records, world, tmp_path):
             world=world,
             pictures=tmp_path / "pictures",
             num_pictures=num_pictures,
+            warn=(warnings if warnings is not None else []).append,
         )
 
     return build
@@ -278,3 +279,26 @@ def test_no_pictures_are_drawn_when_none_are_wanted(bench, records, evaluator, t
     backend = Scripted({record.id: (truth_of(record, bench), "stop") for record in records})
     evaluator(backend, num_pictures=0).run(7)
     assert not (tmp_path / "pictures").exists()
+
+
+def test_a_picture_that_cannot_be_written_costs_no_figure(bench, records, evaluator, tmp_path):
+    """The work is done by then: a file in the way of the folder is a warning, and so is an image that has gone."""
+    backend = Scripted({record.id: (truth_of(record, bench), "stop") for record in records})
+    warnings = []
+    (tmp_path / "pictures").write_text("in the way")
+    found = evaluator(backend, num_pictures=2, warnings=warnings).run(7)
+    assert found.figures["eval/f1"] == 1
+    (warning,) = warnings
+    assert warning.startswith("the pictures are not drawn: ") and "pictures" in warning
+
+
+def test_a_long_sample_id_is_a_file_name_all_the_same(bench, records, evaluator, tmp_path):
+    """Two that differ in their last letter are two files."""
+    backend = Scripted({f"{'x' * 290}{n}": (truth_of(record, bench), "stop") for n, record in enumerate(records)})
+    warnings = []
+    built = evaluator(backend, num_pictures=2, warnings=warnings)
+    built.records = [replace(record, id=f"{'x' * 290}{n}") for n, record in enumerate(records)]
+    built.run(7)
+    assert warnings == []
+    names = [path.name for path in (tmp_path / "pictures" / "step_000007").iterdir()]
+    assert len({name.partition("_")[2] for name in names}) == 2 and max(map(len, names)) < 120

@@ -79,6 +79,7 @@ def evaluated(bench, parts, world, backend):
     judge = Evaluator(
         records, bench.encoder.encode, backend, SAMPLING,
         codec=get_codec("array"), vocabulary=bench.vocabulary, world=world, pictures=None, num_pictures=0,
+        warn=str,
     )  # fmt: skip
     return {name: value for name, value in judge.run(0).figures.items() if "second" not in name}
 
@@ -120,6 +121,7 @@ def test_a_rank_with_fewer_samples_scores_as_often_as_the_others(bench, shipped)
     judge = Evaluator(
         records, bench.encoder.encode, Mute(bench, score), SAMPLING,
         codec=get_codec("array"), vocabulary=bench.vocabulary, world=ShortRank(diary), pictures=None, num_pictures=0,
+        warn=str,
     )  # fmt: skip
     with pytest.raises(StopIteration):
         judge.run(0)
