@@ -2,8 +2,9 @@
 
 import logging
 import os
+import socket
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +27,9 @@ from ds_stage2ab.model_folder.checks import check_folder, warnings_of
 from ds_stage2ab.model_folder.images import image_limits
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "TP_SOCKET_IFNAME")
+"""Variables that name the network interface by which ranks talk."""
 
 UNLOADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, SafetensorError)
 """What transformers and safetensors raise on a damaged or foreign folder, found by damaging one in many ways."""
@@ -78,9 +82,30 @@ def start_process_group(collective_timeout_s: float) -> str:
         raise EnvironmentFault(
             f"the ranks cannot meet: {error}",
             where=f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
-            fix="if another run uses this port, give the launcher another: deepspeed --master_port 29501 ...",
+            fix=meeting_remedy(str(error), os.environ),
         ) from error
     return accelerator.device_name(local_rank)
+
+
+def meeting_remedy(why: str, environment: Mapping[str, str]) -> str:
+    """What to do when ranks cannot meet, by its cause.
+
+    Args:
+        why: torch's message.
+        environment: variables of this process, which may be left from another machine.
+    """
+    if "EADDRINUSE" in why or "address already in use" in why:
+        return "another program uses this port: give the launcher another one: deepspeed --master_port 29501 ..."
+    chosen = [f"{name}={environment[name]}" for name in INTERFACES if name in environment]
+    if "Unable to find address for" in why or (chosen and "interface" in why.lower()):
+        has = ", ".join(name for _, name in socket.if_nameindex())
+        names = " and ".join(chosen) or f"one of {', '.join(INTERFACES)}"
+        return f"unset {names}, which names a network interface, or set it to one of this machine: {has}"
+    address = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
+    return (
+        f"see that every machine reaches {address} (MASTER_ADDR, MASTER_PORT; for the launcher --master_addr,"
+        " --master_port), and look for the words of a rank that failed first"
+    )
 
 
 def share_cores() -> None:

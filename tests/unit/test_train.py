@@ -1,11 +1,13 @@
 """Who says it when the training command fails: one rank per machine before the ranks have met, then rank 0."""
 
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
+from ds_stage2ab.engine.build import meeting_remedy
 from ds_stage2ab.errors import EXIT_CONFIG, EXIT_DATA, EXIT_ENVIRONMENT
 from tests.parts import ROOT, config_values, free_port, merged, write_config
 from tests.ranks import started
@@ -35,6 +37,26 @@ def test_a_machine_that_does_not_reach_the_first_says_so(quickstart, tmp_path):
     code, said = train(write_config(tmp_path / "c.yaml", values), RANK="2", LOCAL_RANK="0", **place)
     assert code == EXIT_ENVIRONMENT
     assert f"error: 127.0.0.1:{place['MASTER_PORT']}: the ranks cannot meet: " in said
+
+
+def test_a_network_interface_of_another_machine_is_named_with_its_variable(quickstart, tmp_path):
+    config = write_config(tmp_path / "c.yaml", config_values(quickstart, tmp_path, "alone"))
+    code, said = train(config, GLOO_SOCKET_IFNAME="eth9")
+    assert code == EXIT_ENVIRONMENT
+    assert "fix: unset GLOO_SOCKET_IFNAME=eth9, which names a network interface" in said
+    assert re.search(r"one of this machine: .*\blo\b", said) and "master_port" not in said
+
+
+@pytest.mark.parametrize(
+    ("why", "variables", "remedy"),
+    [
+        ("port: 29500, code: -98, name: EADDRINUSE", {"NCCL_SOCKET_IFNAME": "eth0"}, "--master_port"),
+        ("Bootstrap: no socket interface found", {"NCCL_SOCKET_IFNAME": "ib0"}, "unset NCCL_SOCKET_IFNAME=ib0"),
+        ("The client socket has timed out after 3000ms", {}, "reaches host:29500"),
+    ],
+)
+def test_each_cause_of_ranks_that_cannot_meet_has_its_remedy(why, variables, remedy):
+    assert remedy in meeting_remedy(why, {"MASTER_ADDR": "host", "MASTER_PORT": "29500", **variables})
 
 
 def test_what_the_ranks_have_agreed_on_rank_0_says_for_all_machines(quickstart, tmp_path):
