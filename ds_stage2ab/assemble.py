@@ -95,17 +95,19 @@ def assemble(loaded: LoadedConfig, world: World, tell: Callable[[str], None]) ->
     backend = _backend(parts, whole_model, start_id)
     backend.verify_weights(0)
     rollout_matching = _rollout_matching(parts, _sampled_or_replayed(parts, backend, start_id), start_id)
+    feed = _feed(parts)
     metrics = _claim(parts, loaded, backend)
     return Run(
         plan=parts.plan,
         folder=parts.folder,
         world=world,
-        window=Window(engine, parts.plan, world, _feed(parts), dummy_segment),
+        window=Window(engine, parts.plan, world, feed, dummy_segment),
         channels={"A": channel_a, "B": rollout_matching},
         metrics=metrics,
         health=HealthWatch(parts.config.stage2_ab.channel_b.health),
         evaluate=_evaluation(parts, backend, metrics) if parts.datasets.validation else None,
         verify_weights=backend.verify_weights,
+        stop_reading=feed.close,
         checkpoints=Checkpoints(
             parts.folder.checkpoints,
             parts.source.folder,

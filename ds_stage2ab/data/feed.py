@@ -3,6 +3,7 @@
 `stream` alone decides which sample belongs to a draw: workers only change when it is read.
 """
 
+import gc
 import math
 import resource
 import signal
@@ -62,6 +63,9 @@ class Feed:
         plan: the batch arithmetic.
         rank: this learner rank.
         workers: processes that read one step ahead; 0 reads in this process, when called.
+
+    Raises:
+        EnvironmentFault: this machine cannot start workers.
     """
 
     def __init__(self, reader: Reader, plan: RunPlan, rank: int, *, workers: int) -> None:
@@ -70,6 +74,8 @@ class Feed:
         self.rank = rank
         self.workers = workers
         self._ahead: Iterator[list] | None = None
+        if workers:
+            _need_semaphores()
 
     def __call__(self, step: int, micro_step: int) -> list[Sample | Skipped]:
         """The samples of one micro-step.
@@ -85,6 +91,11 @@ class Feed:
             raise fault
         assert [one.draw for one in found] == draws, "the feed and the loop disagree"
         return found
+
+    def close(self) -> None:
+        """End the worker processes, and give their semaphores back: else Python tells of leaked ones at the end."""
+        self._ahead = None
+        gc.collect()  # torch's iterator and its queues refer to each other
 
     def _draws(self, step: int, micro_step: int) -> list[int]:
         return draws_of(
@@ -109,7 +120,7 @@ class Feed:
                 f"a process that reads samples has died: {error}",
                 where="data.workers",
                 fix="look for its own words, for the kernel's out-of-memory killer, and at the size of /dev/shm;"
-                " or set data.workers to 0",
+                " or set data.workers: 0",
             ) from error
 
     def _loader(self, first_step: int) -> DataLoader:
@@ -136,6 +147,18 @@ class _Batches:
 
     def __iter__(self) -> Iterator[list[int]]:
         return self.make()
+
+
+def _need_semaphores() -> None:
+    """Make one as the workers' queues do: without a /dev/shm there are none."""
+    try:
+        _Spawning().Lock()
+    except OSError as error:
+        raise EnvironmentFault(
+            f"processes that read samples need semaphores, and there are none: {error.strerror}",
+            where="data.workers",
+            fix="give this machine a /dev/shm that can be written, or set data.workers: 0",
+        ) from error
 
 
 def _started(loader: DataLoader) -> Iterator[list]:
@@ -166,7 +189,7 @@ class _Outbox(Queue):
     """Ends the worker if an item cannot be sent: by default it is dropped, and the reader waits for it for ever."""
 
     def _on_queue_feeder_error(self, error: Exception, item: Any) -> None:
-        say(f"samples cannot be handed over: {error}\n  fix: give /dev/shm more room, or set data.workers to 0")
+        say(f"samples cannot be handed over: {error}\n  fix: give /dev/shm more room, or set data.workers: 0")
         exit_now(EXIT_ENVIRONMENT)
 
 
@@ -183,6 +206,6 @@ def _allow_files(number: int) -> None:
         raise EnvironmentFault(
             f"with data.workers the samples of a step take up to {number} open files, and {hard} are allowed",
             where="data.workers",
-            fix="raise the hard limit (`ulimit -Hn`), or set data.workers to 0",
+            fix="raise the hard limit (`ulimit -Hn`), or set data.workers: 0",
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))

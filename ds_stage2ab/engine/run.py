@@ -32,6 +32,8 @@ class Run:
     # finished steps -> held-out figures; None without validation data
     verify_weights: Callable[[int], None]
     # that the rollouts' backend has those of so many finished steps
+    stop_reading: Callable[[], None]
+    # ends the processes that read samples
     checkpoints: Checkpoints
     opening: tuple[tuple[str, str], ...]
     # what the opening lines say: (what, value)
@@ -68,5 +70,6 @@ class Run:
         """Close what is open, whatever happened in the loop."""
         try:
             self.metrics.close()
+            self.stop_reading()
         finally:
             self.folder.release()

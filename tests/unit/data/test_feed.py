@@ -1,5 +1,6 @@
 """A rank's samples, read by the rank itself and by worker processes: the same, with the same errors."""
 
+import errno
 import os
 import resource
 import shutil
@@ -10,6 +11,7 @@ import time
 import tracemalloc
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing import synchronize
 from pathlib import Path
 
 import pytest
@@ -219,3 +221,39 @@ def test_more_samples_in_a_step_than_files_may_be_open(quickstart, tmp_path, lim
     if code:
         assert "error: data.workers: with data.workers the samples of a step take up to " in done.stderr
         assert "open files, and 100 are allowed" in done.stderr and "ulimit -Hn" in done.stderr
+
+
+def test_a_machine_without_semaphores_is_told_at_the_start(feed, monkeypatch):
+    """Without a /dev/shm the first queue of the workers ended in a traceback of multiprocessing."""
+
+    def none(*_, **__):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(synchronize, "SemLock", none)
+    monkeypatch.setattr(synchronize.Lock, "__init__", none)
+    with pytest.raises(EnvironmentFault, match="there are none: Function not implemented") as caught:
+        feed(2)
+    assert (caught.value.code, caught.value.where) == (EXIT_ENVIRONMENT, "data.workers")
+    assert caught.value.fix.endswith("set data.workers: 0")
+    assert len(feed(0)(0, 0)) == 2  # the remedy, followed
+
+
+LEAVE = """
+import sys
+from tests.unit.data.closing import closed_feed
+from ds_stage2ab.runtime.shutdown import exit_now
+if __name__ == "__main__":
+    closed_feed(sys.argv[1] == "close")
+    exit_now(0)
+"""
+
+
+@pytest.mark.parametrize(("how", "noise"), [("close", False), ("leave", True)])
+def test_a_closed_feed_leaves_no_semaphore(tmp_path, how, noise):
+    """A run ends without the interpreter's own clean-up (`exit_now`), which Python's resource tracker reports."""
+    (tmp_path / "leave.py").write_text(LEAVE)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(tmp_path / "leave.py"), how]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ("leaked semaphore" in done.stderr) == noise
