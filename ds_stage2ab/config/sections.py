@@ -5,6 +5,7 @@ relative to the working directory.
 """
 
 # No `from __future__ import annotations`: build_config reads the real types of the fields.
+import os
 from dataclasses import dataclass, fields, is_dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -287,4 +288,4 @@ def _typed(kind: type, value: object) -> object:
         (entry, _) = get_args(kind)
         return tuple(_typed(entry, item) for item in value)
     plain = next((member for member in get_args(kind) if member is not NoneType), kind)
-    return plain(value)
+    return plain(os.path.expanduser(value)) if plain is Path else plain(value)

@@ -6,6 +6,7 @@ Runs as one process, or under the launcher on several devices, which share the s
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -115,7 +116,7 @@ def _try_out(pictures: Path) -> None:
 
 def weights_folder(checkpoint: Path) -> Path:
     """The Hugging Face folder inside a run or a run's checkpoint, the newest one; else the given folder itself."""
-    checkpoint = checkpoint.expanduser()
+    checkpoint = Path(os.path.expanduser(checkpoint))  # pathlib's own raises where there is no such home
     folder = export_in(checkpoint) or checkpoint
     if (folder / CONFIG).is_file():
         return folder

@@ -94,3 +94,13 @@ def test_the_rollout_section_is_at_hand():
     config = load_config(EXAMPLES / "every_key.yaml").config
     assert config.rollout_matching is config.custom.extra.rollout_matching
     assert config.rollout_matching.decode_batch_size == 4
+
+
+def test_a_path_may_begin_at_home(monkeypatch):
+    """YAML knows no shell: every path of a config, and one without such a home stays as it is."""
+    resolved = load_config(EXAMPLES / "minimal.yaml").resolved
+    monkeypatch.setenv("HOME", "/home/one")
+    resolved["model"]["path"], resolved["data"]["train"] = "~/checkpoint", "~nobody-here/train.jsonl"
+    config = build_config(resolved)
+    assert config.model.path == Path("/home/one/checkpoint")
+    assert config.data.train == Path("~nobody-here/train.jsonl")
