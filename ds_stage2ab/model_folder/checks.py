@@ -27,6 +27,7 @@ from ds_stage2ab.model_folder.read import (
 )
 
 MODEL_TYPE = "qwen3_vl"
+SECTIONS = ("text_config", "vision_config")
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 TOKENS_OF_CONFIG = {
     "image_token_id": "<|image_pad|>",
@@ -43,6 +44,7 @@ SIZES_OF_PATCHES = {
 SWITCHES = ("do_resize", "do_rescale", "do_normalize")
 FAMILY_MEAN = FAMILY_STD = [0.5, 0.5, 0.5]
 """Of every release of Qwen3-VL."""
+COLOURS = ("image_mean", "image_std")
 STOP = "<|im_end|>"
 COORDINATE = "<|coord_"
 
@@ -78,6 +80,8 @@ def _missing(folder: ModelFolder) -> list[Problem]:
         lacks.append("model.safetensors")
     if lacks:
         return [Problem("", f"no Hugging Face checkpoint of a Qwen3-VL here ({lacks[0]} is missing)", WHOLE)]
+    if empty := [name for name in SECTIONS if not folder.section(name)]:
+        return [Problem(CONFIG, f"has no {' and no '.join(empty)}", WHOLE)]
     if not folder.has_template:
         fix = f"copy {TEMPLATE} from the folder that the checkpoint was trained from"
         return [Problem("", f"there is no chat template ({TEMPLATE} is missing)", fix)]
@@ -185,9 +189,14 @@ def _patches(folder: ModelFolder) -> Iterator[Problem]:
         for key, other in SIZES_OF_PATCHES.items()
         if settings and other in vision and settings[key] != vision[other]
     ]
-    wrong += [f"{key} false" for key in SWITCHES if settings and settings[key] is not True]
+    wrong += [f"{key} {settings[key]}" for key in SWITCHES if settings and settings[key] is not True]
+    wrong += [f"{key} {settings[key]}" for key in COLOURS if settings and not _are_three_numbers(settings[key])]
     if wrong:
         yield Problem("", f"the image processor says {', '.join(wrong)}", fix)
+
+
+def _are_three_numbers(values: object) -> bool:
+    return isinstance(values, list) and len(values) == 3 and all(isinstance(value, int | float) for value in values)
 
 
 def _sizes(folder: ModelFolder) -> Iterator[Problem]:

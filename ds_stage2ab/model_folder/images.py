@@ -59,8 +59,8 @@ def processor_settings(newer: dict[str, Any], older: dict[str, Any]) -> dict[str
         return {}
     size = given.get("size")
     areas = {name: given[key] for key, name in OLDER_NAMES.items() if given.get(key) is not None}
-    edges = {**(size if isinstance(size, dict) else DEFAULT_SIZE), **areas}
-    return {**DEFAULTS, **{key: value for key, value in given.items() if value is not None}, "size": edges}
+    edges = DEFAULT_SIZE if size is None else size if isinstance(size, dict) else {}
+    return {**DEFAULTS, **given, "size": {**edges, **areas}}
 
 
 def image_limits(settings: dict[str, Any], *, min_pixels: int | None, max_pixels: int | None) -> ImageLimits | None:

@@ -116,6 +116,10 @@ def no_rescaling(folder):
     change(folder / "preprocessor_config.json", do_rescale=False)
 
 
+def means_of_grey(folder):
+    change(folder / "preprocessor_config.json", image_mean=[0.5])
+
+
 def areas_that_cross(folder):
     change(folder / "preprocessor_config.json", size={"shortest_edge": 4096, "longest_edge": 1024})
 
@@ -158,7 +162,8 @@ DAMAGES = {
     image_id_of_another: "image_token_id 151655",
     patches_of_another: "patch_size 14, where config.json says patch_size 8",
     patches_by_default: "patch_size 14, where config.json says patch_size 8",
-    no_rescaling: "do_rescale false",
+    no_rescaling: "do_rescale False",
+    means_of_grey: "image_mean [0.5]",
     areas_that_cross: "'shortest_edge': 4096, 'longest_edge': 1024",
     older_areas_that_cross: "'shortest_edge': 100000",
     processors_that_differ: "processor_config.json and preprocessor_config.json differ in size",
