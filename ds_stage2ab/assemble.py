@@ -31,7 +31,7 @@ from ds_stage2ab.engine.build import (
 )
 from ds_stage2ab.engine.checkpoint import Checkpoints
 from ds_stage2ab.engine.run import Run
-from ds_stage2ab.engine.run_folder import RunFolder
+from ds_stage2ab.engine.run_folder import RunFolder, explained
 from ds_stage2ab.engine.tuner import FULL, adapters_of, add_adapters, freeze_parts, merged_tensors
 from ds_stage2ab.engine.whole_model import WholeModel
 from ds_stage2ab.engine.window import Window
@@ -304,7 +304,8 @@ def _claim(parts: Parts, loaded: LoadedConfig, backend: RolloutBackend) -> Metri
         if parts.world.rank == 0:
             parts.folder.claim(loaded.resolved, sampling)
             try:
-                sinks = _open_sinks(parts)
+                with explained(parts.folder.path):
+                    sinks = _open_sinks(parts)
             except BaseException:
                 parts.folder.abandon()
                 raise

@@ -90,7 +90,7 @@ def read_records(
     """
     _check_file(path)
     root = path.parent if image_root is None else image_root
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError("the image root is no folder", where=str(root), fix="correct data.image_root")
     reader = _Reader(
         path=path, root=root.resolve(), form=FORMS[box_format], keep_unusable=keep_unusable, share=share

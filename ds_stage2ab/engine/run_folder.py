@@ -59,7 +59,7 @@ class RunFolder:
             ConfigError: the folder already holds a run.
             EnvironmentFault: it cannot be looked at.
         """
-        with _explained(self.path):
+        with explained(self.path):
             holds_run = (self.path / CONFIG_FILE).exists()
         if holds_run:
             raise ConfigError(
@@ -82,7 +82,7 @@ class RunFolder:
         Raises:
             EnvironmentFault: the folder cannot be made, written or locked.
         """
-        with _explained(self.path):
+        with explained(self.path):
             nearest = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
             with TemporaryDirectory(prefix=".trial-", dir=nearest) as trial:
                 folder = RunFolder(Path(trial) / self.path.name, locked=self.locked)
@@ -99,7 +99,7 @@ class RunFolder:
             ConfigError: the folder holds a run, or another process is writing one.
             EnvironmentFault: the folder cannot be written.
         """
-        with _explained(self.path):
+        with explained(self.path):
             self._make(resolved_config, sampling)
 
     def _make(self, resolved_config: dict[str, Any], sampling: dict[str, Any] | None) -> None:
@@ -163,7 +163,7 @@ class RunFolder:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Turn what the file system refuses into words, with the remedy of its cause."""
     try:
         yield

@@ -118,7 +118,7 @@ def weights_folder(checkpoint: Path) -> Path:
     """The Hugging Face folder inside a run or a run's checkpoint, the newest one; else the given folder itself."""
     checkpoint = Path(os.path.expanduser(checkpoint))  # pathlib's own raises where there is no such home
     folder = export_in(checkpoint) or checkpoint
-    if (folder / CONFIG).is_file():
+    if os.path.isfile(folder / CONFIG):
         return folder
     raise EnvironmentFault(
         f"no checkpoint here: neither {CONFIG} nor {EXPORT}/{CONFIG}",

@@ -11,7 +11,7 @@ from statistics import fmean
 from rich.table import Table
 from rich.text import Text
 
-from ds_stage2ab.errors import ConfigError, printable
+from ds_stage2ab.errors import ConfigError, EnvironmentFault, printable
 from ds_stage2ab.metrics.curves import draw_curves
 from ds_stage2ab.metrics.journal import FILE_NAME, EvaluationRecord, History, StepRecord, read_history
 from ds_stage2ab.metrics.registry import METRICS, Better
@@ -65,6 +65,7 @@ def write_report(run_dir: Path) -> Report:
     Raises:
         ConfigError: the folder holds no journal, or an empty one.
         DataError: the journal is damaged.
+        EnvironmentFault: the picture cannot be written.
     """
     journal = run_dir / FILE_NAME
     if not journal.is_file():
@@ -74,7 +75,11 @@ def write_report(run_dir: Path) -> Report:
         raise ConfigError("nothing is recorded yet", where=str(journal), fix="wait for the first logging step")
     run = run_dir.resolve().name
     curves = run_dir / CURVES_NAME
-    draw_curves(history, curves, title=run)
+    try:
+        draw_curves(history, curves, title=run)
+    except OSError as error:
+        fix = f"free space there; then: ds-stage2ab report {run_dir}"
+        raise EnvironmentFault(f"the curves cannot be written: {error.strerror}", where=str(curves), fix=fix) from error
     return Report(run=run, curves=curves, rows=summary_rows(history))
 
 

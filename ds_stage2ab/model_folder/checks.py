@@ -58,7 +58,11 @@ def check_folder(path: Path, *, whole: bool = True) -> ModelFolder:
     Raises:
         EnvironmentFault: with every problem that was found.
     """
-    folder = read_folder(path)
+    try:
+        folder = read_folder(path)
+    except OSError as error:
+        fix = "correct the path, or make the folder readable"
+        raise EnvironmentFault(f"cannot be read: {error.strerror}", where=str(path), fix=fix) from error
     lacks = _missing(folder) if whole else []
     if lacks and (export := export_in(path)) is not None:
         why = "this is a folder of a run, not a checkpoint"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 EXPORT = "hf"
@@ -17,8 +18,8 @@ def export_in(path: Path) -> Path | None:
     """
     newest = path if path.name == NEWEST else path / NEWEST
     for file in (newest, path / CHECKPOINTS / NEWEST):
-        if file.is_file():
+        if os.path.isfile(file):
             path = file.parent / file.read_text(encoding="utf-8", errors="replace").strip()
             break
     export = path / EXPORT
-    return export if (export / "config.json").is_file() else None
+    return export if os.path.isfile(export / "config.json") else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -76,7 +77,7 @@ class ModelFolder:
         return _mapping(self.config, name)
 
     def has(self, name: str) -> bool:
-        return (self.path / name).is_file()
+        return os.path.isfile(self.path / name)
 
 
 def read_folder(path: Path) -> ModelFolder:
@@ -87,7 +88,7 @@ def read_folder(path: Path) -> ModelFolder:
         return _json_object(path / name, problems)
 
     tokenizer, template = values(TOKENIZER), values(OLDER_TEMPLATE).get("chat_template")
-    own = path.joinpath(TEMPLATE).is_file() or "chat_template" in values(TOKENIZER_CONFIG)
+    own = os.path.isfile(path / TEMPLATE) or "chat_template" in values(TOKENIZER_CONFIG)
     stops = values(GENERATION).get("eos_token_id")
     processors = _mapping(values("processor_config.json"), "image_processor"), values("preprocessor_config.json")
     return ModelFolder(

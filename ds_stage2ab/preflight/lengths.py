@@ -6,6 +6,7 @@ No image is opened: a record gives the size of its image, and the checkpoint's i
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def image_sizes(file: Path) -> list[Size] | None:
     Raises:
         DataError: the file cannot be read or is empty, or a line has no size; the run checks everything else.
     """
-    if not file.exists():
+    if not os.path.exists(file):
         return None
     try:
         with file.open("rb") as lines:

@@ -29,7 +29,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AddedToken, AutoTokenizer
 
-from ds_stage2ab.errors import ConfigError, printable
+from ds_stage2ab.errors import ConfigError, EnvironmentFault, Stage2Error, printable
 from ds_stage2ab.model_folder.checks import check_folder
 
 NUM_COORDINATES = 1000
@@ -189,7 +189,24 @@ def building_folder(destination: Path) -> Iterator[Path]:
         os.close(handle)
 
 
-def add_coord_tokens(source: Path, destination: Path, tell: Callable[[str], None] = lambda line: None) -> int:
+Tell = Callable[[str], None]
+
+
+def add_coord_tokens(source: Path, destination: Path, tell: Tell = lambda line: None) -> int:
+    """`_add` with the errors of the libraries and of the disk as ours; returns the id of `<|coord_0|>`."""
+    try:
+        return _add(source, destination, tell)
+    except Stage2Error:
+        raise
+    except Exception as error:
+        raise EnvironmentFault(
+            f"the coordinate tokens cannot be added: {error}",
+            where=str(source),
+            fix=f"take the whole folder of a Qwen3-VL checkpoint, and see that {destination} can be written",
+        ) from error
+
+
+def _add(source: Path, destination: Path, tell: Tell) -> int:
     """Copy the Qwen3-VL folder `source` to `destination` with the coordinate tokens; returns the id of `<|coord_0|>`.
 
     Args:

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from ds_stage2ab import cli
-from ds_stage2ab.errors import ConfigError
+from ds_stage2ab.errors import ConfigError, EnvironmentFault
 from ds_stage2ab.metrics.journal import EvaluationRecord, History, StepRecord, to_line
 from ds_stage2ab.metrics.report import summary_rows, summary_table, write_report
 
@@ -136,6 +136,14 @@ def test_a_report_of_a_run_folder_can_be_made_again(tmp_path):
         assert report.curves.stat().st_size > 10_000
         assert report.rows[0].metric == "eval/f1"
     assert sorted(path.name for path in run.iterdir()) == ["curves.png", "metrics.jsonl"]
+
+
+def test_curves_that_cannot_be_written_are_a_message(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(to_line(step(1, 3.0)))
+    (tmp_path / "curves.png").mkdir()
+    with pytest.raises(EnvironmentFault, match="the curves cannot be written: Is a directory") as caught:
+        write_report(tmp_path)
+    assert caught.value.fix.endswith(f"ds-stage2ab report {tmp_path}")
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

@@ -9,10 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ds_stage2ab.config.overrides import read_overrides
+from ds_stage2ab.data.records import read_records
 from ds_stage2ab.engine.build import load_checkpoint
-from ds_stage2ab.errors import EXIT_ENVIRONMENT, EnvironmentFault
+from ds_stage2ab.errors import EXIT_ENVIRONMENT, DataError, EnvironmentFault
 from ds_stage2ab.evaluation.command import weights_folder
 from ds_stage2ab.model_folder.checks import check_folder, warnings_of
+from ds_stage2ab.preflight.lengths import image_sizes
 from ds_stage2ab.preflight.report import preflight_report
 from ds_stage2ab.tools.add_coord_tokens import add_coord_tokens
 from tests.parts import ROOT
@@ -274,3 +276,25 @@ def test_a_run_without_a_checkpoint_is_no_checkpoint(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "config.json").write_text("{}")
     assert "tokenizer.json is missing" in refused(check_folder, weights_folder(tmp_path))
+
+
+LONG = "x" * 300  # more than a file system takes: pathlib's own questions raise
+
+
+def test_a_name_that_no_file_can_have_is_no_traceback(tmp_path):
+    assert "cannot be read: File name too long" in refused(check_folder, tmp_path / LONG)
+    assert "no checkpoint here" in refused(weights_folder, tmp_path / LONG)
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    with pytest.raises(DataError, match="the image root is no folder"):
+        read_records(tmp_path / "a.jsonl", image_root=tmp_path / LONG, box_format="bins")
+    assert image_sizes(tmp_path / LONG) is None
+
+
+def test_a_tokenizer_that_its_library_cannot_read_gets_no_coordinates(quickstart, tmp_path):
+    plain = Path(shutil.copytree(quickstart.plain, tmp_path / "plain"))
+    change(plain / "tokenizer.json", model={"type": "of another kind"})
+    said = refused(add_coord_tokens, plain, tmp_path / "made")
+    assert "the coordinate tokens cannot be added" in said
+    (tmp_path / "file").write_text("in the way")
+    assert "File exists" in refused(add_coord_tokens, quickstart.plain, tmp_path / "file" / "made")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "plain"]  # nothing half made
