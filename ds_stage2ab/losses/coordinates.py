@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ds_stage2ab.codec.bins import MAX_BIN, NUM_BINS
+from ds_stage2ab.losses.row_blocks import by_row_blocks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +37,13 @@ class SlotDistribution:
 
 def slot_distribution(logits_MV: Tensor, coordinate_ids_K: Tensor) -> SlotDistribution:
     """Split the logits at coordinate slots into a distribution over bins and the total coordinate probability."""
-    logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
-    inside_MK = logits_MV.index_select(-1, coordinate_ids_K)
+
+    def split(logits: Tensor) -> tuple[Tensor, Tensor]:
+        return logits.index_select(-1, coordinate_ids_K), torch.logsumexp(logits, dim=-1)
+
+    inside_MK, log_total_M = by_row_blocks(split, logits_MV)
     # Where nearly all mass is inside, rounding alone could make this positive.
-    log_mass_M = (torch.logsumexp(inside_MK, dim=-1) - torch.logsumexp(logits_MV, dim=-1)).clamp(max=0)
+    log_mass_M = (torch.logsumexp(inside_MK, dim=-1) - log_total_M).clamp(max=0)
     return SlotDistribution(log_p_MK=F.log_softmax(inside_MK, dim=-1), log_mass_M=log_mass_M)
 
 

@@ -95,13 +95,13 @@ class Objective(nn.Module):
                 rows = torch.cat([text_rows, slot_rows]) if first else slot_rows
                 logits = self._logits(inputs_TD, pack, vision, rows)
             if first:
-                text_logits, logits = logits[: len(text_rows)], logits[len(text_rows) :]
+                text_logits, logits = logits.split([len(text_rows), len(slot_rows)])
             slot_logits = logits
         return text_logits, slot_logits
 
     def _expected_embedding(self, slot_logits_MV: Tensor) -> Tensor:
         """sum_k p_k e_k over the coordinate tokens, p at `softctx_temperature`, in fp32: [M, D]."""
-        inside_MK = slot_logits_MV.float().index_select(-1, self.coordinate_ids)
+        inside_MK = slot_logits_MV.index_select(-1, self.coordinate_ids).float()
         p_MK = torch.softmax(inside_MK / self.section.softctx_temperature, dim=-1)
         return p_MK @ self.model.get_input_embeddings()(self.coordinate_ids).float()
 

@@ -7,11 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ds_stage2ab.losses.row_blocks import by_row_blocks
+
 
 def token_cross_entropy(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
     """-log softmax(logits)[target] in fp32 (float64 if the logits are), shape [M], unit nat."""
-    logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
-    return F.cross_entropy(logits_MV, targets_M, reduction="none")
+    (ce_M,) = by_row_blocks(_cross_entropy, logits_MV, targets_M)
+    return ce_M
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor]:
+    return (F.cross_entropy(logits, targets, reduction="none"),)
 
 
 def weighted_sample_mean(values_M: Tensor, weights_M: Tensor, sample_of_M: Tensor, num_samples: int) -> Tensor:

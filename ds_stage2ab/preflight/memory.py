@@ -27,6 +27,9 @@ from ds_stage2ab.preflight.model_shape import (
 VALUE_BYTES = {"fp32": 4, "bf16": 2}
 FP32_BYTES = 4
 REDUCE_BUCKET = 500_000_000  # values; DeepSpeed's default of reduce_bucket_size, allocated whole from stage 1 on
+LOGIT_COPIES = 3
+"""Rows of the vocabulary's width per supervised token when the backward pass begins: logits, the gradients of those of
+text and of slots, and these joined. fp32 copies are of a few rows at a time (`losses/row_blocks.py`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +119,7 @@ def activation_bytes(shape: ModelShape, config: Config, parts: list[str]) -> int
     if shape.tied and config.tuner.trainable_token_rows:
         language += text.vocabulary * text.width  # the head's own copy of the table, with the trained rows in it
     image = _image_token_values(shape, parts, copy, checkpointing, has_magnitudes)
-    answer = text.vocabulary * (1 + copy + (copy if copy > 1 else 0))
+    answer = LOGIT_COPIES * text.vocabulary
     return size * (_kept_passes(config) * language + tokens * max(image, answer))
 
 

@@ -285,10 +285,12 @@ def test_the_vision_tower_keeps_what_is_estimated(precision, dtype):
     assert estimated == pytest.approx(kept.total, rel=0.02)
 
 
-def test_logits_by_hand():
-    # A row of fp32 logits and its log-softmax: 2 x 1,400 values x 4 bytes x 512 tokens
-    with_logits = activation_bytes(read_shape(STAGE1), CONFIG, ["language"])
-    assert with_logits - activation_bytes(without_logits(), CONFIG, ["language"]) == 2 * 1400 * 4 * 512
+@pytest.mark.parametrize(("precision", "dtype"), DTYPES)
+def test_logits_by_hand(precision, dtype):
+    # A row of logits, its gradient, and that joined with the slots': 3 x 1,400 values x 512 tokens, of 4 bytes in fp32
+    asked = changed(model={"precision": precision})
+    with_logits = activation_bytes(read_shape(STAGE1), asked, ["language"])
+    assert with_logits - activation_bytes(without_logits(), asked, ["language"]) == 3 * 1400 * 512 * dtype.itemsize
 
 
 def test_checkpointing_keeps_one_layer_and_the_entries_of_the_others():
