@@ -3,6 +3,7 @@
 from ds_stage2ab.config.batch import BatchShape
 from ds_stage2ab.config.sections import NO_OFFLOAD, DeepSpeedSection, ModelSection
 
+GRADIENT_DTYPE = "fp32"  # of sums over the packs and the ranks
 NEVER_PRINT = 2**31 - 1  # steps between DeepSpeed's own progress lines
 
 
@@ -34,6 +35,9 @@ def deepspeed_config(shape: BatchShape, model: ModelSection, section: DeepSpeedS
         # Otherwise ZeRO refuses torch's plain SGD.
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": model.precision == "bf16"},
+        # Otherwise gradients are added up, over packs and over ranks, in the precision of the weights.
+        "data_types": {"grad_accum_dtype": GRADIENT_DTYPE},
+        "communication_data_type": GRADIENT_DTYPE,
         "fp16": {"enabled": False},
         "steps_per_print": NEVER_PRINT,
         "wall_clock_breakdown": False,

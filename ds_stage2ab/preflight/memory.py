@@ -26,7 +26,7 @@ from ds_stage2ab.preflight.model_shape import (
 
 VALUE_BYTES = {"fp32": 4, "bf16": 2}
 FP32_BYTES = 4
-REDUCE_BUCKET = 500_000_000  # values; DeepSpeed's default of reduce_bucket_size, allocated whole from stage 1 on
+REDUCE_BUCKET = 500_000_000  # values; DeepSpeed's default of reduce_bucket_size, allocated whole where there is one
 LOGIT_COPIES = 3
 """Rows of the vocabulary's width per supervised token when the backward pass begins: logits, the gradients of those of
 text and of slots, and these joined. fp32 copies are of a few rows at a time (`losses/row_blocks.py`)."""
@@ -54,10 +54,10 @@ class Memory:
 def estimate(shape: ModelShape, config: Config, *, learners: int, zero_stage: int) -> Memory:
     """What one learner keeps at the end of the forward pass over one full pack.
 
-    Weights e P, gradients e P_t, AdamW's two moments 8 P_t, and with ZeRO an fp32 copy of the trained weights 4 P_t;
-    of these, W ranks share out the optimizer's from stage 1, the gradients from stage 2, the weights from stage 3
-    (Rajbhandari et al. 2020, section 5 and figure 1). DeepSpeed makes its fp32 copy in fp32 too. Beside trained rows
-    peft keeps them as they were, in a buffer, which no stage shares out.
+    Weights e P, the sum of gradients in fp32 4 P_t, AdamW's two moments 8 P_t, and with ZeRO an fp32 copy of the
+    trained weights 4 P_t; of these, W ranks share out the optimizer's from stage 1, the gradients from stage 2, the
+    weights from stage 3 (Rajbhandari et al. 2020, section 5 and figure 1). DeepSpeed makes its fp32 copy in fp32 too.
+    Beside trained rows peft keeps them as they were, in a buffer, which no stage shares out.
 
     An offloaded optimizer takes host memory, which is not counted here.
 
@@ -82,11 +82,30 @@ def estimate(shape: ModelShape, config: Config, *, learners: int, zero_stage: in
         parameters=parameters,
         trained=trained,
         weights=_share(size * parameters, learners, zero_stage >= 3) + size * rows,
-        gradients=_share(size * trained, learners, zero_stage >= 2),
+        gradients=_gradient_bytes(size, trained, learners, zero_stage),
         optimizer=0 if offloaded else _share((moments + master) * trained, learners, zero_stage >= 1),
-        reduce_bucket=REDUCE_BUCKET * size if zero_stage else 0,
+        reduce_bucket=_reduce_bytes(size, trained, zero_stage, offloaded),
         activations=activation_bytes(shape, config, parts),
     )
+
+
+def _gradient_bytes(size: int, trained: int, learners: int, zero_stage: int) -> int:
+    """The sum over a step's packs, in fp32. Stage 1 in bf16 keeps a pack's own gradients beside it."""
+    own = size * trained if zero_stage == 1 and size < FP32_BYTES else 0
+    return own + _share(FP32_BYTES * trained, learners, zero_stage >= 2)
+
+
+def _reduce_bytes(size: int, trained: int, zero_stage: int, offloaded: bool) -> int:
+    """What gradients are put into to be summed over the ranks, in fp32.
+
+    In bf16 stage 1 sums them where they lie, unless its optimizer is offloaded, and stage 2 has a bucket of bf16,
+    whose content it copies.
+    """
+    if zero_stage == 0 or (zero_stage == 1 and size < FP32_BYTES and not offloaded):
+        return 0
+    if zero_stage == 2 and size < FP32_BYTES:
+        return REDUCE_BUCKET * size + FP32_BYTES * min(REDUCE_BUCKET, trained)
+    return REDUCE_BUCKET * FP32_BYTES
 
 
 def _share(whole: int, learners: int, is_shared: bool) -> int:

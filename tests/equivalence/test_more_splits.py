@@ -30,7 +30,7 @@ SPLITS = {
     "two-zero-2-offloaded": (2, "", {PER_DEVICE: 3, STAGE: 2, OFFLOAD: "cpu"}),
 }
 BF16 = {"model.precision": "bf16", **PACKED, PER_DEVICE: 3}
-BF16_LOSS_TOLERANCE = 2**-9  # relative: the rounding of one weight
+BF16_LOSS_TOLERANCE = 1e-3  # relative
 BF16_LEAST_COSINE = 0.99  # of the moves of all weights together
 
 
@@ -68,7 +68,7 @@ def test_an_offloaded_adamw_is_the_same_run(run, zero_stage):
 @pytest.mark.parametrize(("zero_stage", "offload"), [(2, "none"), (3, "none"), (3, "cpu")])
 @pytest.mark.parametrize("optimizer", [{}, ADAMW], ids=["sgd", "adamw"])
 def test_bf16_is_the_same_run_under_every_stage(run, quickstart, zero_stage, offload, optimizer):
-    """Against stage 0, which runs as 1 and sums a rank's packs before the ranks', each sum rounded to bf16.
+    """Against stage 0, which runs as 1 and sums a rank's packs before the ranks'; every sum is one of fp32.
 
     On Channel A alone and from fresh weights, as `test_bf16_follows_fp32` of test_same_run.py says why.
     """

@@ -20,7 +20,7 @@ from tests.parts import launch_script
 from tests.ranks import run as run_ranks
 from tests.unit.parts import load_bench
 
-BF16_LOSS_TOLERANCE = 3e-2  # relative: bf16 keeps 8 bits of a weight
+BF16_LOSS_TOLERANCE = 1e-3  # relative, where a weight of bf16 keeps 4e-3
 
 MATCHING = "custom.extra.rollout_matching"
 DECODE, PER_DEVICE, CAP = f"{MATCHING}.decode_batch_size", "training.per_device_train_batch_size", (

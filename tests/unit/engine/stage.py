@@ -59,7 +59,7 @@ class Stage:
 
 def stage_of(config: Config, world: World, parts: Quickstart) -> Stage:
     """Of a config, on this rank of the world; each rank has its own samples of a step."""
-    plan = make_plan(config, world.size, NUM_SAMPLES)
+    plan = make_plan(config, world.size, max(NUM_SAMPLES, config.training.effective_batch_size))
     bench, drawn = load_bench(parts, num_samples=NUM_SAMPLES), []
     for parameter in bench.model.parameters():
         parameter.data = parameter.data.to(DTYPES[config.model.precision])
