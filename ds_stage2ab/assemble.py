@@ -20,6 +20,7 @@ from ds_stage2ab.config.servers import api_key
 from ds_stage2ab.data.datasets import SKIP, Datasets, check_descriptions, data_warnings, read_datasets
 from ds_stage2ab.data.encode import Encoder
 from ds_stage2ab.data.feed import Feed, Reader
+from ds_stage2ab.data.same_inputs import assert_same_records, assert_same_start
 from ds_stage2ab.data.stream import SampleOrder, evaluation_draw
 from ds_stage2ab.engine.build import (
     Checkpoint,
@@ -124,8 +125,11 @@ def assemble(loaded: LoadedConfig, world: World, tell: Callable[[str], None]) ->
 
 def _read(loaded: LoadedConfig, world: World, tell: Callable[[str], None]) -> Parts:
     """Everything that comes from files, cheap checks first; nothing is written."""
+    assert_same_start(loaded, loaded.config.model.path, world)
     folder, recording = _check_inputs(loaded, world)
     datasets = read_datasets(loaded.config, world, tell)
+    data = loaded.config.data
+    assert_same_records([path for path in (data.train, data.validation) if path], world)
     with world.raise_together("loading the checkpoint"):
         return _load(loaded.config, world, datasets, folder, recording)
 

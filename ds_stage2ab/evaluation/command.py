@@ -26,6 +26,7 @@ from ds_stage2ab.config.sections import Config
 from ds_stage2ab.data.encode import Encoder
 from ds_stage2ab.data.images import check_image
 from ds_stage2ab.data.records import Share, read_records
+from ds_stage2ab.data.same_inputs import assert_same_records, assert_same_start
 from ds_stage2ab.engine.build import embedding_holds_coordinates, load_checkpoint, position_index
 from ds_stage2ab.errors import ConfigError, EnvironmentFault, printable
 from ds_stage2ab.evaluation.evaluator import Evaluation, Evaluator
@@ -49,17 +50,20 @@ def evaluate_checkpoint(
         say: tells the user, on rank 0, which folder is evaluated, and what is odd.
 
     Raises:
-        ConfigError: there is no validation data, or prompt and answer do not fit.
+        ConfigError: there is no validation data, prompt and answer do not fit, or the ranks have different configs.
         DataError: a line, a box or an image is not what the data contract says.
         EnvironmentFault: the folder holds no such checkpoint, or pictures cannot be written.
     """
     config = loaded.config
-    with world.raise_together("loading the checkpoint"):
+    with world.raise_together("reading the records"):
         if pictures is not None and world.rank == 0:
             _try_out(pictures)
         section = replace(config.model, path=weights_folder(checkpoint), gradient_checkpointing=False)
         check_folder(section.path)  # before the data, which takes longer
         records = _held_out(config, (world.rank, world.size))
+    assert_same_start(loaded, section.path, world)
+    assert_same_records([config.data.validation], world)
+    with world.raise_together("loading the checkpoint"):
         for record in records[world.rank :: world.size]:
             check_image(record)
         source = load_checkpoint(section, min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels)

@@ -30,8 +30,8 @@ SPLITS = {
     "two-zero-2-offloaded": (2, "", {PER_DEVICE: 3, STAGE: 2, OFFLOAD: "cpu"}),
 }
 BF16 = {"model.precision": "bf16", **PACKED, PER_DEVICE: 3}
-BF16_LOSS_TOLERANCE = 1e-3  # relative
-BF16_LEAST_COSINE = 0.99  # of the moves of all weights together
+BF16_LOSS_TOLERANCE = 1e-5  # relative
+BF16_LEAST_COSINE = 0.9999  # of the moves of all weights together
 
 
 @pytest.fixture(scope="module")
