@@ -7,6 +7,7 @@ the same whatever rows stand beside it.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -32,14 +33,15 @@ def draw_processors(sampling: Sampling, seeds: Sequence[int]) -> list[LogitsProc
 
 
 class GumbelNoise(LogitsProcessor):
-    """Adds standard Gumbel noise to the scores [B, V], generated on the CPU by one generator per row."""
+    """Adds standard Gumbel noise to the scores [B, V], generated on the CPU by one generator per row.
+
+    NumPy's generators use every bit of a seed; torch's on the CPU keeps the low 32 of it.
+    """
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.generators = [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        uniform_BV = torch.stack(
-            [torch.rand(scores.shape[-1], generator=generator, dtype=torch.float64) for generator in self.generators]
-        )
+        uniform_BV = torch.stack([torch.from_numpy(one.random(scores.shape[-1])) for one in self.generators])
         noise_BV = -torch.log(-torch.log(uniform_BV.clamp_min(torch.finfo(torch.float64).tiny)))
         return scores.float() + noise_BV.to(scores.device, dtype=torch.float32)

@@ -121,6 +121,14 @@ def test_seeds_decide():
     assert len(set(one.tolist())) > 6  # of 12 draws: the noise goes on, it is not that of the first step again
 
 
+@pytest.mark.parametrize("bit", [0, 31, 32, 33, 47, 62])
+def test_every_bit_of_a_seed_decides(bit):
+    """Of 63; two requests of a run whose seeds agree in their low 32 would get the same answer to the same prompt."""
+    seed = 0x1234_5678_9ABC_DEF0
+    one, other = streams([seed, seed ^ 1 << bit], torch.zeros(2, 50)).T
+    assert not torch.equal(one, other)
+
+
 def test_the_largest_and_the_smallest_seed_of_a_request_are_legal():
     assert streams([0, 2**63 - 1], torch.zeros(2, 50)).shape == (12, 2)
 
