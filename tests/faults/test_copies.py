@@ -30,10 +30,10 @@ def copies(quickstart, tmp_path):
     return tmp_path
 
 
-def run(copies):
+def run(copies, *words):
     """(exit codes, what each rank wrote to stderr)."""
     environment = {"COPIES": str(copies), "PYTHONPATH": str(ROOT)}
-    with started(2, "tests/faults/copies.py", "--config", "c.yaml", **environment) as ranks:
+    with started(2, "tests/faults/copies.py", *words, "--config", "c.yaml", **environment) as ranks:
         said = [rank.communicate(timeout=LONGEST_S)[1] for rank in ranks]
     return [rank.returncode for rank in ranks], said
 
@@ -89,6 +89,19 @@ def test_another_copy_on_one_rank_ends_both(copies, change, code, words):
     assert "error" not in said[1]
     assert all(word in said[0] for word in (*words, "the ranks have different ", "on rank 0", "on rank 1")), said[0]
     assert not (copies / "runs" / "copies").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [(changed_checkpoint, "files in model: preprocessor"), (changed_records, "train.jsonl:41")]
+)
+def test_so_it_does_in_an_evaluation(copies, change, words):
+    for rank in ("0", "1"):
+        values = json.loads((copies / rank / "c.yaml").read_text())
+        write_config(copies / rank / "c.yaml", merged(values, {"data.validation": "train.jsonl"}))
+    change(copies / "1")
+    codes, said = run(copies, "evaluate", "--checkpoint", "model")
+    assert codes[0] == codes[1] != EXIT_OK, said
+    assert said[0].count("error: ") == 1 and words in said[0] and "error" not in said[1]
 
 
 def test_copies_that_are_equal_are_one_run(copies):
