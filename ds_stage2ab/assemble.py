@@ -77,14 +77,10 @@ class Parts:
     # what Channel B replays; None: its rollouts are sampled
 
 
-def assemble(loaded: LoadedConfig, world: World, tell: Callable[[str], None]) -> Run:
-    """Build a run; the run folder is claimed last, when all that can be known to be good is, servers included.
-
-    Args:
-        tell: is given a line where the start takes long.
-    """
+def assemble(loaded: LoadedConfig, world: World) -> Run:
+    """Build a run; the run folder is claimed last, when all that can be known to be good is, servers included."""
     torch.manual_seed(loaded.config.training.seed)
-    parts = _read(loaded, world, tell)
+    parts = _read(loaded, world)
     opening = opening_lines(parts.config, parts.plan, _inventory(parts))
     whole_model = WholeModel(parts.source.model, world, is_partitioned=parts.plan.zero_stage == PARTITIONED)
     channel_a = _expectation(parts)
@@ -123,11 +119,11 @@ def assemble(loaded: LoadedConfig, world: World, tell: Callable[[str], None]) ->
     )
 
 
-def _read(loaded: LoadedConfig, world: World, tell: Callable[[str], None]) -> Parts:
+def _read(loaded: LoadedConfig, world: World) -> Parts:
     """Everything that comes from files, cheap checks first; nothing is written."""
     assert_same_start(loaded, loaded.config.model.path, world)
     folder, recording = _check_inputs(loaded, world)
-    datasets = read_datasets(loaded.config, world, tell)
+    datasets = read_datasets(loaded.config, world)
     data = loaded.config.data
     assert_same_records([path for path in (data.train, data.validation) if path], world)
     with world.raise_together("loading the checkpoint"):

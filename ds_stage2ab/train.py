@@ -12,7 +12,6 @@ if __name__ == "__main__":
 
 import argparse
 import os
-from functools import partial
 from typing import TYPE_CHECKING
 
 from ds_stage2ab.config.load import load_config
@@ -94,7 +93,7 @@ def _run(loaded: "LoadedConfig", world: "World") -> None:
 
     folder = RunFolder(loaded.config.logging.root / loaded.name, locked=loaded.config.logging.lock)
     install_sigterm_handler(world.rank, lambda: world.now, folder.newest_checkpoint_words)
-    run = assemble(loaded, world, partial(print, flush=True))
+    run = assemble(loaded, world)
     try:
         if world.rank == 0:
             print(banner(run.plan.batch_sentence, run.opening), flush=True)

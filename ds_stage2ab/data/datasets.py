@@ -1,5 +1,6 @@
 """Training and validation records of a run, read and checked before anything else is built."""
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,12 @@ class Datasets:
     # what is wrong with training images whose samples will be skipped
 
 
-def read_datasets(config: Config, world: World, tell: Callable[[str], None]) -> Datasets:
+def on_stdout(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def read_datasets(config: Config, world: World, tell: Callable[[str], None] = on_stdout) -> Datasets:
     """Read both sets on every rank, and look at every image, each rank its share: that it is there, and its header.
 
     Args:
