@@ -86,7 +86,7 @@ def _meet(config: Path, overrides: list[str], rank: int) -> tuple["LoadedConfig"
 def _run(loaded: "LoadedConfig", world: "World") -> None:
     from rich.console import Console
 
-    from ds_stage2ab.assemble import assemble
+    from ds_stage2ab.assemble.run import assemble
     from ds_stage2ab.engine.run_folder import RunFolder
     from ds_stage2ab.metrics.report import summary_table, write_report
     from ds_stage2ab.preflight.opening import banner

@@ -25,7 +25,7 @@ NUM_STREAMS = 2
 
 
 IMPORTED = (
-    "ds_stage2ab.assemble",
+    "ds_stage2ab.assemble.run",
     "ds_stage2ab.evaluation.command",
     "ds_stage2ab.metrics.report",
     # late, where an engine or a figure is made

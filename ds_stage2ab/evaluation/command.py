@@ -18,11 +18,12 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
+from ds_stage2ab.carriers import Record
 from ds_stage2ab.codec.text import get_codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.load import LoadedConfig
 from ds_stage2ab.config.rules import VALIDATION, rollout_fits_length
-from ds_stage2ab.config.sections import Config
+from ds_stage2ab.config.sections import Config, ModelSection
 from ds_stage2ab.data.encode import Encoder
 from ds_stage2ab.data.images import check_image
 from ds_stage2ab.data.records import Share, read_records
@@ -56,11 +57,7 @@ def evaluate_checkpoint(
     """
     config = loaded.config
     with world.raise_together("reading the records"):
-        if pictures is not None and world.rank == 0:
-            _try_out(pictures)
-        section = replace(config.model, path=weights_folder(checkpoint), gradient_checkpointing=False)
-        check_folder(section.path)  # before the data, which takes longer
-        records = _held_out(config, (world.rank, world.size))
+        section, records = _read(config, checkpoint, world, pictures)
     assert_same_start(loaded, section.path, world)
     assert_same_records([config.data.validation], world)
     with world.raise_together("loading the checkpoint"):
@@ -131,7 +128,18 @@ def weights_folder(checkpoint: Path) -> Path:
     )
 
 
-def _held_out(config: Config, share: Share) -> list[Any]:
+def _read(
+    config: Config, checkpoint: Path, world: World, pictures: Path | None
+) -> tuple[ModelSection, list[Record]]:
+    """The checkpoint's section, checked, and the records: cheap first."""
+    if pictures is not None and world.rank == 0:
+        _try_out(pictures)
+    section = replace(config.model, path=weights_folder(checkpoint), gradient_checkpointing=False)
+    check_folder(section.path)  # before the data, which takes longer
+    return section, _held_out(config, (world.rank, world.size))
+
+
+def _held_out(config: Config, share: Share) -> list[Record]:
     data = config.data
     if data.validation is None:
         raise ConfigError("there is nothing to evaluate on", where=VALIDATION, fix=f"set {VALIDATION} to a JSONL file")

@@ -10,11 +10,11 @@ import threading
 import time
 from concurrent.futures import Future
 
-from ds_stage2ab import assemble as composition
 from ds_stage2ab import train
+from ds_stage2ab.assemble import run as composition
 from ds_stage2ab.runtime.shutdown import excepthook, exit_now
 
-built = composition._backend
+built = composition.make_backend
 SCRIPT = os.environ["ARRIVALS"]
 GROUP, APART_S, LATE_S = 3, 0.005, 3.0
 
@@ -50,6 +50,6 @@ def arriving(parts, whole_model, start_id):
 
 
 if __name__ == "__main__":
-    composition._backend = arriving
+    composition.make_backend = arriving
     sys.excepthook = excepthook
     exit_now(train.main())

@@ -22,12 +22,13 @@ import deepspeed
 import torch.distributed as dist
 from transformers import Qwen3VLForConditionalGeneration
 
-from ds_stage2ab import assemble as composition
 from ds_stage2ab import train
+from ds_stage2ab.assemble import inputs
+from ds_stage2ab.assemble import run as composition
 from ds_stage2ab.runtime.control import ControlGroup
 from ds_stage2ab.runtime.shutdown import excepthook, exit_now
 
-assembled, planned = composition.assemble, composition.make_plan
+assembled, planned = composition.assemble, inputs.make_plan
 OTHERS = ("all_reduce", "all_gather", "all_gather_object", "all_to_all", "barrier", "broadcast", "reduce")
 """Of the training group, in which nothing of ours is exchanged."""
 diary = []
@@ -76,6 +77,6 @@ if __name__ == "__main__":
             setattr(owner, name, noted("o", getattr(owner, name), ours_alone=ours_alone))
     deepspeed.zero.GatheredParameters = noted("w", deepspeed.zero.GatheredParameters, ours_alone=True)
     Qwen3VLForConditionalGeneration.generate = noted("d", Qwen3VLForConditionalGeneration.generate)
-    composition.assemble, composition.make_plan = watched, parted
+    composition.assemble, inputs.make_plan = watched, parted
     sys.excepthook = excepthook
     exit_now(train.main())

@@ -9,8 +9,8 @@ import resource
 import signal
 import sys
 
-from ds_stage2ab import assemble as composition
 from ds_stage2ab import train
+from ds_stage2ab.assemble import run as composition
 from ds_stage2ab.runtime.shutdown import excepthook, exit_now
 
 FULL_BYTES = 1 << 16  # less than this rank's part of the optimizer's state

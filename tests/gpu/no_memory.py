@@ -4,8 +4,8 @@ import sys
 
 import torch
 
-from ds_stage2ab import assemble as composition
 from ds_stage2ab import train
+from ds_stage2ab.assemble import run as composition
 from ds_stage2ab.runtime.shutdown import excepthook, exit_now
 
 assembled = composition.assemble

@@ -1,0 +1,120 @@
+"""What a run is built from: everything that comes from files, read and checked."""
+
+from dataclasses import dataclass
+
+from ds_stage2ab.carriers import Record
+from ds_stage2ab.codec.vocabulary import Vocabulary
+from ds_stage2ab.config.load import LoadedConfig
+from ds_stage2ab.config.rules import rollout_fits_length
+from ds_stage2ab.config.sections import Config
+from ds_stage2ab.config.servers import api_key
+from ds_stage2ab.data.datasets import Datasets, check_descriptions, read_datasets
+from ds_stage2ab.data.encode import Encoder
+from ds_stage2ab.data.same_inputs import assert_same_records, assert_same_start
+from ds_stage2ab.engine.build import (
+    Checkpoint,
+    embedding_holds_coordinates,
+    load_checkpoint,
+)
+from ds_stage2ab.engine.run_folder import RunFolder
+from ds_stage2ab.engine.tuner import FULL, add_adapters, freeze_parts
+from ds_stage2ab.model_folder.checks import check_folder
+from ds_stage2ab.plan import RunPlan, batch_shape, make_plan
+from ds_stage2ab.rollout.replay import Recording, read_recording
+from ds_stage2ab.runtime.ranks import World
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What the rest of a run is built from."""
+
+    config: Config
+    world: World
+    plan: RunPlan
+    datasets: Datasets
+    source: Checkpoint
+    vocabulary: Vocabulary
+    encoder: Encoder
+    folder: RunFolder
+    longest_prompt: int
+    # tokens, of the records that the model answers
+    recording: Recording | None
+
+
+def read_parts(loaded: LoadedConfig, world: World) -> Parts:
+    """Everything that comes from files, cheap checks first; nothing is written."""
+    assert_same_start(loaded, loaded.config.model.path, world)
+    folder, recording = _check_inputs(loaded, world)
+    datasets = read_datasets(loaded.config, world)
+    data = loaded.config.data
+    assert_same_records([path for path in (data.train, data.validation) if path], world)
+    with world.raise_together("loading the checkpoint"):
+        return _load(loaded.config, world, datasets, folder, recording)
+
+
+def _check_inputs(loaded: LoadedConfig, world: World) -> tuple[RunFolder, Recording | None]:
+    """The run folder, not yet made, and the recording to be replayed, if any."""
+    matching = loaded.config.rollout_matching
+    folder = RunFolder(loaded.config.logging.root / loaded.name, locked=loaded.config.logging.lock)
+    with world.raise_together("reading the config"):
+        batch_shape(loaded.config.training, world.size)  # the batch rules need no file
+        folder.refuse_earlier_run()
+        if world.rank == 0:
+            folder.try_out()
+        check_folder(loaded.config.model.path)  # before the data, which takes longer
+        api_key(matching.vllm.server.api_key_env if matching.rollout_backend == "vllm" else None)
+        return folder, read_recording(matching.replay.run) if matching.rollout_backend == "replay" else None
+
+
+def _load(
+    config: Config, world: World, datasets: Datasets, folder: RunFolder, recording: Recording | None
+) -> Parts:
+    """The checkpoint with what trains of it, and the plan."""
+    plan = make_plan(config, world.size, len(datasets.train))
+    source = load_checkpoint(config.model, min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels)
+    freeze_parts(source.model, config.model.freeze)
+    vocabulary = Vocabulary.from_tokenizer(source.tokenizer)
+    embedding_holds_coordinates(source, vocabulary)
+    check_descriptions(datasets.train, vocabulary)
+    if config.tuner.type != FULL:
+        add_adapters(
+            source.model,
+            config.tuner,
+            config.model.freeze,
+            vocabulary.coordinate_ids,
+            seed=config.training.seed,
+            source=source.folder,
+        )
+    encoder = Encoder(
+        source.tokenizer,
+        source.image_processor,
+        vocabulary,
+        system_prompt=config.data.system_prompt,
+        user_prompt=config.data.user_prompt,
+    )
+    answered = [*datasets.validation, *(datasets.train if plan.b_steps else ())]
+    return Parts(
+        config=config,
+        world=world,
+        plan=plan,
+        datasets=datasets,
+        source=source,
+        vocabulary=vocabulary,
+        encoder=encoder,
+        folder=folder,
+        longest_prompt=_longest_prompt(config, answered, source, encoder),
+        recording=recording,
+    )
+
+
+def _longest_prompt(config: Config, answered: list[Record], source: Checkpoint, encoder: Encoder) -> int:
+    """Tokens of the longest prompt that the model answers, behind which an answer must fit (rule 4); 0 if none."""
+    longest = encoder.longest_prompt(answered)
+    if longest:
+        rollout_fits_length(
+            longest,
+            config.rollout_matching.max_new_tokens,
+            config.training.global_max_length,
+            source.model.config.text_config.max_position_embeddings,
+        )
+    return longest

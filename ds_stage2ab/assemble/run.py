@@ -1,0 +1,188 @@
+"""Composition root: config and ranks -> a run ready to loop. Builds everything, loops over nothing."""
+
+import sys
+import uuid
+from collections.abc import Callable
+
+import torch
+
+from ds_stage2ab import ops
+from ds_stage2ab.assemble.backends import make_backend, sampled_or_replayed
+from ds_stage2ab.assemble.inputs import Parts, read_parts
+from ds_stage2ab.channels.expectation import Expectation
+from ds_stage2ab.channels.rollout_matching import RolloutMatching
+from ds_stage2ab.codec.text import get_codec
+from ds_stage2ab.config.load import LoadedConfig
+from ds_stage2ab.data.datasets import SKIP, data_warnings
+from ds_stage2ab.data.feed import Feed, Reader
+from ds_stage2ab.data.stream import SampleOrder
+from ds_stage2ab.engine.build import (
+    build_engine,
+    build_optimizer,
+    position_index,
+)
+from ds_stage2ab.engine.checkpoint import Checkpoints
+from ds_stage2ab.engine.run import Run
+from ds_stage2ab.engine.run_folder import explained
+from ds_stage2ab.engine.tuner import adapters_of
+from ds_stage2ab.engine.whole_model import WholeModel
+from ds_stage2ab.engine.window import Window
+from ds_stage2ab.evaluation.evaluator import Evaluator
+from ds_stage2ab.losses.objective import Objective
+from ds_stage2ab.metrics.health_watch import HealthWatch
+from ds_stage2ab.metrics.recorder import Metrics
+from ds_stage2ab.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink
+from ds_stage2ab.preflight.opening import Inventory, opening_lines
+from ds_stage2ab.preflight.warnings import run_warnings
+from ds_stage2ab.rollout.base import RolloutBackend, evaluation_sampling, sampling_record
+from ds_stage2ab.rollout.record import RolloutLog
+from ds_stage2ab.runtime.ranks import World
+
+PARTITIONED = 3
+"""The ZeRO stage that leaves a part of each parameter on every rank."""
+
+
+def assemble(loaded: LoadedConfig, world: World) -> Run:
+    """Build a run; the run folder is claimed last, when all that can be known to be good is, servers included."""
+    torch.manual_seed(loaded.config.training.seed)
+    parts = read_parts(loaded, world)
+    opening = opening_lines(parts.config, parts.plan, _inventory(parts))
+    whole_model = WholeModel(parts.source.model, world, is_partitioned=parts.plan.zero_stage == PARTITIONED)
+    channel_a = _expectation(parts)
+    dummy_segment = channel_a.dummy_segment(parts.encoder.blank())
+    objective = Objective(parts.source.model, torch.tensor(parts.vocabulary.coordinate_ids), parts.config.stage2_ab)
+    optimizer = build_optimizer(objective, parts.config.training)
+    engine = build_engine(objective, optimizer, parts.plan.deepspeed_config)
+    start_id = world.broadcast_object(uuid.uuid4().hex)
+    backend = make_backend(parts, whole_model, start_id)
+    backend.verify_weights(0)
+    rollout_matching = _rollout_matching(parts, sampled_or_replayed(parts, backend, start_id), start_id)
+    feed = _feed(parts)
+    metrics = _claim(parts, loaded, backend)
+    return Run(
+        plan=parts.plan,
+        folder=parts.folder,
+        world=world,
+        window=Window(engine, parts.plan, world, feed, dummy_segment),
+        channels={"A": channel_a, "B": rollout_matching},
+        metrics=metrics,
+        health=HealthWatch(parts.config.stage2_ab.channel_b.health),
+        evaluate=_evaluation(parts, backend, metrics) if parts.datasets.validation else None,
+        verify_weights=backend.verify_weights,
+        stop_reading=feed.close,
+        checkpoints=Checkpoints(
+            parts.folder.checkpoints,
+            parts.source.folder,
+            parts.source.image_processor,
+            engine,
+            whole_model,
+            world,
+            keep_last=parts.config.checkpoint.keep_last,
+            warn=metrics.warn,
+        ),
+        opening=opening,
+    )
+
+
+def _feed(parts: Parts) -> Feed:
+    data, seed, train = parts.config.data, parts.config.training.seed, parts.datasets.train
+    reader = Reader(
+        records=train,
+        order=SampleOrder(seed, len(train), parts.plan.num_records_used),
+        encoder=parts.encoder,
+        seed=seed,
+        shuffle_objects=data.object_order == "random",
+        skip_bad=data.on_bad_sample == SKIP,
+    )
+    return Feed(reader, parts.plan, parts.world.rank, workers=data.workers)
+
+
+def _expectation(parts: Parts) -> Expectation:
+    return Expectation(
+        get_codec(parts.config.data.codec),
+        parts.vocabulary,
+        position_index(parts.source.model),
+        num_passes=parts.config.stage2_ab.n_softctx_iter,
+        desc_ce_weight=parts.config.stage2_ab.desc_ce_weight,
+        max_length=parts.config.training.global_max_length,
+        skip_overlong=parts.config.data.on_overlong == SKIP,
+    )
+
+
+def _rollout_matching(parts: Parts, backend: RolloutBackend, start_id: str) -> RolloutMatching:
+    section = parts.config.stage2_ab
+    log = RolloutLog(parts.folder.rollouts, parts.world.rank)
+    return RolloutMatching(
+        backend,
+        start_id,
+        log if parts.config.logging.rollouts else lambda step, rollouts: None,
+        codec=get_codec(parts.config.data.codec),
+        vocabulary=parts.vocabulary,
+        positions=position_index(parts.source.model),
+        section=parts.config.rollout_matching,
+        targets=section.channel_b,
+        desc_ce_weight=section.desc_ce_weight,
+        max_length=parts.config.training.global_max_length,
+        skip_overlong=parts.config.data.on_overlong == SKIP,
+        skip_refused=parts.config.data.on_bad_sample == SKIP,
+    )
+
+
+def _claim(parts: Parts, loaded: LoadedConfig, backend: RolloutBackend) -> Metrics:
+    """Make the run folder ours and open the sinks in it; if a sink cannot be opened, give the folder back."""
+    sinks: list[Sink] = []
+    sampling = sampling_record(backend, parts.config.rollout_matching, parts.config.evaluation.decoding)
+    with parts.world.raise_together("making the run folder"):
+        if parts.world.rank == 0:
+            parts.folder.claim(loaded.resolved, sampling)
+            try:
+                with explained(parts.folder.path):
+                    sinks = _open_sinks(parts)
+            except BaseException:
+                parts.folder.abandon()
+                raise
+    return Metrics(sinks, parts.config.logging.every_steps, parts.plan.channel_for_step)
+
+
+def _open_sinks(parts: Parts) -> list[Sink]:
+    sinks: list[Sink] = [JsonlSink(parts.folder.metrics), ConsoleSink(sys.stdout, parts.plan.total_steps)]
+    if parts.config.logging.tensorboard:
+        sinks.append(TensorBoardSink(parts.folder.tensorboard))
+    return sinks
+
+
+def _evaluation(parts: Parts, backend: RolloutBackend, metrics: Metrics) -> Callable[[int], dict[str, float]]:
+    evaluator = Evaluator(
+        parts.datasets.validation,
+        parts.encoder.encode,
+        backend,
+        evaluation_sampling(parts.config.rollout_matching, parts.config.evaluation.decoding),
+        codec=get_codec(parts.config.data.codec),
+        vocabulary=parts.vocabulary,
+        world=parts.world,
+        pictures=parts.folder.pictures,
+        num_pictures=parts.config.evaluation.num_pictures,
+        warn=metrics.warn,
+    )
+    return lambda finished_steps: evaluator.run(finished_steps).figures
+
+
+def _inventory(parts: Parts) -> Inventory:
+    """To be taken before DeepSpeed has the model: ZeRO 3 leaves no parameter to be counted."""
+    parameters = list(parts.source.model.parameters())
+    recording = parts.recording
+    return Inventory(
+        parameters=sum(parameter.numel() for parameter in parameters),
+        trained_parameters=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        adapted_layers=len(adapters_of(parts.source.model)),
+        records=len(parts.datasets.train),
+        held_out=len(parts.datasets.validation),
+        run_folder=parts.folder.path,
+        recording=None if recording is None else (len(recording), recording.folder),
+        operators=ops.implementation(),
+        warnings=(
+            *run_warnings(parts.config, parts.plan),
+            *(*parts.source.warnings, *parts.encoder.warnings),
+            *data_warnings(parts.config.data, parts.datasets),
+        ),
+    )
