@@ -58,7 +58,8 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
     """The last test of a module has the end of its fixtures too. Of what was noted, the teardown's report is read."""
     yield
     begun, now = item.stash[BEGUN], spent()
-    item.user_properties.append((PROPERTY, (now.wall - begun.wall, now.cpu - begun.cpu)))
+    # A process that was killed takes its seconds with it.
+    item.user_properties.append((PROPERTY, (now.wall - begun.wall, max(0.0, now.cpu - begun.cpu))))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -6,7 +6,7 @@ import subprocess
 from dataclasses import replace
 
 import pytest
-from matplotlib.figure import Figure
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image, ImageDraw
 from rich.console import Console
 
@@ -80,7 +80,7 @@ def test_the_name_of_a_run_is_no_markup(name):
 @pytest.mark.parametrize("name", ["price$5$", r"a $\nothing$ b", "x^_$"])
 def test_the_name_of_a_run_is_no_formula(name, tmp_path, monkeypatch):
     titles = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path: titles.append(drawn_title(figure)))
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", lambda canvas, path: titles.append(drawn_title(canvas.figure)))
     draw_curves(HISTORY, tmp_path / "curves.png", name)
     assert titles == [(name, False)]
 

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from matplotlib.figure import Figure
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from ds_stage2ab.metrics.curves import COLOURS, draw_curves, smoothed
@@ -31,7 +31,7 @@ def test_smoothing_passes_non_finite_values_by():
 def drawn(monkeypatch, tmp_path, history):
     """Title of each panel -> its axes, the right one of a panel behind it."""
     figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", lambda canvas, path: figures.append(canvas.figure))
     draw_curves(history, tmp_path / "curves.png", "run")
     panels = {}
     for axes in figures[0].axes:

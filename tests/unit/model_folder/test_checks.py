@@ -296,5 +296,5 @@ def test_a_tokenizer_that_its_library_cannot_read_gets_no_coordinates(quickstart
     said = refused(add_coord_tokens, plain, tmp_path / "made")
     assert "the coordinate tokens cannot be added" in said
     (tmp_path / "file").write_text("in the way")
-    assert "File exists" in refused(add_coord_tokens, quickstart.plain, tmp_path / "file" / "made")
+    assert "Not a directory" in refused(add_coord_tokens, quickstart.plain, tmp_path / "file" / "made")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "plain"]  # nothing half made
