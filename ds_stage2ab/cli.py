@@ -114,6 +114,14 @@ def _report(options: argparse.Namespace) -> None:
     print(f"{printable(str(report.curves))}: drawn")
 
 
+def _checkpoints(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from ds_stage2ab.engine.listing import checkpoints_table
+
+    Console().print(checkpoints_table(options.run_folder, verify=options.verify))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=COMMAND,
@@ -140,6 +148,11 @@ def _parser() -> argparse.ArgumentParser:
     tokens.add_argument("source", type=Path, metavar="SRC", help="checkpoint folder (Hugging Face layout)")
     tokens.add_argument("destination", type=Path, metavar="DST", help="folder to make")
     tokens.set_defaults(run=_add_coord_tokens)
+
+    checkpoints = commands.add_parser("checkpoints", help="list what a run can go on from, and what is damaged")
+    checkpoints.add_argument("run_folder", type=Path, metavar="RUN_DIR", help="folder of one run")
+    checkpoints.add_argument("--verify", action="store_true", help="read every file and compare its digest")
+    checkpoints.set_defaults(run=_checkpoints)
 
     report = commands.add_parser("report", help="draw the curves of a run again and print its closing table")
     report.add_argument("run_folder", type=Path, metavar="RUN_DIR", help="folder of one run")

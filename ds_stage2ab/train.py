@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.overrides import add_set_option, read_overrides
+from ds_stage2ab.engine.resume import add_resume_options
 from ds_stage2ab.errors import EXIT_OK, ServerFault, Stage2Error, printable
 from ds_stage2ab.runtime.shutdown import end_with_parent, excepthook, exit_now, install_sigterm_handler, report_error
 from ds_stage2ab.runtime.streams import guard_streams
@@ -29,14 +30,14 @@ if TYPE_CHECKING:
 def train(run: "Run") -> None:
     """The loop: one optimizer step per turn."""
     plan = run.plan
-    if run.evaluate and plan.evaluate.at_start:
-        _evaluate(run, 0)
-    for step in range(plan.total_steps):
+    if run.evaluate and run.first_evaluation:
+        _evaluate(run, run.first_step)
+    for step in range(run.first_step, plan.total_steps):
         channel = run.channels[plan.channel_for_step(step)]
         result = run.window.run(step, channel)
         run.record(step, channel.name, result)
         if plan.save.due(step):
-            run.checkpoints.save(step + 1)
+            run.save(step + 1)
         if run.evaluate and plan.evaluate.due(step):
             _evaluate(run, step + 1)
     run.verify_weights(plan.total_steps)
@@ -55,6 +56,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="train.py", description="Train both channels of stage 2.")
     parser.add_argument("--config", required=True, type=Path, help="YAML file")
     add_set_option(parser)
+    add_resume_options(parser)
     parser.add_argument("--local_rank", type=int, default=0, help="set by the DeepSpeed launcher")
     arguments = parser.parse_args()
     rank = int(os.environ["RANK"]) if "RANK" in os.environ else 0
@@ -64,7 +66,7 @@ def main() -> int:
     try:
         loaded, world = _meet(arguments.config, arguments.overrides, rank)
         speaks = rank == 0
-        _run(loaded, world)
+        _run(loaded, world, arguments)
     except Stage2Error as error:
         return report_error(error, rank, speaks=speaks)
     return EXIT_OK
@@ -83,17 +85,19 @@ def _meet(config: Path, overrides: list[str], rank: int) -> tuple["LoadedConfig"
     return loaded, World(start_process_group(loaded.config.deepspeed.collective_timeout_s))
 
 
-def _run(loaded: "LoadedConfig", world: "World") -> None:
+def _run(loaded: "LoadedConfig", world: "World", arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from ds_stage2ab.assemble.run import assemble
     from ds_stage2ab.engine.run_folder import RunFolder
+    from ds_stage2ab.engine.start import find_start
     from ds_stage2ab.metrics.report import summary_table, write_report
     from ds_stage2ab.preflight.opening import banner
 
     folder = RunFolder(loaded.config.logging.root / loaded.name, locked=loaded.config.logging.lock)
     install_sigterm_handler(world.rank, lambda: world.now, folder.newest_checkpoint_words)
-    run = assemble(loaded, world)
+    start = find_start(arguments.resume, folder, world, allow_change=arguments.allow_change)
+    run = assemble(loaded, world, start)
     try:
         if world.rank == 0:
             print(banner(run.plan.batch_sentence, run.opening), flush=True)

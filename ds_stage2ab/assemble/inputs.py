@@ -1,6 +1,7 @@
 """What a run is built from: everything that comes from files, read and checked."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from ds_stage2ab.carriers import Record
 from ds_stage2ab.codec.vocabulary import Vocabulary
@@ -16,7 +17,10 @@ from ds_stage2ab.engine.build import (
     embedding_holds_coordinates,
     load_checkpoint,
 )
+from ds_stage2ab.engine.facts import run_facts
 from ds_stage2ab.engine.run_folder import RunFolder
+from ds_stage2ab.engine.start import Start
+from ds_stage2ab.engine.training_state import restore_weights
 from ds_stage2ab.engine.tuner import FULL, add_adapters, freeze_parts
 from ds_stage2ab.model_folder.checks import check_folder
 from ds_stage2ab.plan import RunPlan, batch_shape, make_plan
@@ -39,26 +43,36 @@ class Parts:
     longest_prompt: int
     # tokens, of the records that the model answers
     recording: Recording | None
+    start: Start
+    facts: dict[str, Any]
+    # what must be as it was for a run to go on
 
 
-def read_parts(loaded: LoadedConfig, world: World) -> Parts:
+def read_parts(loaded: LoadedConfig, world: World, start: Start) -> Parts:
     """Everything that comes from files, cheap checks first; nothing is written."""
     assert_same_start(loaded, loaded.config.model.path, world)
-    folder, recording = _check_inputs(loaded, world)
+    folder, recording = _check_inputs(loaded, world, start)
     datasets = read_datasets(loaded.config, world)
     data = loaded.config.data
     assert_same_records([path for path in (data.train, data.validation) if path], world)
+    with world.raise_together("comparing the run with the checkpoint"):
+        facts = run_facts(loaded, world.size)
+        start = start.compared(facts)
     with world.raise_together("loading the checkpoint"):
-        return _load(loaded.config, world, datasets, folder, recording)
+        parts = _load(loaded.config, world, datasets, folder, recording, start, facts)
+        if start.saved:
+            restore_weights(parts.source.model, start.tensors)
+    return parts
 
 
-def _check_inputs(loaded: LoadedConfig, world: World) -> tuple[RunFolder, Recording | None]:
+def _check_inputs(loaded: LoadedConfig, world: World, start: Start) -> tuple[RunFolder, Recording | None]:
     """The run folder, not yet made, and the recording to be replayed, if any."""
     matching = loaded.config.rollout_matching
     folder = RunFolder(loaded.config.logging.root / loaded.name, locked=loaded.config.logging.lock)
     with world.raise_together("reading the config"):
         batch_shape(loaded.config.training, world.size)  # the batch rules need no file
-        folder.refuse_earlier_run()
+        if not start.resumes:
+            folder.refuse_earlier_run()
         if world.rank == 0:
             folder.try_out()
         check_folder(loaded.config.model.path)  # before the data, which takes longer
@@ -67,7 +81,13 @@ def _check_inputs(loaded: LoadedConfig, world: World) -> tuple[RunFolder, Record
 
 
 def _load(
-    config: Config, world: World, datasets: Datasets, folder: RunFolder, recording: Recording | None
+    config: Config,
+    world: World,
+    datasets: Datasets,
+    folder: RunFolder,
+    recording: Recording | None,
+    start: Start,
+    facts: dict[str, Any],
 ) -> Parts:
     """The checkpoint with what trains of it, and the plan."""
     plan = make_plan(config, world.size, len(datasets.train))
@@ -104,6 +124,8 @@ def _load(
         folder=folder,
         longest_prompt=_longest_prompt(config, answered, source, encoder),
         recording=recording,
+        start=start,
+        facts=facts,
     )
 
 

@@ -22,14 +22,18 @@ from ds_stage2ab.engine.build import (
     position_index,
 )
 from ds_stage2ab.engine.checkpoint import Checkpoints
+from ds_stage2ab.engine.resume import set_aside
 from ds_stage2ab.engine.run import Run
 from ds_stage2ab.engine.run_folder import explained
+from ds_stage2ab.engine.start import Start
+from ds_stage2ab.engine.training_state import restore_optimizer, restore_random
 from ds_stage2ab.engine.tuner import adapters_of
 from ds_stage2ab.engine.whole_model import WholeModel
 from ds_stage2ab.engine.window import Window
 from ds_stage2ab.evaluation.evaluator import Evaluator
 from ds_stage2ab.losses.objective import Objective
 from ds_stage2ab.metrics.health_watch import HealthWatch
+from ds_stage2ab.metrics.journal import read_history
 from ds_stage2ab.metrics.recorder import Metrics
 from ds_stage2ab.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink
 from ds_stage2ab.preflight.opening import Inventory, opening_lines
@@ -42,10 +46,10 @@ PARTITIONED = 3
 """The ZeRO stage that leaves a part of each parameter on every rank."""
 
 
-def assemble(loaded: LoadedConfig, world: World) -> Run:
+def assemble(loaded: LoadedConfig, world: World, start: Start) -> Run:
     """Build a run; the run folder is claimed last, when all that can be known to be good is, servers included."""
     torch.manual_seed(loaded.config.training.seed)
-    parts = read_parts(loaded, world)
+    parts = read_parts(loaded, world, start)
     opening = opening_lines(parts.config, parts.plan, _inventory(parts))
     whole_model = WholeModel(parts.source.model, world, is_partitioned=parts.plan.zero_stage == PARTITIONED)
     channel_a = _expectation(parts)
@@ -53,20 +57,29 @@ def assemble(loaded: LoadedConfig, world: World) -> Run:
     objective = Objective(parts.source.model, torch.tensor(parts.vocabulary.coordinate_ids), parts.config.stage2_ab)
     optimizer = build_optimizer(objective, parts.config.training)
     engine = build_engine(objective, optimizer, parts.plan.deepspeed_config)
+    if start.saved:
+        with world.raise_together("restoring the optimizer"):
+            restore_optimizer(engine, parts.source.model, start.tensors, updates=start.saved.updates)
     start_id = world.broadcast_object(uuid.uuid4().hex)
     backend = make_backend(parts, whole_model, start_id)
-    backend.verify_weights(0)
+    backend.verify_weights(start.finished_steps)
     rollout_matching = _rollout_matching(parts, sampled_or_replayed(parts, backend, start_id), start_id)
     feed = _feed(parts)
     metrics = _claim(parts, loaded, backend)
+    window = Window(engine, parts.plan, world, feed, dummy_segment)
+    health = HealthWatch(parts.config.stage2_ab.channel_b.health)
+    if start.saved:
+        window.start_at(start.finished_steps, start.saved.progress["bad_steps"])
+        health.start_at(start.saved.progress["health"])
+        restore_random(start.random(world.rank), world.device)
     return Run(
         plan=parts.plan,
         folder=parts.folder,
         world=world,
-        window=Window(engine, parts.plan, world, feed, dummy_segment),
+        window=window,
         channels={"A": channel_a, "B": rollout_matching},
         metrics=metrics,
-        health=HealthWatch(parts.config.stage2_ab.channel_b.health),
+        health=health,
         evaluate=_evaluation(parts, backend, metrics) if parts.datasets.validation else None,
         verify_weights=backend.verify_weights,
         stop_reading=feed.close,
@@ -79,7 +92,11 @@ def assemble(loaded: LoadedConfig, world: World) -> Run:
             world,
             keep_last=parts.config.checkpoint.keep_last,
             warn=metrics.warn,
+            newest=start.finished_steps,
         ),
+        facts=parts.facts,
+        first_step=start.finished_steps,
+        first_evaluation=_evaluates_first(parts),
         opening=opening,
     )
 
@@ -134,7 +151,9 @@ def _claim(parts: Parts, loaded: LoadedConfig, backend: RolloutBackend) -> Metri
     sampling = sampling_record(backend, parts.config.rollout_matching, parts.config.evaluation.decoding)
     with parts.world.raise_together("making the run folder"):
         if parts.world.rank == 0:
-            parts.folder.claim(loaded.resolved, sampling)
+            parts.folder.claim(loaded.resolved, sampling, resumes=parts.start.resumes)
+            if parts.start.resumes:
+                set_aside(parts.folder.checkpoints, parts.start.finished_steps)
             try:
                 with explained(parts.folder.path):
                     sinks = _open_sinks(parts)
@@ -147,7 +166,7 @@ def _claim(parts: Parts, loaded: LoadedConfig, backend: RolloutBackend) -> Metri
 def _open_sinks(parts: Parts) -> list[Sink]:
     sinks: list[Sink] = [JsonlSink(parts.folder.metrics), ConsoleSink(sys.stdout, parts.plan.total_steps)]
     if parts.config.logging.tensorboard:
-        sinks.append(TensorBoardSink(parts.folder.tensorboard))
+        sinks.append(TensorBoardSink(parts.folder.tensorboard, parts.start.finished_steps))
     return sinks
 
 
@@ -167,6 +186,15 @@ def _evaluation(parts: Parts, backend: RolloutBackend, metrics: Metrics) -> Call
     return lambda finished_steps: evaluator.run(finished_steps).figures
 
 
+def _evaluates_first(parts: Parts) -> bool:
+    """At the start of a run if the config says so; after a checkpoint if its evaluation was cut off."""
+    finished, plan = parts.start.finished_steps, parts.plan
+    if not finished:
+        return plan.evaluate.at_start
+    known = read_history(parts.folder.metrics).evaluations if parts.folder.metrics.exists() else ()
+    return plan.evaluate.due(finished - 1) and all(one.step != finished for one in known)
+
+
 def _inventory(parts: Parts) -> Inventory:
     """To be taken before DeepSpeed has the model: ZeRO 3 leaves no parameter to be counted."""
     parameters = list(parts.source.model.parameters())
@@ -180,7 +208,9 @@ def _inventory(parts: Parts) -> Inventory:
         run_folder=parts.folder.path,
         recording=None if recording is None else (len(recording), recording.folder),
         operators=ops.implementation(),
+        start=parts.start.words(parts.plan.total_steps),
         warnings=(
+            *parts.start.notes,
             *run_warnings(parts.config, parts.plan),
             *(*parts.source.warnings, *parts.encoder.warnings),
             *data_warnings(parts.config.data, parts.datasets),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from ds_stage2ab.carriers import StepResult
 from ds_stage2ab.engine.checkpoint import Checkpoints
@@ -35,6 +36,12 @@ class Run:
     stop_reading: Callable[[], None]
     # ends the processes that read samples
     checkpoints: Checkpoints
+    facts: dict[str, Any]
+    # config, data, code and ranks of this run, as plain values
+    first_step: int
+    # 0, or how many steps the checkpoint had finished that the run goes on from
+    first_evaluation: bool
+    # whether the weights that it begins with are evaluated
     opening: tuple[tuple[str, str], ...]
     # what the opening lines say: (what, value)
 
@@ -60,11 +67,16 @@ class Run:
         for warning in self.health.after_evaluation(values):
             self.metrics.warn(warning)
 
+    def save(self, finished_steps: int) -> None:
+        """Write a checkpoint."""
+        progress = {"bad_steps": self.window.bad_steps, "health": self.health.streaks(), "facts": self.facts}
+        self.checkpoints.save(finished_steps, progress)
+
     def save_finished(self) -> None:
         """Save the last finished step, if no checkpoint holds it: the weights are good even where the run failed."""
         finished = self.window.finished_steps
         if finished > self.checkpoints.newest:
-            self.checkpoints.save(finished)
+            self.save(finished)
 
     def close(self) -> None:
         """Close what is open, whatever happened in the loop."""

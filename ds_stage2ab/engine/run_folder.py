@@ -65,7 +65,7 @@ class RunFolder:
             raise ConfigError(
                 "this folder already holds a run",
                 where=str(self.path),
-                fix="set logging.name to another name, or move the folder away",
+                fix="write --resume auto to go on with it, set logging.name to another name, or move the folder away",
             )
 
     def newest_checkpoint_words(self) -> str:
@@ -86,26 +86,29 @@ class RunFolder:
             nearest = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
             with TemporaryDirectory(prefix=".trial-", dir=nearest) as trial:
                 folder = RunFolder(Path(trial) / self.path.name, locked=self.locked)
-                folder._make({}, None)
+                folder._make({}, None, resumes=False)
                 folder.release()
 
-    def claim(self, resolved_config: dict[str, Any], sampling: dict[str, Any] | None = None) -> None:
+    def claim(
+        self, resolved_config: dict[str, Any], sampling: dict[str, Any] | None = None, *, resumes: bool = False
+    ) -> None:
         """Create the folder, lock it and write the resolved config, which marks the folder as a run. Rank 0 only.
 
         Args:
             sampling: how answers are sampled, written beside it.
+            resumes: go on with the run that the folder holds.
 
         Raises:
             ConfigError: the folder holds a run, or another process is writing one.
             EnvironmentFault: the folder cannot be written.
         """
         with explained(self.path):
-            self._make(resolved_config, sampling)
+            self._make(resolved_config, sampling, resumes=resumes)
 
-    def _make(self, resolved_config: dict[str, Any], sampling: dict[str, Any] | None) -> None:
+    def _make(self, resolved_config: dict[str, Any], sampling: dict[str, Any] | None, *, resumes: bool) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
+            self._take_lock(resumes=resumes)
             if sampling is not None:
                 self._write(SAMPLING_FILE, sampling)
             self._write(CONFIG_FILE, resolved_config)
@@ -129,7 +132,7 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
         self.release()
 
-    def _take_lock(self) -> None:
+    def _take_lock(self, *, resumes: bool) -> None:
         """Lock the file that bears the name: its owner may have removed it between our opening and our locking."""
         while self._lock is None:
             lock = (self.path / LOCK_FILE).open("a+")
@@ -139,7 +142,8 @@ class RunFolder:
             else:
                 lock.close()
         try:
-            self.refuse_earlier_run()
+            if not resumes:
+                self.refuse_earlier_run()
         except ConfigError:
             self.release()
             raise

@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 SHARD_BYTES = 2**32
 """Largest size of a file, unless a single tensor is larger; also what is held in memory while a model is written."""
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
@@ -43,7 +45,7 @@ class ShardWriter:
         count = len(self._shards)
         names = [f"model-{n + 1:05d}-of-{count:05d}.safetensors" for n in range(count)]
         if count == 1:
-            names = ["model.safetensors"]
+            names = [SINGLE]
         for number, name in enumerate(names):
             self._partial(number).rename(self.folder / name)
         if count > 1:
@@ -58,3 +60,28 @@ class ShardWriter:
 
     def _partial(self, number: int) -> Path:
         return self.folder / f"model-{number + 1:05d}.partial"
+
+
+class StoredTensors:
+    """The tensors of a folder that `ShardWriter` has written; each is read when it is asked for.
+
+    Args:
+        folder: as `ShardWriter.close` left it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        single = folder / SINGLE
+        if single.is_file():
+            with safe_open(single, framework="pt") as file:
+                self._places = dict.fromkeys(file.keys(), SINGLE)
+        else:
+            self._places = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        self.folder = folder
+
+    @property
+    def names(self) -> set[str]:
+        return set(self._places)
+
+    def __getitem__(self, name: str) -> Tensor:
+        with safe_open(self.folder / self._places[name], framework="pt") as file:
+            return file.get_tensor(name)

@@ -56,7 +56,7 @@ class WholeModel:
             return
         keep = not only_first or self.world.rank == 0
         try:
-            with torch.no_grad(), self._in_step(), self.world.collective():
+            with torch.no_grad(), self.gathering():
                 fault = self._gather(names, device, keep=keep)
             if fault is not None:
                 raise fault
@@ -85,10 +85,11 @@ class WholeModel:
         return fault
 
     @contextmanager
-    def _in_step(self) -> Iterator[None]:
+    def gathering(self) -> Iterator[None]:
         """Converts a failed gather to a LocalFault: the other ranks are still in it, so no collective can follow."""
         try:
-            yield
+            with self.world.collective():
+                yield
         except RuntimeError as error:
             raise LocalFault(
                 f"rank {self.world.rank}: the weights cannot be gathered: {error}",

@@ -87,6 +87,11 @@ class Window:
             sums, skipped=skipped, fault=fault, learning_rate=learning_rate, grad_norm=grad_norm, seconds=seconds
         )
 
+    def start_at(self, finished_steps: int, bad_steps: int) -> None:
+        """Go on after so many steps, the last `bad_steps` of them without an update."""
+        self.engine.global_steps = finished_steps
+        self.bad_steps = bad_steps
+
     @property
     def finished_steps(self) -> int:
         """Steps that are done, those without an update among them."""

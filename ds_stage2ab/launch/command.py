@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ds_stage2ab.config.batch import counted
@@ -20,6 +20,7 @@ from ds_stage2ab.config.report import as_error
 from ds_stage2ab.config.rules import RULES, topology_rules
 from ds_stage2ab.config.sections import Config
 from ds_stage2ab.config.servers import BACKEND, GLOO_TRANSFER, api_key
+from ds_stage2ab.engine.resume import choose, resume_words
 from ds_stage2ab.engine.run_folder import CONFIG_FILE, RunFolder
 from ds_stage2ab.errors import EXIT_ENVIRONMENT, ConfigError, EnvironmentFault
 from ds_stage2ab.launch.options import VISIBLE, Topology, read_topology
@@ -57,7 +58,7 @@ def launch(options: argparse.Namespace) -> int:
     topology = read_topology(options, os.environ.get(VISIBLE))
     loaded, overrides = _read_config(options, topology)
     ports = [local_port(server.base_url) for server in loaded.config.rollout_matching.vllm.server.servers]
-    _refuse_what_cannot_start(loaded, ports, options.server_python)
+    _refuse_what_cannot_start(loaded, ports, options)
     logs = _log_folder(loaded)
     with ProcessGroup() as processes:
         why = "a fault of the launcher"
@@ -66,7 +67,9 @@ def launch(options: argparse.Namespace) -> int:
             _say(f"{counted(len(servers), 'server')} starting; logs in {logs}")
             wait_until_ready(processes, servers, options.wait, _Progress(len(servers), options.wait))
             _say(f"starting the learner: {counted(topology.learners, 'rank')}")
-            words, variables = learner_command(options.config, overrides, topology, _free_port())
+            words, variables = learner_command(
+                options.config, overrides, topology, _free_port(), resume_words(options)
+            )
             learner = processes.start_learner(words, _environment(variables, sys.executable))
             code = watch(processes, learner, servers, _Trial(_run_folder(loaded).path / CONFIG_FILE))
             why = f"the learner ended with code {code}"
@@ -87,19 +90,22 @@ def launch(options: argparse.Namespace) -> int:
 
 
 def learner_command(
-    config: Path, overrides: list[str], topology: Topology, master_port: int
+    config: Path, overrides: list[str], topology: Topology, master_port: int, more: Sequence[str] = ()
 ) -> tuple[list[str], dict[str, str]]:
     """The DeepSpeed launcher's command line, and what it adds to the environment.
 
     That launcher takes numbers of the driver alone and gives them to the ranks as CUDA_VISIBLE_DEVICES, so on devices
     `env` puts their names there between it and Python.
+
+    Args:
+        more: words for `train.py`.
     """
     words = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "error"]
     words += ["--num_gpus", str(topology.learners), "--master_port", str(master_port)]
     if topology.train:
         names = f"{VISIBLE}={','.join(topology.train)}"
         words += ["--no_python", "--no_local_rank", "env", names, sys.executable, "-u"]
-    words += [str(Path(__file__).parents[1] / "train.py"), "--config", str(config)]
+    words += [str(Path(__file__).parents[1] / "train.py"), "--config", str(config), *more]
     words += [word for override in overrides for word in (SET, override)]
     return words, {} if topology.train else {"DS_ACCELERATOR": "cpu"}
 
@@ -124,15 +130,20 @@ def _read_config(options: argparse.Namespace, topology: Topology) -> tuple[Loade
     return load_config(options.config, read_overrides(overrides)), overrides
 
 
-def _refuse_what_cannot_start(loaded: LoadedConfig, ports: list[int], python: Path) -> None:
+def _refuse_what_cannot_start(loaded: LoadedConfig, ports: list[int], options: argparse.Namespace) -> None:
     """What would otherwise be known after the minutes that servers take to start."""
     if sys.platform != "linux":
         raise EnvironmentFault(f"launch needs Linux, this is {sys.platform}", fix="start the processes one by one")
+    python = options.server_python
     if not (python.is_file() and os.access(python, os.X_OK)):
         raise ConfigError("no Python can be run there", where=str(python), fix="set --server-python to one with vLLM")
     if not (loaded.config.model.path / "config.json").is_file():
         raise EnvironmentFault("no checkpoint there", where=str(loaded.config.model.path), fix="set model.path")
-    _run_folder(loaded).refuse_earlier_run()
+    folder = _run_folder(loaded)
+    if options.resume is None:
+        folder.refuse_earlier_run()
+    else:
+        choose(options.resume, folder.checkpoints)
     api_key(loaded.config.rollout_matching.vllm.server.api_key_env)
     for port in ports:
         with socket.socket() as probe:
@@ -272,13 +283,22 @@ class _Trial:
 
     def __init__(self, sign: Path) -> None:
         self.sign = sign
+        self._before = _changed(sign)
         self._begun = self._told = time.monotonic()
 
     def __call__(self) -> None:
         now = time.monotonic()
-        if now - self._told >= TELL_EVERY_S and not self.sign.exists():
+        if now - self._told >= TELL_EVERY_S and _changed(self.sign) == self._before:
             _say(f"the learner has not yet found the servers right, {now - self._begun:.0f} s")
             self._told = now
+
+
+def _changed(path: Path) -> float | None:
+    """When a file was last changed; None: it is not there."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
 
 
 def _say(line: str) -> None:

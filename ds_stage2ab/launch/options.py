@@ -10,6 +10,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from ds_stage2ab.config.overrides import add_set_option
+from ds_stage2ab.engine.resume import add_resume_options
 from ds_stage2ab.errors import ConfigError
 
 WAIT_S = 1800
@@ -130,6 +131,7 @@ def add_launch_options(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help=f"seconds until all servers must be ready (default: {WAIT_S})",
     )
+    add_resume_options(parser)
     add_set_option(parser)
 
 

@@ -101,6 +101,14 @@ class HealthWatch:
         self._thresholds: dict[str, ThresholdSection] = {name: getattr(section, name) for name in NAMES}
         self._streaks = {(name, act): 0 for name in NAMES for act in ("warn", "stop")}
 
+    def streaks(self) -> dict[str, int]:
+        """`figure/act` -> for how many B steps in a row its threshold has been crossed; for `start_at`."""
+        return {f"{name}/{act}": streak for (name, act), streak in self._streaks.items()}
+
+    def start_at(self, streaks: Mapping[str, int]) -> None:
+        """Go on where another watch was."""
+        self._streaks |= {key: streaks.get("/".join(key), 0) for key in self._streaks}
+
     def after_step(self, step: int, channel: str, terms: Mapping[str, tuple[float, float]]) -> list[str]:
         """The warnings after the step `step`, counted from 0.
 

@@ -83,18 +83,19 @@ class TensorBoardSink:
 
     Args:
         folder: made if it is missing.
+        finished_steps: events after so many steps, of an earlier attempt, are hidden.
 
     Raises:
         EnvironmentFault: the package `tensorboard` is not installed.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, finished_steps: int = 0) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             why = f"TensorBoard events cannot be written: {error}"
             raise EnvironmentFault(why, fix="pip install tensorboard") from error
-        self._writer = SummaryWriter(log_dir=str(folder))
+        self._writer = SummaryWriter(log_dir=str(folder), purge_step=finished_steps + 1 if finished_steps else None)
 
     def step(self, record: StepRecord) -> None:
         self._write(record)

@@ -29,6 +29,8 @@ class Inventory:
     # (rollouts, folder) that Channel B replays
     operators: str
     # what runs the ops: `compiled` or `reference`
+    start: str
+    # where a run that resumes begins; empty for others
     warnings: Sequence[str]
 
 
@@ -56,6 +58,7 @@ def opening_lines(config: Config, plan: RunPlan, found: Inventory) -> tuple[Line
         ("rollouts", f"{_rollouts(config, found)}; packing operators: {found.operators}"),
         ("engine", f"DeepSpeed, ZeRO stage {plan.zero_stage}, {config.model.precision}"),
         ("run folder", str(found.run_folder)),
+        *((("resumed", found.start),) if found.start else ()),
         *(("warning", warning) for warning in found.warnings),
     )
 

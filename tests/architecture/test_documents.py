@@ -113,6 +113,7 @@ COMMANDS = {
     "ds-stage2ab plan": ("tests/unit/test_cli.py", "plan"),
     "ds-stage2ab launch": ("tests/faults/test_launcher.py", "launch"),
     "ds-stage2ab evaluate": ("tests/test_evaluate.py", "evaluate"),
+    "ds-stage2ab checkpoints": ("tests/faults/test_resume.py", '"checkpoints"'),
     "ds-stage2ab report runs/<name>": ("tests/test_typed_by_hand.py", "ds-stage2ab report runs/<name>"),
     "ds-stage2ab add-coord-tokens": ("tests/test_typed_by_hand.py", "ds-stage2ab add-coord-tokens"),
     "deepspeed --num_gpus": ("tests/parts.py", "--num_gpus"),

@@ -1,7 +1,7 @@
 """What users are told to type and answers in seconds is typed here, word by word as the documents have it.
 
 Validating and planning as they stand; of a training run the plan that it would follow, with the same file, ranks and
-`--set` words.
+`--set` words, but not `--resume`.
 """
 
 import os
@@ -16,7 +16,9 @@ from tests.architecture.sources import ROOT, relative, repository_files
 
 BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 QUICK = re.compile(r"(?:python -m ds_stage2ab\.validate|ds-stage2ab plan) .*")
-TRAINING = re.compile(r"(?:\w+=\S+ )?deepspeed --num_gpus (\d+) ds_stage2ab/train\.py --config ([^$]*)")
+TRAINING = re.compile(
+    r"(?:\w+=\S+ )?deepspeed --num_gpus (\d+) ds_stage2ab/train\.py --config ([^$]*?)(?: --resume \w+)?"
+)
 OWN = f"extends: {ROOT}/configs/own_data.yaml\ntraining:\n  effective_batch_size: 32\n"
 """my.yaml, which the documents leave to the reader: it divides by every number of ranks in them."""
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.architecture.sources import ROOT, package_files, relative
+from tests.architecture.sources import package_files, relative
 
 BANNED = (
     *("whoever", "keeper", "household", "lockstep", "outlook", "guilty", "lend", "lends", "lent", "anew"),
@@ -60,20 +60,3 @@ def test_no_banned_word():
 )
 def test_a_banned_word_is_found(source: str, found: list[tuple[int, str]]):
     assert list(banned_words(source)) == found
-
-
-RESUMES = re.compile(r"after a resume|resumed run|run (?:that )?(?:resumes|resumed)|resum\w+ (?:it )?from a checkpoint")
-
-
-def test_nothing_says_that_a_run_can_be_resumed():
-    files = [*package_files(), *ROOT.glob("docs/**/*.md"), *ROOT.glob("schemas/*.json"), ROOT / "README.md"]
-    texts = {relative(path): " ".join(path.read_text(encoding="utf-8").split()) for path in files}
-    assert {name: RESUMES.findall(text) for name, text in texts.items() if RESUMES.search(text)} == {}
-
-
-def test_what_says_so_is_found():
-    """As these were written."""
-    for text in ("the same at every rank and after a resume.", "so a resumed run agrees;"):
-        assert RESUMES.search(text)
-    assert RESUMES.search("A run that resumes from a checkpoint may write a step again.")
-    assert not RESUMES.search("no run can be resumed: what remains is what was complete")

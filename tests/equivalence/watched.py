@@ -46,8 +46,8 @@ def noted(letter, call, *, ours_alone=False):
     return calling
 
 
-def watched(loaded, world):
-    run = assembled(loaded, world)
+def watched(loaded, world, start):
+    run = assembled(loaded, world, start)
     run_step, engine = run.window.run, run.window.engine
     engine.backward, engine.step = noted("b", engine.backward), noted("u", engine.step)
 

@@ -28,8 +28,8 @@ STEPS = {int(step) for step in places.split(",")}
 FOR_EVER_S = 600
 
 
-def planted(loaded, world):
-    run = assembled(loaded, world)
+def planted(loaded, world, start):
+    run = assembled(loaded, world, start)
     run_step, is_faulty = run.window.run, world.rank == int(os.environ["FAULTY_RANK"])
     if kind == "nan":
         run.window.run = lambda step, channel: watched(run, run_step, step, channel, is_faulty=is_faulty)

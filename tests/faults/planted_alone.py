@@ -19,8 +19,8 @@ assembled = composition.assemble
 kind, _, place = os.environ["FAULT"].partition(":")
 
 
-def planted(loaded, world):
-    run = assembled(loaded, world)
+def planted(loaded, world, start):
+    run = assembled(loaded, world, start)
     if world.rank == int(os.environ["FAULTY_RANK"]):
         run_step = run.window.run
         run.window.run = lambda step, channel: faulty(run_step, step, channel)

@@ -11,8 +11,8 @@ from ds_stage2ab.runtime.shutdown import excepthook, exit_now
 assembled = composition.assemble
 
 
-def too_large(loaded, world):
-    run = assembled(loaded, world)
+def too_large(loaded, world, start):
+    run = assembled(loaded, world, start)
     ask = lambda *words: torch.empty(1 << 50, dtype=torch.uint8, device=world.device)  # noqa: E731
     run.window.engine.module.model.lm_head.register_forward_pre_hook(ask)
     return run

@@ -18,7 +18,7 @@ from ds_stage2ab.carriers import Vision
 from ds_stage2ab.config.sections import RepeatTerminateSection, TunerSection
 from ds_stage2ab.engine import tuner as tuners
 from ds_stage2ab.engine.build import position_index
-from ds_stage2ab.engine.checkpoint import export
+from ds_stage2ab.engine.export import export
 from ds_stage2ab.engine.tuner import add_adapters
 from ds_stage2ab.engine.whole_model import WholeModel
 from ds_stage2ab.packs.collate import collate

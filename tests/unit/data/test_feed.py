@@ -248,7 +248,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(("how", "noise"), [("close", False), ("leave", True)])
+@pytest.mark.parametrize(("how", "noise"), [("close", False), pytest.param("leave", True, marks=pytest.mark.soak)])
 def test_a_closed_feed_leaves_no_semaphore(tmp_path, how, noise):
     """A run ends without the interpreter's own clean-up (`exit_now`), which Python's resource tracker reports."""
     (tmp_path / "leave.py").write_text(LEAVE)

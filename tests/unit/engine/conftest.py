@@ -22,10 +22,10 @@ from tests.unit.parts import load_bench
 def build(quickstart, world, tmp_path):
     """Makes a stage from changes to the small SGD run; `parts` are another checkpoint and its data."""
 
-    def built(changes=None, parts=quickstart):
+    def built(changes=None, parts=quickstart, before=lambda model: None):
         values = merged(config_values(parts, tmp_path, "window"), changes or {})
         config = load_config(write_config(tmp_path / "config.yaml", values)).config
-        return stage_of(config, world, parts)
+        return stage_of(config, world, parts, before)
 
     return built
 

@@ -1,9 +1,11 @@
 """A window on a real DeepSpeed engine, and what a step on it should have done, by plain torch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import deepspeed
 import torch
+from torch import nn
 
 from ds_stage2ab.config.sections import Config
 from ds_stage2ab.engine.build import DTYPES, build_engine, build_optimizer
@@ -57,8 +59,14 @@ class Stage:
             return {name: parameter.detach().clone() for name, parameter in named.items()}
 
 
-def stage_of(config: Config, world: World, parts: Quickstart) -> Stage:
-    """Of a config, on this rank of the world; each rank has its own samples of a step."""
+def stage_of(
+    config: Config, world: World, parts: Quickstart, before: Callable[[nn.Module], None] = lambda model: None
+) -> Stage:
+    """Of a config, on this rank of the world; each rank has its own samples of a step.
+
+    Args:
+        before: is called with the model before DeepSpeed gets it.
+    """
     plan = make_plan(config, world.size, max(NUM_SAMPLES, config.training.effective_batch_size))
     bench, drawn = load_bench(parts, num_samples=NUM_SAMPLES), []
     for parameter in bench.model.parameters():
@@ -66,6 +74,7 @@ def stage_of(config: Config, world: World, parts: Quickstart) -> Stage:
     if config.tuner.type != FULL:
         coordinates = bench.vocabulary.coordinate_ids
         add_adapters(bench.model, config.tuner, config.model.freeze, coordinates, seed=0, source=parts.model)
+    before(bench.model)
     objective = Objective(bench.model, torch.tensor(bench.vocabulary.coordinate_ids), config.stage2_ab)
     engine = build_engine(objective, build_optimizer(objective, config.training), plan.deepspeed_config)
 

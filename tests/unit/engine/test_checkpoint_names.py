@@ -1,11 +1,11 @@
 """Beside the weights of a checkpoint: which folders are ours, what `latest` says, and a disk that is full."""
 
 import os
+import resource
 from pathlib import Path
 from unittest import mock
 
 import pytest
-import torch
 
 from ds_stage2ab.errors import EnvironmentFault
 
@@ -14,17 +14,10 @@ def listed(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.fixture
-def export_alone(checkpoints):
-    """What DeepSpeed writes takes seconds, and these tests look at names."""
-    with mock.patch.object(checkpoints.engine, "save_checkpoint"):
-        yield
-
-
 @pytest.mark.parametrize(
     "name", ["step-000100-good", "step-best", "step-0000007", "step-12", "step-" + 6 * "\u0661", "old"]
 )
-def test_names_that_are_not_ours_are_left_alone(checkpoints, warnings, export_alone, name):
+def test_names_that_are_not_ours_are_left_alone(checkpoints, warnings, name):
     (checkpoints.folder / name / "hf").mkdir(parents=True)
     (checkpoints.folder / "step-000050").write_text("a file")
     (checkpoints.folder / "step-000060").symlink_to(name)
@@ -35,7 +28,7 @@ def test_names_that_are_not_ours_are_left_alone(checkpoints, warnings, export_al
     assert (checkpoints.folder / name / "hf").is_dir() and warnings == []
 
 
-def test_a_checkpoint_that_cannot_be_deleted_is_a_warning(checkpoints, warnings, export_alone):
+def test_a_checkpoint_that_cannot_be_deleted_is_a_warning(checkpoints, warnings):
     """And is tried again, under a name that no reader takes for a checkpoint."""
     checkpoints.save(1)
     checkpoints.save(2)
@@ -56,7 +49,7 @@ def raised(error, ignored):
         raise error
 
 
-def test_latest_is_on_the_disk_before_it_replaces_the_one_before(checkpoints, export_alone):
+def test_latest_is_on_the_disk_before_it_replaces_the_one_before(checkpoints):
     done = []
     replace, fsync = Path.replace, os.fsync
 
@@ -76,14 +69,14 @@ def test_latest_is_on_the_disk_before_it_replaces_the_one_before(checkpoints, ex
     assert done[place + 1 :] == [checkpoints.folder]
 
 
-@pytest.mark.parametrize(("size", "words"), [(9, "iostream error"), (100_000, "unexpected pos")])
-def test_a_full_disk_is_named(checkpoints, size, words):
-    """torch's writer does not say it."""
-    full = mock.patch.object(
-        checkpoints.engine, "save_checkpoint", side_effect=lambda *_, **__: torch.save(torch.zeros(size), "/dev/full")
-    )
-    with full, pytest.raises(EnvironmentFault) as caught:
-        checkpoints.save(1)
-    assert "no space left on the device, or a quota or a limit of file sizes is reached (" in caught.value.why
-    assert " GiB are free; torch says: " in caught.value.why and words in caught.value.why
-    assert caught.value.fix.startswith("free space")
+def test_a_file_that_cannot_be_written_whole_is_named(checkpoints):
+    """A limit of its size stands for a disk that is full: the system takes a part of what is written."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    try:
+        with pytest.raises(EnvironmentFault) as caught:
+            checkpoints.save(1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "File too large" in caught.value.why and caught.value.fix.startswith("free space")
+    assert listed(checkpoints.folder) == [".step-000001.partial"]

@@ -83,7 +83,8 @@ def test_an_earlier_run_is_not_overwritten(path):
         RunFolder(path, locked=True).claim({"another": 1})
     assert caught.value.code == EXIT_CONFIG
     assert str(caught.value) == (
-        f"{path}: this folder already holds a run\n  fix: set logging.name to another name, or move the folder away"
+        f"{path}: this folder already holds a run\n  fix: write --resume auto to go on with it, set logging.name to"
+        " another name, or move the folder away"
     )
     assert json.loads((path / "config.json").read_text()) == RESOLVED
     assert not (path / "run.lock").exists()  # a refused run leaves no lock behind

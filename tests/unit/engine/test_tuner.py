@@ -9,7 +9,7 @@ from transformers import Qwen3VLForConditionalGeneration
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.sections import TunerSection
 from ds_stage2ab.engine.build import build_optimizer, load_checkpoint
-from ds_stage2ab.engine.checkpoint import export
+from ds_stage2ab.engine.export import export
 from ds_stage2ab.engine.tuner import adapted_layers, adapters_of, add_adapters, merged_tensors, part_of, save_adapter
 from ds_stage2ab.engine.whole_model import WholeModel
 from ds_stage2ab.losses.objective import Objective

@@ -1,0 +1,30 @@
+"""What decides the results of a run, as plain values: a checkpoint keeps it, and a resumed run is compared with it."""
+
+from hashlib import blake2b
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ds_stage2ab.config.load import LoadedConfig
+
+LIBRARIES = ("ds_stage2ab", "torch", "transformers", "deepspeed", "peft")
+DIGEST_BYTES = 16
+
+
+def run_facts(loaded: LoadedConfig, num_learners: int) -> dict[str, Any]:
+    """Config, records, versions and learner ranks."""
+    data = loaded.config.data
+    files = {"train": data.train, "validation": data.validation}
+    return {
+        "config": loaded.resolved,
+        "records": {name: _records(path) for name, path in files.items() if path is not None},
+        "versions": {name: version(name) for name in LIBRARIES},
+        "learners": num_learners,
+    }
+
+
+def _records(path: Path) -> str:
+    """`12 lines, blake2b 9f...`."""
+    content = path.read_bytes()
+    lines = content.count(b"\n")
+    return f"{lines:,} lines, blake2b {blake2b(content, digest_size=DIGEST_BYTES).hexdigest()}"

@@ -1,0 +1,179 @@
+"""Which checkpoint a run goes on from, and what it says of the others."""
+
+import io
+import json
+import re
+import shutil
+
+import pytest
+from rich.console import Console
+
+from ds_stage2ab.engine.listing import checkpoints_table
+from ds_stage2ab.engine.manifest import MANIFEST, manifest_text
+from ds_stage2ab.engine.resume import (
+    FORMAT,
+    STATE,
+    changes,
+    choose,
+    refuse_changes,
+    saved_steps,
+    set_aside,
+    step_name,
+    unusable,
+)
+from ds_stage2ab.errors import ConfigError, EnvironmentFault
+
+FILES = ("hf/model.safetensors", "training/model.safetensors", "random.safetensors")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Of checkpoints after 2, 4 and 6 steps."""
+    for steps in (2, 4, 6):
+        written(tmp_path / "checkpoints", steps)
+    return tmp_path / "checkpoints"
+
+
+def written(folder, steps, **state):
+    place = folder / step_name(steps)
+    for name in FILES:
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(f"{name} {steps}".encode() * 50)
+    (place / STATE).write_text(json.dumps({"format": FORMAT, "finished_steps": steps, "updates": steps, **state}))
+    (place / MANIFEST).write_text(manifest_text(place))
+
+
+@pytest.mark.parametrize(("wanted", "steps"), [("auto", 6), ("latest", 6), ("4", 4), ("0000002", 2)])
+def test_a_checkpoint_is_found(folder, wanted, steps):
+    saved, notes = choose(wanted, folder)
+    assert (saved.finished_steps, saved.folder, notes) == (steps, folder / step_name(steps), [])
+
+
+def test_a_path_is_one_of_any_run(folder, tmp_path):
+    shutil.move(folder / "step-000004", tmp_path / "kept")
+    saved, _ = choose(str(tmp_path / "kept"), tmp_path / "elsewhere")
+    assert saved.finished_steps == 4
+
+
+def test_auto_starts_a_run_that_has_none_and_latest_does_not(tmp_path):
+    assert choose("auto", tmp_path / "checkpoints") == (None, [])
+    with pytest.raises(EnvironmentFault, match="there is no complete checkpoint"):
+        choose("latest", tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize("wanted", ["5", "no/such/folder", "lastest"])
+def test_what_is_not_there_is_refused_with_what_is(folder, wanted):
+    with pytest.raises(EnvironmentFault) as caught:
+        choose(wanted, folder)
+    assert "2, 4, 6" in caught.value.fix
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def emptied(path):
+    path.write_bytes(b"")
+
+
+def missing(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [truncated, flipped, emptied, missing])
+@pytest.mark.parametrize("name", [*FILES, STATE, MANIFEST])
+def test_a_damaged_file_is_named_and_the_one_before_is_taken(folder, damage, name):
+    damage(folder / "step-000006" / name)
+    saved, notes = choose("auto", folder)
+    assert saved.finished_steps == 4
+    assert len(notes) == 1 and notes[0].startswith("step-000006 is passed over: ") and name in notes[0]
+    with pytest.raises(EnvironmentFault, match=re.escape(name)):
+        choose("6", folder)
+
+
+def test_an_older_format_and_a_foreign_state_are_told(folder):
+    written(folder, 8, format=1)
+    assert unusable(folder / "step-000008") == f"it is of format 1, and this version reads format {FORMAT}"
+    place = folder / "step-000008"
+    (place / STATE).write_text("[]")
+    (place / MANIFEST).write_text(manifest_text(place))
+    assert unusable(place).startswith(f"its {STATE} cannot be read: ")
+
+
+def test_names_that_are_not_ours_are_no_checkpoints(folder):
+    for name in ("step-000100-good", "step-0000007", "step-000006.superseded-1", ".step-000009.partial"):
+        shutil.copytree(folder / "step-000002", folder / name)
+    (folder / "step-000050").write_text("a file")
+    (folder / "step-000060").symlink_to("step-000002")
+    assert saved_steps(folder) == [2, 4, 6]
+
+
+def test_newer_ones_are_set_aside_and_none_is_lost(folder):
+    shutil.copytree(folder / "step-000006", folder / "step-000006.superseded-1")
+    shutil.copytree(folder / "step-000006", folder / ".step-000008.partial")
+    assert set_aside(folder, 2) == ["step-000004.superseded-1", "step-000006.superseded-2"]
+    names = ["step-000002", "step-000004.superseded-1", "step-000006.superseded-1", "step-000006.superseded-2"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+
+
+BEFORE = {
+    "config": {"a": {"b": 1, "c": None}, "logging": {"name": "x"}},
+    "records": {"train": "12 lines"},
+    "learners": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("now", "found"),
+    [
+        ({}, []),
+        ({"config": {"a": {"b": 1, "c": None}, "logging": {"name": "y"}}}, []),
+        ({"config": {"a": {"b": 2.5, "c": None}}}, ["config.a.b: 1 -> 2.5"]),
+        ({"config": {"a": {"b": 1}}}, ["config.a.c: null -> (not there)"]),
+        ({"config": {"a": {"b": 1, "c": None, "d": "\x1b[0m"}}}, ['config.a.d: (not there) -> "\\u001b[0m"']),
+        ({"records": {"train": "13 lines"}}, ['records.train: "12 lines" -> "13 lines"']),
+        ({"learners": 1}, ["learners: 2 -> 1"]),
+    ],
+)
+def test_what_has_changed_is_told_by_its_key(now, found):
+    assert changes(BEFORE, {**BEFORE, **now}) == found
+
+
+def test_many_changes_are_counted(folder):
+    saved, _ = choose("auto", folder)
+    with pytest.raises(ConfigError) as caught:
+        refuse_changes([f"config.k{number}: 1 -> 2" for number in range(14)], saved)
+    assert "config.k11: 1 -> 2" in caught.value.why and "config.k12" not in caught.value.why
+    assert "and 2 more" in caught.value.why and "--allow-change" in caught.value.fix
+    refuse_changes([], saved)
+
+
+def shown(table):
+    stream = io.StringIO()
+    Console(file=stream, width=160).print(table)
+    return stream.getvalue()
+
+
+CHANGED = ["complete", "has changed", "complete"]
+
+
+@pytest.mark.parametrize(("verify", "seen"), [(False, ["complete"] * 3), (True, CHANGED)])
+def test_a_run_is_listed(folder, tmp_path, verify, seen):
+    """Sizes alone do not show a bit that is another."""
+    flipped(folder / "step-000004" / FILES[0])
+    text = shown(checkpoints_table(tmp_path, verify=verify))
+    rows = [line for line in text.splitlines() if re.search(r"[246]\s", line)]
+    assert [word in row for word, row in zip(seen, rows, strict=True)] == [True] * 3
+    (folder / "step-000006" / MANIFEST).unlink()
+    assert f"it has no {MANIFEST}" in shown(checkpoints_table(tmp_path, verify=verify))
+
+
+def test_a_folder_without_checkpoints_is_refused(tmp_path):
+    with pytest.raises(EnvironmentFault, match="has no checkpoint"):
+        checkpoints_table(tmp_path, verify=False)
