@@ -157,10 +157,10 @@ def _layer_values(text: TextShape, copy: int) -> int:
 def _pair_values(text: TextShape, copy: int, attention: str) -> int:
     """Values that one decoder layer keeps per pair of tokens.
 
-    sdpa: the mask that parts the segments, as numbers, made again in each layer. eager: the softmax of every head in
-    fp32 and, in bf16, its copy (the 5 a s / h of Korthikanti et al. 2022, without dropout).
+    sdpa: none; it attends segment by segment. eager: the softmax of every head in fp32 and, in bf16, its copy (the
+    5 a s / h of Korthikanti et al. 2022, without dropout).
     """
-    return 1 if attention == "sdpa" else text.heads * (1 if copy == 1 else copy + 1)
+    return 0 if attention == "sdpa" else text.heads * (1 if copy == 1 else copy + 1)
 
 
 def _image_token_values(shape: ModelShape, parts: list[str], copy: int, checkpointing: bool, magnitudes: bool) -> int:

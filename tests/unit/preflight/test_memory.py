@@ -16,6 +16,7 @@ from ds_stage2ab.config.sections import Config, TunerSection
 from ds_stage2ab.engine.build import build_engine, build_optimizer
 from ds_stage2ab.engine.tuner import add_adapters, freeze_parts
 from ds_stage2ab.errors import EnvironmentFault
+from ds_stage2ab.losses.attention import segment_arguments, use_segments
 from ds_stage2ab.plan import make_plan
 from ds_stage2ab.preflight.memory import REDUCE_BUCKET, Memory, activation_bytes, estimate
 from ds_stage2ab.preflight.model_shape import PARTS, ModelShape, adapter_parameters, parameters_of, read_shape
@@ -206,7 +207,10 @@ class ManagedProcess:
 
 def real_model(attention: str, dtype: torch.dtype, *, tied: bool = True) -> nn.Module:
     shape = Qwen3VLConfig.from_pretrained(STAGE1, tie_word_embeddings=tied)
-    return Qwen3VLForConditionalGeneration._from_config(shape, attn_implementation=attention, dtype=dtype).train()
+    model = Qwen3VLForConditionalGeneration._from_config(shape, attn_implementation=attention, dtype=dtype).train()
+    if attention == "sdpa":
+        use_segments(model)  # as a run does
+    return model
 
 
 def without_logits() -> ModelShape:
@@ -220,8 +224,9 @@ def kept_by_language(model: nn.Module) -> int:
     positions = (torch.arange(512) % 128).expand(4, 1, 512).contiguous()
     with ManagedProcess(model) as kept:
         embedded = model.get_input_embeddings()(ids)
+        parted = segment_arguments(model, (0, 128, 256, 384, 512))
         output = model.model.language_model(
-            inputs_embeds=embedded, position_ids=positions, attention_mask=None, use_cache=False
+            inputs_embeds=embedded, position_ids=positions, use_cache=False, **parted
         )
     assert output.last_hidden_state.shape == (1, 512, 128)
     return kept.total
@@ -294,12 +299,12 @@ def test_logits_by_hand(precision, dtype):
 
 
 def test_checkpointing_keeps_one_layer_and_the_entries_of_the_others():
-    # fp32, c = 1, per token: a layer 6 x 128 + 6 x 128 + 2 x 64 + 4 x 384 = 3,200, and 512 of the mask: 3,712.
-    # Without: 4 x 3,712; with: 3,712 and 4 entries of 128. The last norm: 3 x 128.
+    # fp32, c = 1, per token: a layer 6 x 128 + 6 x 128 + 2 x 64 + 4 x 384 = 3,200.
+    # Without: 4 x 3,200; with: 3,200 and 4 entries of 128. The last norm: 3 x 128.
     plain = activation_bytes(without_logits(), CONFIG, ["language"])
-    assert plain == 4 * 512 * (4 * 3712 + 384)
+    assert plain == 4 * 512 * (4 * 3200 + 384)
     checkpointed = activation_bytes(without_logits(), changed(model={"gradient_checkpointing": True}), ["language"])
-    assert checkpointed == 4 * 512 * (3712 + 4 * 128 + 384)
+    assert checkpointed == 4 * 512 * (3200 + 4 * 128 + 384)
 
 
 def test_passes_that_are_kept_count():
