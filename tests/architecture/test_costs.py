@@ -12,28 +12,25 @@ from tests.workers import recorded_costs
 BUDGET_CPU_S = 30
 BUDGETS = {
     # a vLLM server, and runs that use it
-    "tests/contract/test_backends.py": 175,
-    "tests/test_launch_with_a_server.py": 110,
-    "tests/test_stage2_ab_vllm_server_mode_smoke.py": 200,
-    "tests/test_vllm_guard.py": 85,
+    "tests/contract/test_backends.py": 80,
+    "tests/test_launch_with_a_server.py": 70,
+    "tests/test_stage2_ab_vllm_server_mode_smoke.py": 85,
+    "tests/test_vllm_guard.py": 45,
     # many runs of two ranks
-    "tests/equivalence/test_same_run.py": 170,
-    "tests/faults/test_bad_starts.py": 42,
-    "tests/faults/test_launcher.py": 40,
-    "tests/faults/test_lost_ranks.py": 100,
-    "tests/faults/test_no_compiler.py": 36,
-    "tests/test_evaluate.py": 36,
-    "tests/test_keyed.py": 56,
-    "tests/test_replay.py": 36,
-    "tests/test_stage2_ab_training.py": 60,
-    "tests/unit/engine/test_window_ranks.py": 50,
-    "tests/unit/runtime/test_ranks.py": 36,
-    # processes that import for themselves
+    "tests/equivalence/test_same_run.py": 140,
+    "tests/faults/test_bad_starts.py": 38,
+    "tests/faults/test_lost_ranks.py": 90,
+    "tests/faults/test_resume.py": 90,
+    "tests/test_keyed.py": 46,
+    "tests/test_stage2_ab_training.py": 48,
+    "tests/unit/runtime/test_ranks.py": 45,
+    # processes that import for themselves, or many engines
     "tests/unit/data/test_feed.py": 80,
-    "tests/unit/engine/test_whole_model.py": 52,
+    "tests/unit/engine/test_accumulation.py": 44,
+    "tests/unit/engine/test_whole_model.py": 45,
 }
-ALL_CPU_S = 1850
-"""Two cores have as many in 15.4 minutes."""
+ALL_CPU_S = 1480
+"""Two cores have as many in 12.3 minutes."""
 COSTS = recorded_costs()
 
 

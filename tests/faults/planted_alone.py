@@ -1,4 +1,4 @@
-"""`train.py` with a fault that rank `FAULTY_RANK` cannot tell the others of: `FAULT=stop:1`, a step from 0.
+"""`train.py` with a fault of rank `FAULTY_RANK` alone: `FAULT=stop:1`, a step from 0.
 
 stop  SIGSTOP in front of the step
 full  from the step on no file of this process may grow beyond FULL_BYTES, as on a disk that is full
@@ -13,7 +13,7 @@ from ds_stage2ab import train
 from ds_stage2ab.assemble import run as composition
 from ds_stage2ab.runtime.shutdown import excepthook, exit_now
 
-FULL_BYTES = 1 << 16  # less than this rank's part of the optimizer's state
+FULL_BYTES = 1 << 16  # less than the weights
 
 assembled = composition.assemble
 kind, _, place = os.environ["FAULT"].partition(":")

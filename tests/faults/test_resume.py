@@ -1,7 +1,9 @@
 """A run that was killed goes on by the same command, and ends as the one that never was: to the last bit."""
 
 import json
+import random
 import shutil
+import time
 
 import pytest
 import torch
@@ -16,6 +18,8 @@ from tests.parts import config_values, merged, write_config
 
 MATCHING = "custom.extra.rollout_matching"
 STEPS = 6
+NUM_KILLS = 30
+KILLED_AFTER_S = (0.2, 9.0)  # a whole run takes some 15 s
 SAMPLED = {
     "training.optimizer": "adamw",
     "training.learning_rate": 1e-3,
@@ -113,6 +117,20 @@ def test_a_killed_run_goes_on_to_the_last_bit(runs, place, begins):
     done = runs(name, "--resume", "auto")
     assert done.returncode == EXIT_OK, done.stdout[-3000:] + done.stderr[-3000:]
     assert begins in done.stdout
+    assert_the_same(runs, name)
+
+
+@pytest.mark.soak
+def test_kills_at_random_moments_change_nothing(runs):
+    """At the start, in steps, rollouts, evaluations and saves, as they come; the same command each time."""
+    chance, name = random.Random(20), "random"
+    words = ("ds_stage2ab/train.py", "--config", str(runs.config(name)), "--resume", "auto")
+    for _ in range(NUM_KILLS):
+        with ranks.started(2, *words) as started:
+            time.sleep(chance.uniform(*KILLED_AFTER_S))
+            chance.choice(started).kill()
+    done = runs(name, "--resume", "auto")
+    assert done.returncode == EXIT_OK, done.stdout[-3000:] + done.stderr[-3000:]
     assert_the_same(runs, name)
 
 

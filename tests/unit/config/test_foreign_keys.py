@@ -12,7 +12,10 @@ from tests.unit.config.checked import check_file
 SCHEMA = config_schema()
 KNOWN = list(_all_keys(SCHEMA))
 SECTIONS = [(), *(path for path in KNOWN if "properties" in schema_at(SCHEMA, path))]
-NO_KEYS = ("ds-stage2ab plan", "deepspeed --num_gpus N", "hf/", "eval/", "base_url", "tensor_parallel_size")
+NO_KEYS = (
+    *("ds-stage2ab plan", "deepspeed --num_gpus N", "--resume auto"),
+    *("hf/", "eval/", "base_url", "tensor_parallel_size"),
+)
 """What a remedy puts in quotes besides keys."""
 MINIMAL = """\
 training: {effective_batch_size: 32}
