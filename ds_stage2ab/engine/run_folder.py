@@ -74,7 +74,7 @@ class RunFolder:
             name = (self.checkpoints / LATEST).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError):
             return "it has saved no checkpoint yet"
-        return f"its newest checkpoint is {printable(str(self.checkpoints / name))}"
+        return f"its newest checkpoint is {printable(str(self.checkpoints / name))}, from which --resume auto goes on"
 
     def try_out(self) -> None:
         """Claim a folder of the same name beside it, and remove it. Rank 0 only, before the costly part of a start.

@@ -60,7 +60,7 @@ def test_ctrl_c_is_one_message_that_names_the_newest_checkpoint(config, tmp_path
     newest = latest.parent / latest.read_text().strip()
     first, second = said[0].splitlines()
     assert first.startswith("error: rank 0: ended by SIGINT (Ctrl-C), as all ranks; it was at: ")
-    assert first.endswith(f"; its newest checkpoint is {newest}")
+    assert first.endswith(f"; its newest checkpoint is {newest}, from which --resume auto goes on")
     assert second == "  fix: nothing is wrong"
 
 
