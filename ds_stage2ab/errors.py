@@ -80,6 +80,12 @@ class EnvironmentFault(Stage2Error):
     code = EXIT_ENVIRONMENT
 
 
+def unwritable(path: object, error: OSError) -> EnvironmentFault:
+    """What the file system says of a path that a command was told to write."""
+    fix = "give a path that you may write to, on a disk with room"
+    return EnvironmentFault(f"cannot be written: {error.strerror}", where=str(path), fix=fix)
+
+
 class ServerFault(EnvironmentFault):
     """A rollout server failed. The weights of the last finished step are valid: the run saves them first."""
 

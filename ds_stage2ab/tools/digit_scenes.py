@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from sklearn.datasets import load_digits
 
-from ds_stage2ab.errors import DataError, exit_code
+from ds_stage2ab.errors import DataError, exit_code, unwritable
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SIDES = (80, 96, 112)  # multiples of 16; small enough that a laptop trains on them
@@ -320,9 +320,10 @@ def main(arguments: list[str] | None = None) -> int:
             layout=Layout(max_digits=options.max_digits, min_height=options.min_height, max_side=options.max_side),
             advance=ScenesProgress(sys.stdout, options.train_scenes + options.validation_scenes).advance,
         )
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return exit_code(error)
+    except (DataError, OSError) as error:
+        fault = unwritable(options.out, error) if isinstance(error, OSError) else error
+        print(fault, file=sys.stderr)
+        return exit_code(fault)
     counts = f"{options.train_scenes} training and {options.validation_scenes} validation scenes"
     print(f"{options.out}: {counts} " + ("written" if made else "were there already"))
     return 0

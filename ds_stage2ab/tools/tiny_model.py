@@ -30,7 +30,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from ds_stage2ab.errors import DataError, Stage2Error, exit_code
+from ds_stage2ab.errors import DataError, Stage2Error, exit_code, unwritable
 
 PATCH = 8  # pixels per patch side; Qwen3-VL's 16 would leave a digit only four patches
 MERGE = 2  # patches per language token and side, as in every Qwen3-VL
@@ -259,9 +259,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         num_parameters = build_tiny(options.out, seed=options.seed)
-    except Stage2Error as error:
-        print(error, file=sys.stderr)
-        return exit_code(error)
+    except (Stage2Error, OSError) as error:
+        fault = unwritable(options.out, error) if isinstance(error, OSError) else error
+        print(fault, file=sys.stderr)
+        return exit_code(fault)
     print(f"{options.out}: Qwen3-VL with {num_parameters:,} parameters")
     return 0
 

@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, Qwen3VLForConditiona
 from ds_stage2ab.carriers import Truth
 from ds_stage2ab.codec.text import CODECS, answer_pieces
 from ds_stage2ab.codec.vocabulary import Vocabulary
-from ds_stage2ab.errors import DataError, exit_code
+from ds_stage2ab.errors import EXIT_ENVIRONMENT, DataError, exit_code
 from ds_stage2ab.tools import digit_scenes as digits
 from ds_stage2ab.tools import tiny_model as tiny
 from tests.real_tokenizers import qwen
@@ -140,6 +140,15 @@ def test_neighbouring_vision_positions_start_alike():
     near = (table[:, 1:] - table[:, :-1]).norm(dim=-1).mean()
     far = (table[:, 8:] - table[:, :8]).norm(dim=-1).mean()
     assert near < 0.8 * far
+
+
+@pytest.mark.parametrize("main", [tiny.main, digits.main])
+def test_a_place_that_cannot_be_written_is_told(main, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    out = tmp_path / "file" / "folder"
+    assert main(["--out", str(out)]) == EXIT_ENVIRONMENT
+    said = capsys.readouterr().err
+    assert said.startswith(f"{out}: cannot be written: ") and "fix: give a path" in said
 
 
 def test_an_existing_folder_is_refused(folder, capsys):
