@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import IO
@@ -126,8 +126,9 @@ class Forked:
 
     def kill(self) -> None:
         """Until it is gone; a rank that has ended is left alone."""
-        if self.returncode is None:
-            os.kill(self.pid, signal.SIGKILL)
+        if self.poll() is None:
+            with suppress(ProcessLookupError):  # it ends in this moment
+                os.kill(self.pid, signal.SIGKILL)
             self.wait()
 
 

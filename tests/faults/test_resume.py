@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import time
 
@@ -56,9 +57,9 @@ class Runs:
         words = ("tests/faults/planted_kill.py", "--config", str(self.config(name)), "--resume", "auto")
         return ranks.run(*words, ranks=2, environment={"KILL": place})
 
-    def cut(self, name, steps):
+    def cut(self, name, steps, whole="whole"):
         """As `whole` was after these steps."""
-        shutil.copytree(self.path("whole"), self.path(name))
+        shutil.copytree(self.path(whole), self.path(name))
         for folder in (self.path(name) / "checkpoints").glob("step-*"):
             if int(folder.name.removeprefix("step-")) > steps:
                 shutil.rmtree(folder)
@@ -83,8 +84,8 @@ def figures(folder):
     return found
 
 
-def assert_the_same(runs, name):
-    whole, other = runs.path("whole"), runs.path(name)
+def assert_the_same(runs, name, whole="whole"):
+    whole, other = runs.path(whole), runs.path(name)
     assert figures(other) == figures(whole)
     final = [folder / "checkpoints" / f"step-{STEPS:06d}" for folder in (whole, other)]
     exported = [load_file(folder / "hf" / "model.safetensors") for folder in final]
@@ -118,6 +119,32 @@ def test_a_killed_run_goes_on_to_the_last_bit(runs, place, begins):
     assert done.returncode == EXIT_OK, done.stdout[-3000:] + done.stderr[-3000:]
     assert begins in done.stdout
     assert_the_same(runs, name)
+
+
+ROWS = {"tuner.type": "lora", "tuner.trainable_token_rows": "coordinates", "model.freeze": ["vision"]}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"deepspeed.zero_stage": 0, "deepspeed.gradient_clipping": 0.5, "data.workers": 2},
+        {"deepspeed.zero_stage": 2, "deepspeed.offload_optimizer": "cpu", "model.precision": "bf16"},
+        {"deepspeed.zero_stage": 3, "model.precision": "bf16", "stage2_ab.channel_b.target": "append"},
+        {"deepspeed.zero_stage": 3, "deepspeed.offload_optimizer": "cpu", **ROWS},
+        {"deepspeed.zero_stage": 1, "model.precision": "bf16", **ROWS, "tuner.type": "dora"},
+        {"training.optimizer": "sgd", "stage2_ab.schedule.b_ratio": 0, "data.object_order": "random"},
+        {"data.epoch_end": "wrap", "stage2_ab.schedule.b_ratio": 1, f"{MATCHING}.decoding.temperature": 0},
+    ],
+    ids=lambda changes: "-".join(str(value) for value in changes.values()),
+)
+def test_every_kind_of_run_goes_on_to_the_last_bit(runs, changes):
+    whole = "-".join(re.sub(r"\W", "", str(value)) for value in changes.values())
+    assert runs(whole, changes=changes).returncode == EXIT_OK
+    runs.cut(f"{whole}-cut", 4, whole)
+    done = runs(f"{whole}-cut", "--resume", "latest", changes=changes)
+    assert done.returncode == EXIT_OK, done.stdout[-3000:] + done.stderr[-3000:]
+    assert_the_same(runs, f"{whole}-cut", whole)
 
 
 @pytest.mark.soak
