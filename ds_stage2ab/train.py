@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.overrides import add_set_option, read_overrides
-from ds_stage2ab.engine.resume import add_resume_options
+from ds_stage2ab.engine.resume import add_resume_options, check_resume_options
 from ds_stage2ab.errors import EXIT_OK, ServerFault, Stage2Error, printable
 from ds_stage2ab.runtime.shutdown import end_with_parent, excepthook, exit_now, install_sigterm_handler, report_error
 from ds_stage2ab.runtime.streams import guard_streams
@@ -64,6 +64,7 @@ def main() -> int:
         end_with_parent()
     speaks = rank == 0 or os.environ.get("LOCAL_RANK") == "0"  # one per machine, until the ranks can tell each other
     try:
+        check_resume_options(arguments)
         loaded, world = _meet(arguments.config, arguments.overrides, rank)
         speaks = rank == 0
         _run(loaded, world, arguments)

@@ -56,6 +56,13 @@ def add_resume_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-change", action="store_true", help=meaning)
 
 
+def check_resume_options(options: argparse.Namespace) -> None:
+    """Raise ConfigError if one of them would say nothing."""
+    if options.allow_change and options.resume is None:
+        fix = "write --resume auto beside it, or leave it out"
+        raise ConfigError("--allow-change says nothing without --resume", where="command line", fix=fix)
+
+
 def resume_words(options: argparse.Namespace) -> list[str]:
     """The same on another command line."""
     words = [] if options.resume is None else ["--resume", options.resume]

@@ -20,7 +20,7 @@ from ds_stage2ab.config.report import as_error
 from ds_stage2ab.config.rules import RULES, topology_rules
 from ds_stage2ab.config.sections import Config
 from ds_stage2ab.config.servers import BACKEND, GLOO_TRANSFER, api_key
-from ds_stage2ab.engine.resume import choose, resume_words
+from ds_stage2ab.engine.resume import check_resume_options, choose, resume_words
 from ds_stage2ab.engine.run_folder import CONFIG_FILE, RunFolder
 from ds_stage2ab.errors import EXIT_ENVIRONMENT, ConfigError, EnvironmentFault
 from ds_stage2ab.launch.options import VISIBLE, Topology, read_topology
@@ -139,6 +139,7 @@ def _refuse_what_cannot_start(loaded: LoadedConfig, ports: list[int], options: a
         raise ConfigError("no Python can be run there", where=str(python), fix="set --server-python to one with vLLM")
     if not (loaded.config.model.path / "config.json").is_file():
         raise EnvironmentFault("no checkpoint there", where=str(loaded.config.model.path), fix="set model.path")
+    check_resume_options(options)
     folder = _run_folder(loaded)
     if options.resume is None:
         folder.refuse_earlier_run()

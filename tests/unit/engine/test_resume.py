@@ -1,9 +1,11 @@
 """Which checkpoint a run goes on from, and what it says of the others."""
 
+import argparse
 import io
 import json
 import re
 import shutil
+from contextlib import nullcontext
 
 import pytest
 from rich.console import Console
@@ -13,9 +15,12 @@ from ds_stage2ab.engine.manifest import MANIFEST, manifest_text
 from ds_stage2ab.engine.resume import (
     FORMAT,
     STATE,
+    add_resume_options,
     changes,
+    check_resume_options,
     choose,
     refuse_changes,
+    resume_words,
     saved_steps,
     set_aside,
     step_name,
@@ -172,6 +177,16 @@ def test_a_run_is_listed(folder, tmp_path, verify, seen):
     assert [word in row for word, row in zip(seen, rows, strict=True)] == [True] * 3
     (folder / "step-000006" / MANIFEST).unlink()
     assert f"it has no {MANIFEST}" in shown(checkpoints_table(tmp_path, verify=verify))
+
+
+def test_a_flag_that_says_nothing_is_refused():
+    for words, refused in (([], False), (["--resume", "auto", "--allow-change"], False), (["--allow-change"], True)):
+        parser = argparse.ArgumentParser()
+        add_resume_options(parser)
+        options = parser.parse_args(words)
+        with pytest.raises(ConfigError, match="without --resume") if refused else nullcontext():
+            check_resume_options(options)
+            assert resume_words(options) == words
 
 
 def test_a_folder_without_checkpoints_is_refused(tmp_path):
