@@ -117,7 +117,7 @@ def _adapters(folder: ModelFolder) -> Iterator[Problem]:
     found = [name for name in ADAPTERS if folder.has(name)]
     if found:
         names = " and ".join(found)
-        why = f"lie beside the weights: whoever loads the folder applies the adapters of {names} once more"
+        why = f"lie beside the weights: from_pretrained applies the adapters of {names} once more"
         yield Problem(names, why, f"move {names} to another folder if the weights are merged; else merge them first")
 
 

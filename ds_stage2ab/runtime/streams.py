@@ -63,12 +63,12 @@ class _Mention:
         if not self._said:
             self._said = True
             words = f"warning: the output cannot be written ({error.strerror}); the work goes on without it\n"
-            with suppress(OSError):
+            with suppress(OSError):  # stderr is gone as well
                 os.write(STDERR, words.encode())
 
 
 def _exit(error: OSError) -> None:
     if not isinstance(error, BrokenPipeError):
-        with suppress(OSError):
+        with suppress(OSError):  # stderr is gone as well
             os.write(STDERR, f"error: the answer cannot be written: {error.strerror}\n".encode())
     os._exit(EXIT_UNREAD)

@@ -198,7 +198,7 @@ def add_coord_tokens(source: Path, destination: Path, tell: Tell = lambda line: 
         return _add(source, destination, tell)
     except Stage2Error:
         raise
-    except Exception as error:
+    except Exception as error:  # tokenizers and safetensors have no classes of their own for what they cannot read
         raise EnvironmentFault(
             f"the coordinate tokens cannot be added: {error}",
             where=str(source),
