@@ -19,10 +19,10 @@ from ds_stage2ab.launch.command import launch
 from ds_stage2ab.launch.options import add_launch_options, whole_number
 from ds_stage2ab.runtime.shutdown import (
     EXIT_INTERRUPTED,
+    end_on_signals,
     end_with_parent,
     excepthook,
     exit_now,
-    install_sigterm_handler,
     report_error,
 )
 from ds_stage2ab.runtime.streams import guard_streams
@@ -84,7 +84,7 @@ def _evaluate_on_ranks(options: argparse.Namespace) -> None:
     quieten()
     fill_launcher_variables()
     world = World(start_process_group(loaded.config.deepspeed.collective_timeout_s))
-    install_sigterm_handler(world.rank, lambda: world.now)
+    end_on_signals(world.rank, lambda: world.now)
     say = partial(print, file=sys.stderr, flush=True)
     evaluation = evaluate_checkpoint(loaded, options.checkpoint, world, options.pictures, say)
     world.close()

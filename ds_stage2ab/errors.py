@@ -10,6 +10,8 @@ EXIT_CONFIG = 2
 EXIT_DATA = 3
 EXIT_ENVIRONMENT = 4
 EXIT_TRAINING = 5
+EXIT_STOPPED = 75
+"""sysexits.h calls it EX_TEMPFAIL: stopped on purpose, the same command with `--resume auto` goes on."""
 
 LAST_QUESTIONS_S = 2.0
 """Time-out for reading the other ranks' status after a collective failed, seconds."""
@@ -42,6 +44,8 @@ class Stage2Error(Exception):
     """
 
     code = EXIT_UNCAUGHT
+    head = "error"
+    # the word before its message
 
     def __init__(self, why: str, *, where: str = "", fix: str = "") -> None:
         super().__init__(why)
@@ -102,6 +106,13 @@ class TrainingFault(Stage2Error):
     """The training itself became invalid (non-finite loss, a step that was not applied)."""
 
     code = EXIT_TRAINING
+
+
+class Stopped(Stage2Error):
+    """The run is asked to stop: no fault, and the last finished step is saved."""
+
+    code = EXIT_STOPPED
+    head = "stopped"
 
 
 def exit_code(error: BaseException) -> int:

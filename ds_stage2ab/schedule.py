@@ -85,3 +85,9 @@ class LearningRate:
         done = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
         left = 1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
         return self.peak * (self.final_ratio + (1 - self.final_ratio) * left)
+
+
+def seconds_of(time: str) -> int:
+    """Seconds of hours, minutes and seconds, `hh:mm:ss`."""
+    hours, minutes, seconds = map(int, time.split(":"))
+    return (hours * 60 + minutes) * 60 + seconds

@@ -12,19 +12,26 @@ if __name__ == "__main__":
 
 import argparse
 import os
+import time
 from typing import TYPE_CHECKING
 
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.overrides import add_set_option, read_overrides
 from ds_stage2ab.engine.resume import add_resume_options, check_resume_options
-from ds_stage2ab.errors import EXIT_OK, ServerFault, Stage2Error, printable
-from ds_stage2ab.runtime.shutdown import end_with_parent, excepthook, exit_now, install_sigterm_handler, report_error
+from ds_stage2ab.errors import EXIT_OK, ServerFault, Stage2Error, Stopped, printable
+from ds_stage2ab.runtime.shutdown import end_with_parent, excepthook, exit_now, report_error
+from ds_stage2ab.runtime.stop import StopRequest
 from ds_stage2ab.runtime.streams import guard_streams
+from ds_stage2ab.schedule import seconds_of
 
 if TYPE_CHECKING:
     from ds_stage2ab.config.load import LoadedConfig
     from ds_stage2ab.engine.run import Run
     from ds_stage2ab.runtime.ranks import World
+
+STARTED = time.monotonic()
+"""When this process began, for limits of time."""
+HOUR_S = 3600
 
 
 def train(run: "Run") -> None:
@@ -33,6 +40,8 @@ def train(run: "Run") -> None:
     if run.evaluate and run.first_evaluation:
         _evaluate(run, run.first_step)
     for step in range(run.first_step, plan.total_steps):
+        if run.best.is_over:
+            break
         channel = run.channels[plan.channel_for_step(step)]
         result = run.window.run(step, channel)
         run.record(step, channel.name, result)
@@ -40,7 +49,10 @@ def train(run: "Run") -> None:
             run.save(step + 1)
         if run.evaluate and plan.evaluate.due(step):
             _evaluate(run, step + 1)
-    run.verify_weights(plan.total_steps)
+    if run.best.is_over and run.world.rank == 0:
+        print(run.best.words(), flush=True)
+    run.save_finished()
+    run.verify_weights(run.window.finished_steps)
 
 
 def _evaluate(run: "Run", finished_steps: int) -> None:
@@ -62,31 +74,33 @@ def main() -> int:
     rank = int(os.environ["RANK"]) if "RANK" in os.environ else 0
     if "RANK" in os.environ:
         end_with_parent()
+    stop = StopRequest(rank)
+    stop.listen()
     speaks = rank == 0 or os.environ.get("LOCAL_RANK") == "0"  # one per machine, until the ranks can tell each other
     try:
         check_resume_options(arguments)
-        loaded, world = _meet(arguments.config, arguments.overrides, rank)
+        loaded, world = _meet(arguments.config, arguments.overrides, stop)
         speaks = rank == 0
-        _run(loaded, world, arguments)
+        _run(loaded, world, arguments, stop)
     except Stage2Error as error:
         return report_error(error, rank, speaks=speaks)
     return EXIT_OK
 
 
-def _meet(config: Path, overrides: list[str], rank: int) -> tuple["LoadedConfig", "World"]:
+def _meet(config: Path, overrides: list[str], stop: StopRequest) -> tuple["LoadedConfig", "World"]:
     loaded = load_config(config, read_overrides(overrides))
     # Heavy imports wait until the config is known to be good.
-    if rank == 0:
+    if stop.rank == 0:
         print(f"{printable(str(config))}: valid; loading libraries, data and model", flush=True)
     from ds_stage2ab.engine.build import quieten, start_process_group
     from ds_stage2ab.runtime.ranks import World, fill_launcher_variables
 
     quieten()
     fill_launcher_variables()
-    return loaded, World(start_process_group(loaded.config.deepspeed.collective_timeout_s))
+    return loaded, World(start_process_group(loaded.config.deepspeed.collective_timeout_s), stop)
 
 
-def _run(loaded: "LoadedConfig", world: "World", arguments: argparse.Namespace) -> None:
+def _run(loaded: "LoadedConfig", world: "World", arguments: argparse.Namespace, stop: StopRequest) -> None:
     from rich.console import Console
 
     from ds_stage2ab.assemble.run import assemble
@@ -96,9 +110,10 @@ def _run(loaded: "LoadedConfig", world: "World", arguments: argparse.Namespace) 
     from ds_stage2ab.preflight.opening import banner
 
     folder = RunFolder(loaded.config.logging.root / loaded.name, locked=loaded.config.logging.lock)
-    install_sigterm_handler(world.rank, lambda: world.now, folder.newest_checkpoint_words)
+    stop.doing, stop.saved = lambda: world.now, folder.newest_checkpoint_words
     start = find_start(arguments.resume, folder, world, allow_change=arguments.allow_change)
     run = assemble(loaded, world, start)
+    _limit(stop, loaded, run)
     try:
         if world.rank == 0:
             print(banner(run.plan.batch_sentence, run.opening), flush=True)
@@ -106,12 +121,27 @@ def _run(loaded: "LoadedConfig", world: "World", arguments: argparse.Namespace) 
     except ServerFault:
         run.save_finished()
         raise
+    except Stopped as stopped:
+        run.save_finished()
+        run.leave()
+        done = f"after step {run.window.finished_steps:,} of {run.plan.total_steps:,}"
+        raise Stopped(f"{stopped.why}, {done}; {folder.newest_checkpoint_words()}") from None
     finally:
         run.close()
     with world.raise_together("writing the report"):
         if world.rank == 0:
             report = write_report(run.folder.path)
             Console().print(summary_table(report.rows, title=report.run))
+
+
+def _limit(stop: StopRequest, loaded: "LoadedConfig", run: "Run") -> None:
+    """The limits of time of the config, which rank 0 keeps for all."""
+    hours, save_by = loaded.config.training.max_hours, loaded.config.checkpoint.save_by
+    if run.world.rank == 0 and hours is not None:
+        stop.limit("training.max_hours", lambda: STARTED + hours * HOUR_S)
+    if run.world.rank == 0 and save_by is not None:
+        budget = seconds_of(save_by)
+        stop.limit("checkpoint.save_by", lambda: STARTED + budget - run.checkpoints.seconds_to_save(budget))
 
 
 if __name__ == "__main__":

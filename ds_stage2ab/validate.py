@@ -20,7 +20,8 @@ from ds_stage2ab.config.overrides import add_set_option, read_overrides
 from ds_stage2ab.config.problems import ArgumentPlace, Problem, UnreadableFile
 from ds_stage2ab.config.report import as_block, redacted
 from ds_stage2ab.config.resolved import as_yaml, origins
-from ds_stage2ab.config.rules import RULES, topology_rules
+from ds_stage2ab.config.rules import RULES
+from ds_stage2ab.config.topology_rules import topology_rules
 from ds_stage2ab.errors import ConfigError, printable
 from ds_stage2ab.runtime.streams import guard_streams
 

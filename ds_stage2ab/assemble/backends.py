@@ -29,6 +29,7 @@ def make_backend(parts: Parts, whole_model: WholeModel, start_id: str) -> Rollou
         decode_batch_size=parts.config.rollout_matching.decode_batch_size,
         start_id=start_id,
         seed=parts.config.training.seed,
+        check_stop=parts.world.check_stop,
     )
 
 

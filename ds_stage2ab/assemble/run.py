@@ -32,8 +32,9 @@ from ds_stage2ab.engine.whole_model import WholeModel
 from ds_stage2ab.engine.window import Window
 from ds_stage2ab.evaluation.evaluator import Evaluator
 from ds_stage2ab.losses.objective import Objective
+from ds_stage2ab.metrics.best_watch import BestWatch
 from ds_stage2ab.metrics.health_watch import HealthWatch
-from ds_stage2ab.metrics.journal import read_history
+from ds_stage2ab.metrics.journal import EvaluationRecord, read_history
 from ds_stage2ab.metrics.recorder import Metrics
 from ds_stage2ab.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink
 from ds_stage2ab.preflight.opening import Inventory, opening_lines
@@ -62,10 +63,11 @@ def assemble(loaded: LoadedConfig, world: World, start: Start) -> Run:
             restore_optimizer(engine, parts.source.model, start.tensors, updates=start.saved.updates)
     start_id = world.broadcast_object(uuid.uuid4().hex)
     backend = make_backend(parts, whole_model, start_id)
+    world.save_before_stopping()
     backend.verify_weights(start.finished_steps)
     rollout_matching = _rollout_matching(parts, sampled_or_replayed(parts, backend, start_id), start_id)
     feed = _feed(parts)
-    metrics = _claim(parts, loaded, backend)
+    metrics = _claim(parts, loaded, backend, start_id)
     window = Window(engine, parts.plan, world, feed, dummy_segment)
     health = HealthWatch(parts.config.stage2_ab.channel_b.health)
     if start.saved:
@@ -80,6 +82,7 @@ def assemble(loaded: LoadedConfig, world: World, start: Start) -> Run:
         channels={"A": channel_a, "B": rollout_matching},
         metrics=metrics,
         health=health,
+        best=_best(parts),
         evaluate=_evaluation(parts, backend, metrics) if parts.datasets.validation else None,
         verify_weights=backend.verify_weights,
         stop_reading=feed.close,
@@ -90,7 +93,7 @@ def assemble(loaded: LoadedConfig, world: World, start: Start) -> Run:
             engine,
             whole_model,
             world,
-            keep_last=parts.config.checkpoint.keep_last,
+            section=parts.config.checkpoint,
             warn=metrics.warn,
             newest=start.finished_steps,
         ),
@@ -111,7 +114,7 @@ def _feed(parts: Parts) -> Feed:
         shuffle_objects=data.object_order == "random",
         skip_bad=data.on_bad_sample == SKIP,
     )
-    return Feed(reader, parts.plan, parts.world.rank, workers=data.workers)
+    return Feed(reader, parts.plan, parts.world.rank, workers=data.workers, check_stop=parts.world.check_stop)
 
 
 def _expectation(parts: Parts) -> Expectation:
@@ -145,9 +148,10 @@ def _rollout_matching(parts: Parts, backend: RolloutBackend, start_id: str) -> R
     )
 
 
-def _claim(parts: Parts, loaded: LoadedConfig, backend: RolloutBackend) -> Metrics:
+def _claim(parts: Parts, loaded: LoadedConfig, backend: RolloutBackend, start_id: str) -> Metrics:
     """Make the run folder ours and open the sinks in it; if a sink cannot be opened, give the folder back."""
     sinks: list[Sink] = []
+    attempt = 1
     sampling = sampling_record(backend, parts.config.rollout_matching, parts.config.evaluation.decoding)
     with parts.world.raise_together("making the run folder"):
         if parts.world.rank == 0:
@@ -156,11 +160,12 @@ def _claim(parts: Parts, loaded: LoadedConfig, backend: RolloutBackend) -> Metri
                 set_aside(parts.folder.checkpoints, parts.start.finished_steps)
             try:
                 with explained(parts.folder.path):
+                    attempt = parts.folder.begin_attempt(start_id, parts.start.finished_steps)
                     sinks = _open_sinks(parts)
             except BaseException:
-                parts.folder.abandon()
+                parts.folder.abandon(resumes=parts.start.resumes)
                 raise
-    return Metrics(sinks, parts.config.logging.every_steps, parts.plan.channel_for_step)
+    return Metrics(sinks, parts.config.logging.every_steps, parts.plan.channel_for_step, attempt=attempt)
 
 
 def _open_sinks(parts: Parts) -> list[Sink]:
@@ -191,8 +196,18 @@ def _evaluates_first(parts: Parts) -> bool:
     finished, plan = parts.start.finished_steps, parts.plan
     if not finished:
         return plan.evaluate.at_start
-    known = read_history(parts.folder.metrics).evaluations if parts.folder.metrics.exists() else ()
-    return plan.evaluate.due(finished - 1) and all(one.step != finished for one in known)
+    return plan.evaluate.due(finished - 1) and all(one.step != finished for one in _evaluations(parts))
+
+
+def _best(parts: Parts) -> BestWatch:
+    """Goes on from the evaluations of the steps that this run goes on after."""
+    before = [one for one in _evaluations(parts) if one.step <= parts.start.finished_steps]
+    return BestWatch(parts.config.checkpoint.keep_best, parts.config.evaluation.stop_after, before)
+
+
+def _evaluations(parts: Parts) -> tuple[EvaluationRecord, ...]:
+    """Those that the run folder knows of; a run that forks another one has none of its own."""
+    return read_history(parts.folder.metrics).evaluations if parts.folder.metrics.exists() else ()
 
 
 def _inventory(parts: Parts) -> Inventory:

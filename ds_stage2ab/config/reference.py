@@ -12,8 +12,9 @@ from pathlib import Path
 
 from ds_stage2ab.config.problems import KeyPath, dotted
 from ds_stage2ab.config.removed import VALUE, removed_keys
-from ds_stage2ab.config.rules import RULES, Rule, topology_rules
+from ds_stage2ab.config.rules import RULES, Rule
 from ds_stage2ab.config.schema import accepted, config_schema
+from ds_stage2ab.config.topology_rules import topology_rules
 
 _INTRODUCTION = """\
 # Config reference

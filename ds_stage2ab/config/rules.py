@@ -1,6 +1,7 @@
 """Rules between keys: small functions of plain numbers, each named after what it demands.
 
-A rule returns nothing, or raises ConfigError whose `where` is the key to change. The batch rules are in `batch`.
+A rule returns nothing, or raises ConfigError whose `where` is the key to change. Those that depend on the devices of a
+run are in `topology_rules`.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ds_stage2ab.config.batch import ACCUMULATION, EFFECTIVE, PER_DEVICE, counted, implied_learners, shape_batch
+from ds_stage2ab.config.batch import counted
 from ds_stage2ab.config.problems import KeyPath
 from ds_stage2ab.config.sections import APPEND, NO_OFFLOAD
-from ds_stage2ab.config.servers import BACKEND, DECODE_BATCH, SERVERS, replicas_of, request_window
+from ds_stage2ab.config.servers import BACKEND, SERVERS
 from ds_stage2ab.errors import ConfigError
 
 B_RATIO = "stage2_ab.schedule.b_ratio"
@@ -35,6 +36,8 @@ MIN_PIXELS = "data.min_pixels"
 MAX_PIXELS = "data.max_pixels"
 VALIDATION = "data.validation"
 EVALUATE_EVERY = "evaluation.every_steps"
+STOP_AFTER = "evaluation.stop_after"
+KEEP_BEST = "checkpoint.keep_best"
 REPLAY_RUN = "custom.extra.rollout_matching.replay.run"
 
 LOWEST_TEMPERATURE = 1e-3  # below it sampling is practically greedy
@@ -213,6 +216,32 @@ def evaluation_has_data(every_steps: int | None, validation: str | None) -> None
         )
 
 
+def best_checkpoint_has_data(keep_best: str | None, validation: str | None) -> None:
+    """Without validation data nothing is ever the best."""
+    if keep_best is not None and validation is None:
+        raise ConfigError(
+            f"{keep_best} is never known: {VALIDATION} is not set",
+            where=KEEP_BEST,
+            fix=f"set {VALIDATION} to a JSONL file, or delete {KEEP_BEST}",
+        )
+
+
+def stopping_early_has_a_metric(stop_after: int | None, keep_best: str | None, validation: str | None) -> None:
+    """Which evaluation is better is what checkpoint.keep_best says."""
+    if stop_after is not None and validation is None:
+        raise ConfigError(
+            f"there are never {counted(stop_after, 'evaluation')}: {VALIDATION} is not set",
+            where=STOP_AFTER,
+            fix=f"set {VALIDATION} to a JSONL file, or delete {STOP_AFTER}",
+        )
+    if stop_after is not None and keep_best is None:
+        raise ConfigError(
+            f"{stop_after} evaluations without a better one of what? {KEEP_BEST} is not set",
+            where=STOP_AFTER,
+            fix=f"set {KEEP_BEST} to eval/f1, or delete {STOP_AFTER}",
+        )
+
+
 def vllm_has_servers(rollout_backend: str, servers: list[dict]) -> None:
     """Server mode draws from the servers that the config names."""
     if rollout_backend == "vllm" and not servers:
@@ -262,46 +291,12 @@ RULES = (
     Rule(some_part_trains, (FREEZE,)),
     Rule(pixel_limits_are_ordered, (MIN_PIXELS, MAX_PIXELS)),
     Rule(evaluation_has_data, (EVALUATE_EVERY, VALIDATION)),
+    Rule(best_checkpoint_has_data, (KEEP_BEST, VALIDATION)),
+    Rule(stopping_early_has_a_metric, (STOP_AFTER, KEEP_BEST, VALIDATION)),
     Rule(vllm_has_servers, (BACKEND, SERVERS)),
     Rule(servers_differ, (SERVERS,)),
     Rule(replay_has_run, (BACKEND, REPLAY_RUN)),
 )
-
-
-def batch_rule(learners: int | None) -> Rule:
-    """Rules 1 and 2 for a number of learner ranks; None: the number that the config implies."""
-
-    def batch_divides(effective: int, per_device: int, accumulation: int | None) -> None:
-        """Rules 1 and 2: a step's samples make whole micro-steps on every rank, as many as are given, if any are."""
-        numbers = {"effective_batch_size": effective, "per_device": per_device, "accumulation": accumulation}
-        shape_batch(**numbers, learners=learners or implied_learners(**numbers))
-
-    return Rule(batch_divides, (EFFECTIVE, PER_DEVICE, ACCUMULATION))
-
-
-def server_rule(learners: int | None, rollout_devices: int | None) -> Rule:
-    """Rule 3 for a topology.
-
-    Args:
-        learners: learner ranks; None: the number that the config implies.
-        rollout_devices: devices of all servers together; None: one replica per server.
-    """
-
-    def servers_feed_every_rank(
-        backend: str, servers: list[dict], decode_batch: int, effective: int, per_device: int, accumulation: int | None
-    ) -> None:
-        """Rule 3: the sequences that all server replicas decode at once are as many as the learner ranks, or more."""
-        if backend == "vllm" and servers:
-            numbers = {"effective_batch_size": effective, "per_device": per_device, "accumulation": accumulation}
-            replicas = replicas_of([server["tensor_parallel_size"] for server in servers], rollout_devices)
-            request_window(decode_batch, replicas, learners or implied_learners(**numbers))
-
-    return Rule(servers_feed_every_rank, (BACKEND, SERVERS, DECODE_BATCH, EFFECTIVE, PER_DEVICE, ACCUMULATION))
-
-
-def topology_rules(learners: int | None, rollout_devices: int | None) -> tuple[Rule, ...]:
-    """Rules 1 to 3, which depend on the devices of a run: see `batch_rule` and `server_rule`."""
-    return batch_rule(learners), server_rule(learners, rollout_devices)
 
 
 def broken_rules(values: dict, rules: tuple[Rule, ...], faulty: set[KeyPath]) -> Iterator[tuple[Rule, ConfigError]]:

@@ -33,6 +33,7 @@ class TrainingSection:
     adam_beta2: float
     adam_epsilon: float
     max_bad_steps: int
+    max_hours: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,12 +236,18 @@ class LoggingSection:
 class CheckpointSection:
     every_steps: int | None
     keep_last: int
+    keep_best: str | None
+    save_by: str | None
+    # hh:mm:ss
+    on_error: str
+    engine_state: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationSection:
     every_steps: int | None
     at_start: bool
+    stop_after: int | None
     max_samples: int | None
     num_pictures: int
     decoding: DecodingSection

@@ -8,10 +8,11 @@ import math
 import resource
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing.context import SpawnContext
 from multiprocessing.queues import Queue
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
@@ -22,6 +23,10 @@ from ds_stage2ab.errors import EXIT_ENVIRONMENT, DataError, EnvironmentFault
 from ds_stage2ab.plan import RunPlan
 from ds_stage2ab.runtime.shutdown import end_with_parent, exit_now, say
 
+T = TypeVar("T")
+
+LOOK_S = 0.5
+"""Between two looks whether the run shall stop."""
 DEAD = "DataLoader worker (pid"
 """Start of torch's message that a worker died; an exception in a worker begins `Caught ... in DataLoader worker`."""
 FILES_PER_SAMPLE = 4
@@ -63,17 +68,28 @@ class Feed:
         plan: the batch arithmetic.
         rank: this learner rank.
         workers: processes that read one step ahead; 0 reads in this process, when called.
+        check_stop: called now and then while the workers are waited for; may raise.
 
     Raises:
         EnvironmentFault: this machine cannot start workers.
     """
 
-    def __init__(self, reader: Reader, plan: RunPlan, rank: int, *, workers: int) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        plan: RunPlan,
+        rank: int,
+        *,
+        workers: int,
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> None:
         self.reader = reader
         self.plan = plan
         self.rank = rank
         self.workers = workers
+        self.check_stop = check_stop
         self._ahead: Iterator[list] | None = None
+        self._waiting = ThreadPoolExecutor(max_workers=1, thread_name_prefix="samples")
         if workers:
             _need_semaphores()
 
@@ -95,6 +111,7 @@ class Feed:
     def close(self) -> None:
         """End the worker processes, and give their semaphores back: else Python tells of leaked ones at the end."""
         self._ahead = None
+        self._waiting.shutdown(wait=False)
         gc.collect()  # torch's iterator and its queues refer to each other
 
     def _draws(self, step: int, micro_step: int) -> list[int]:
@@ -110,9 +127,9 @@ class Feed:
     def _from_workers(self, step: int) -> list[Sample | Skipped | DataError]:
         if self._ahead is None:
             _allow_files(OTHER_FILES + FILES_PER_SAMPLE * self.plan.accumulation_steps * self.plan.per_device)
-            self._ahead = _started(self._loader(first_step=step))
+            self._ahead = self._in_thread(lambda: iter(self._loader(first_step=step)))
         try:
-            return next(self._ahead)
+            return self._in_thread(lambda: next(self._ahead))
         except RuntimeError as error:
             if not str(error).startswith(DEAD):
                 raise
@@ -122,6 +139,18 @@ class Feed:
                 fix="look for its own words, for the kernel's out-of-memory killer, and at the size of /dev/shm;"
                 " or set data.workers: 0",
             ) from error
+
+    def _in_thread(self, call: Callable[[], T]) -> T:
+        """The result of a call that waits for the workers, which nothing could interrupt in the main thread.
+
+        It is always the same thread, since workers end with the thread that has started them; and another than the
+        main thread, where torch would set a SIGCHLD handler that raises a worker's death at any point of this process,
+        in a backward pass too.
+        """
+        result = self._waiting.submit(call)
+        while not wait([result], timeout=LOOK_S).done:
+            self.check_stop()
+        return result.result(timeout=0)
 
     def _loader(self, first_step: int) -> DataLoader:
         """Batches of micro-steps in order, from the first of a step; prefetches one step."""
@@ -159,18 +188,6 @@ def _need_semaphores() -> None:
             where="data.workers",
             fix="give this machine a /dev/shm that can be written, or set data.workers: 0",
         ) from error
-
-
-def _started(loader: DataLoader) -> Iterator[list]:
-    """Start the workers; returns the batches.
-
-    torch's SIGCHLD handler raises a worker's death at any point of this process, in a backward pass too. Without it the
-    error is raised where the next batch is awaited.
-    """
-    handler = signal.getsignal(signal.SIGCHLD)
-    batches = iter(loader)
-    signal.signal(signal.SIGCHLD, handler)
-    return batches
 
 
 def _start_worker(worker: int) -> None:

@@ -4,9 +4,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from ds_stage2ab.engine.manifest import incomplete
 from ds_stage2ab.engine.resume import saved_steps, step_name, unusable
-from ds_stage2ab.engine.run_folder import RunFolder
+from ds_stage2ab.engine.run_folder import RunFolder, best_name
 from ds_stage2ab.errors import EnvironmentFault, printable
 from ds_stage2ab.metrics.journal import EvaluationRecord, read_history
 
@@ -28,12 +27,16 @@ def checkpoints_table(run: Path, *, verify: bool) -> Table:
     if not steps:
         raise EnvironmentFault("this run has no checkpoint", where=printable(str(run)), fix="name the folder of a run")
     evaluations = read_history(folder.metrics).evaluations if folder.metrics.is_file() else ()
+    best = best_name(folder.checkpoints)
     by_step = {one.step: one for one in evaluations}
     table = Table("step", "MiB", *(name.removeprefix("eval/") for name in SHOWN), "state", title=printable(run.name))
     for step in steps:
         place = folder.checkpoints / step_name(step)
-        fault = unusable(place) if verify else incomplete(place)
-        table.add_row(str(step), f"{_bytes(place) / MIB:,.1f}", *_figures(by_step.get(step)), fault or _good(verify))
+        fault = unusable(place, digests=verify)
+        named = " (best)" if place.name == best else ""
+        table.add_row(
+            f"{step}{named}", f"{_bytes(place) / MIB:,.1f}", *_figures(by_step.get(step)), fault or _good(verify)
+        )
     return table
 
 

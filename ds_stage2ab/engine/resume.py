@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_stage2ab.engine.manifest import damaged, incomplete
+from ds_stage2ab.engine.run_folder import BEST, best_name
 from ds_stage2ab.errors import ConfigError, EnvironmentFault, printable
 
 EXPORT, ADAPTER, TRAINING = "hf", "adapter", "training"
@@ -29,6 +30,7 @@ FREE_KEYS = (
     "checkpoint.",
     "data.workers",
     "evaluation.num_pictures",
+    "training.max_hours",
     "deepspeed.collective_timeout_s",
     "custom.extra.rollout_matching.vllm.",
 )
@@ -84,19 +86,22 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted(steps)
 
 
-def choose(wanted: str, checkpoints: Path) -> tuple[Saved | None, list[str]]:
+def choose(wanted: str, checkpoints: Path, *, digests: bool = True) -> tuple[Saved | None, list[str]]:
     """(the checkpoint that `--resume` means, why newer ones are passed over); None: start at step 0.
+
+    Args:
+        digests: read every file and compare its digest; without, its name and size.
 
     Raises:
         EnvironmentFault: it is not there, or not as it was written.
         ConfigError: `wanted` means nothing.
     """
     if wanted not in (AUTO, LATEST):
-        return _read(_place(wanted, checkpoints)), []
+        return _read(_place(wanted, checkpoints, digests=digests)), []
     passed_over = []
     for steps in reversed(saved_steps(checkpoints)):
         folder = checkpoints / step_name(steps)
-        fault = unusable(folder)
+        fault = unusable(folder, digests=digests)
         if not fault:
             return _read(folder), passed_over
         passed_over.append(f"{folder.name} is passed over: {fault}")
@@ -107,21 +112,24 @@ def choose(wanted: str, checkpoints: Path) -> tuple[Saved | None, list[str]]:
     return None, passed_over
 
 
-def unusable(folder: Path) -> str:
-    """Why a run cannot go on from a checkpoint, every file read; empty if it can."""
-    return incomplete(folder) or damaged(folder) or _unreadable(folder)
+def unusable(folder: Path, *, digests: bool = True) -> str:
+    """Why a run cannot go on from a checkpoint; empty if it can. See `choose`."""
+    return incomplete(folder) or (damaged(folder) if digests else "") or no_state(folder)
 
 
 def set_aside(checkpoints: Path, finished_steps: int) -> list[str]:
     """Rename the checkpoints after the one that the run goes on from: it will write its own. Returns their new names.
 
-    What an earlier attempt did not finish writing is deleted.
+    What an earlier attempt did not finish writing is deleted, and `best` if it names one of the renamed.
     """
     renamed = []
     for name in (step_name(steps) for steps in saved_steps(checkpoints) if steps > finished_steps):
         free = (f"{name}.superseded-{number}" for number in count(1))
         renamed.append(next(other for other in free if not (checkpoints / other).exists()))
         (checkpoints / name).rename(checkpoints / renamed[-1])
+    best = best_name(checkpoints)
+    if best and not (checkpoints / best).is_dir():
+        (checkpoints / BEST).unlink()
     for partial in checkpoints.glob(".step-*.partial") if checkpoints.is_dir() else ():
         shutil.rmtree(partial)
     return renamed
@@ -153,7 +161,7 @@ def refuse_changes(found: list[str], saved: Saved) -> None:
         )
 
 
-def _place(wanted: str, checkpoints: Path) -> Path:
+def _place(wanted: str, checkpoints: Path, *, digests: bool) -> Path:
     folder = checkpoints / step_name(int(wanted)) if wanted.isdecimal() else Path(wanted).expanduser()
     if not folder.is_dir():
         there = ", ".join(map(str, saved_steps(checkpoints))) or "none"
@@ -163,18 +171,21 @@ def _place(wanted: str, checkpoints: Path) -> Path:
             fix=f"this run has checkpoints after these steps: {there}; write --resume auto, latest, one of them, or the"
             " folder of a checkpoint",
         )
-    fault = unusable(folder)
+    fault = unusable(folder, digests=digests)
     if fault:
         fix = "take another checkpoint; --resume latest takes the newest that is complete"
         raise EnvironmentFault(f"this checkpoint cannot be gone on from: {fault}", where=str(folder), fix=fix)
     return folder
 
 
-def _unreadable(folder: Path) -> str:
+def no_state(folder: Path) -> str:
+    """Why a complete checkpoint holds nothing that a run could go on from; empty if it does."""
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         if state["format"] != FORMAT:
             return f"it is of format {state['format']}, and this version reads format {FORMAT}"
+        if state.get("engine_state") is False:
+            return "it holds the weights alone (checkpoint.engine_state: false); its hf folder is a model to start from"
         int(state["finished_steps"]), int(state["updates"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"its {STATE} cannot be read: {type(error).__name__}: {error}"

@@ -1,14 +1,17 @@
 """A run that is ready to loop: what the loop calls, and what it reports of each step."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from ds_stage2ab.carriers import StepResult
 from ds_stage2ab.engine.checkpoint import Checkpoints
+from ds_stage2ab.engine.export import UNWRITABLE
 from ds_stage2ab.engine.run_folder import RunFolder
 from ds_stage2ab.engine.window import Channel, Window
 from ds_stage2ab.errors import printable
+from ds_stage2ab.metrics.best_watch import BestWatch
 from ds_stage2ab.metrics.health_watch import HealthWatch
 from ds_stage2ab.metrics.recorder import Metrics
 from ds_stage2ab.plan import RunPlan
@@ -29,6 +32,7 @@ class Run:
     channels: dict[str, Channel]
     metrics: Metrics
     health: HealthWatch
+    best: BestWatch
     evaluate: Callable[[int], dict[str, float]] | None
     # finished steps -> held-out figures; None without validation data
     verify_weights: Callable[[int], None]
@@ -51,7 +55,7 @@ class Run:
         Raises:
             TrainingFault: the rollouts of Channel B have become what the config says to stop for.
         """
-        with self.world.raise_together("recording the metrics"):
+        with self.world.finishing(), self.world.raise_together("recording the metrics"):
             self.metrics.record(step, channel, result)
         if result.fault:
             self.metrics.warn(result.fault)
@@ -62,21 +66,38 @@ class Run:
 
     def record_evaluation(self, finished_steps: int, values: dict[str, float]) -> None:
         """Report an evaluation, as `record` does."""
-        with self.world.raise_together("recording the metrics"):
+        with self.world.finishing(), self.world.raise_together("recording the metrics"):
             self.metrics.record_evaluation(finished_steps, values)
         for warning in self.health.after_evaluation(values):
             self.metrics.warn(warning)
 
-    def save(self, finished_steps: int) -> None:
-        """Write a checkpoint."""
+        if self.best.after_evaluation(finished_steps, values):
+            self.save_finished()
+            with self.world.finishing():
+                self.checkpoints.keep_best(finished_steps)
+
+    def save(self, finished_steps: int, *, must: bool = False) -> None:
+        """Write a checkpoint; see `Checkpoints.save`."""
         progress = {"bad_steps": self.window.bad_steps, "health": self.health.streaks(), "facts": self.facts}
-        self.checkpoints.save(finished_steps, progress)
+        with self.world.finishing():
+            self.checkpoints.save(finished_steps, progress, self.window.random, must=must)
 
     def save_finished(self) -> None:
-        """Save the last finished step, if no checkpoint holds it: the weights are good even where the run failed."""
+        """Save the last finished step, if no checkpoint holds it: the weights are good even where the run failed.
+
+        Returns when it is complete on the disk.
+        """
         finished = self.window.finished_steps
         if finished > self.checkpoints.newest:
-            self.save(finished)
+            self.save(finished, must=True)
+        with self.world.finishing():
+            self.checkpoints.settle(must=True)
+
+    def leave(self) -> None:
+        """Wait for the other ranks, to end together: the launcher passes on an exit code that all of them have."""
+        with self.world.finishing(), self.world.raise_together("leaving"):
+            if self.world.stop is not None:
+                self.world.stop.leaving = True
 
     def close(self) -> None:
         """Close what is open, whatever happened in the loop."""
@@ -84,4 +105,6 @@ class Run:
             self.metrics.close()
             self.stop_reading()
         finally:
+            with suppress(*UNWRITABLE):  # the run ends for another reason, or has settled
+                self.checkpoints.publisher.settle()
             self.folder.release()

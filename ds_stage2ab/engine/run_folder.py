@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,12 @@ from ds_stage2ab.errors import ConfigError, EnvironmentFault, printable
 CONFIG_FILE = "config.json"
 SAMPLING_FILE = "sampling.json"
 LOCK_FILE = "run.lock"
+ATTEMPTS_FILE = "attempts.jsonl"
+"""A line for each start of the run."""
 LATEST = "latest"
 """Inside `checkpoints`: the name of the newest complete one."""
+BEST = "best"
+"""There too: the name of the best one."""
 ANOTHER_ROOT = "set logging.root to a folder that you may write to"
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """What a file system without locks answers."""
@@ -119,6 +124,21 @@ class RunFolder:
     def _write(self, name: str, values: dict[str, Any]) -> None:
         replace_file(self.path / name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
+    def begin_attempt(self, start_id: str, finished_steps: int) -> int:
+        """Note a start of the run; returns which one it is, from 1. Rank 0 only, after `claim`.
+
+        Args:
+            start_id: first half of the weight versions of its rollouts.
+            finished_steps: of the checkpoint that it goes on from.
+        """
+        path = self.path / ATTEMPTS_FILE
+        attempt = 1 + (path.read_bytes().count(b"\n") if path.exists() else 0)
+        where = {"host": socket.gethostname(), "pid": os.getpid(), "wall_time": time.time()}
+        line = {"attempt": attempt, "start_id": start_id, "finished_steps": finished_steps, **where}
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        return attempt
+
     def release(self) -> None:
         """Remove the lock, if it is ours."""
         if self._lock is not None:
@@ -126,9 +146,9 @@ class RunFolder:
             self._lock.close()
             self._lock = None
 
-    def abandon(self) -> None:
-        """Undo `claim`: nothing was recorded yet."""
-        for name in (CONFIG_FILE, SAMPLING_FILE):
+    def abandon(self, *, resumes: bool = False) -> None:
+        """Undo `claim`: nothing was recorded yet. The files of a run that goes on stay."""
+        for name in () if resumes else (CONFIG_FILE, SAMPLING_FILE, ATTEMPTS_FILE):
             (self.path / name).unlink(missing_ok=True)
         self.release()
 
@@ -201,3 +221,11 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def best_name(folder: Path) -> str:
+    """The checkpoint that `best` names; empty if there is none."""
+    try:
+        return (folder / BEST).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""

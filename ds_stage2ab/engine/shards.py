@@ -1,6 +1,8 @@
 """Tensors -> safetensors files as Hugging Face names them, one file at a time in memory."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from safetensors import safe_open
@@ -19,11 +21,21 @@ class ShardWriter:
     Args:
         folder: exists, and holds no weights yet.
         shard_bytes: largest size of a file.
+        later: takes (a function that writes, bytes that it holds in memory) and calls it later, in order, beside what
+            the caller goes on to do; tensors are copied then. None: files are written at once.
     """
 
-    def __init__(self, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        shard_bytes: int = SHARD_BYTES,
+        later: Callable[[Callable[[], None], int], None] | None = None,
+    ) -> None:
         self.folder = folder
         self.shard_bytes = shard_bytes
+        self._copies = later is not None
+        self._do = later or (lambda write, num_bytes: write())
         self._pending: dict[str, Tensor] = {}
         self._pending_bytes = 0
         self._shards: list[list[str]] = []
@@ -31,17 +43,20 @@ class ShardWriter:
         self._total = 0
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Add one tensor; the caller must not change it before `close`."""
+        """Add one tensor; where files are written at once the caller must not change it before `close`."""
         size = tensor.numel() * tensor.element_size()
         if self._pending and self._pending_bytes + size > self.shard_bytes:
             self._flush()
-        self._pending[name] = tensor.cpu().contiguous()
+        self._pending[name] = tensor.to("cpu", copy=self._copies).contiguous()
         self._pending_bytes += size
         self._total += size
 
     def close(self) -> None:
         """Write the rest, and name the files: one alone is `model.safetensors`, several have an index."""
         self._flush()
+        self._do(self._name, 0)
+
+    def _name(self) -> None:
         count = len(self._shards)
         names = [f"model-{n + 1:05d}-of-{count:05d}.safetensors" for n in range(count)]
         if count == 1:
@@ -54,7 +69,8 @@ class ShardWriter:
             (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     def _flush(self) -> None:
-        save_file(self._pending, self._partial(len(self._shards)), metadata={"format": "pt"})
+        file = self._partial(len(self._shards))
+        self._do(partial(save_file, self._pending, file, metadata={"format": "pt"}), self._pending_bytes)
         self._shards.append(list(self._pending))
         self._pending, self._pending_bytes = {}, 0
 

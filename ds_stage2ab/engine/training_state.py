@@ -54,10 +54,15 @@ def state_tensors(engine: Any, model: nn.Module) -> Iterator[tuple[str, Tensor]]
     Before the first update the optimizer has no state, and there are the weights alone.
     """
     shards = _shards(engine)
-    keys = (WEIGHT, *_keys(shards))
+    keys = state_keys(engine)
     for name, parameter in trained(model):
         for key in keys:
             yield f"{name}/{key}", shards.get(parameter, key)
+
+
+def state_keys(engine: Any) -> tuple[str, ...]:
+    """What is stored of every trained parameter."""
+    return (WEIGHT, *_keys(_shards(engine)))
 
 
 def num_updates(engine: Any) -> int:

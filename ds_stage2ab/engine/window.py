@@ -16,6 +16,7 @@ from ds_stage2ab.carriers import Pack, Sample, Segment, Skipped, StepResult
 from ds_stage2ab.engine.memory_fault import SMALLER_PACKS, SMALLER_ROLLOUTS, SMALLER_UPDATE, memory_explained
 from ds_stage2ab.engine.step_faults import all_skipped, nonfinite_loss, update_not_applied, zero_gradient
 from ds_stage2ab.engine.step_samples import KEPT, SAMPLES, TOKENS_AND_PACKS, StepSamples, Term
+from ds_stage2ab.engine.training_state import random_state
 from ds_stage2ab.errors import EnvironmentFault
 from ds_stage2ab.losses.objective import TERM_NAMES
 from ds_stage2ab.packs.collate import dummy_pack, make_packs
@@ -64,6 +65,7 @@ class Window:
         self.dummy_segment = dummy_segment
         self.bad_steps = 0  # in a row, up to now
         self.updates_left_out = 0  # of the engine's own count of steps
+        self.random: dict[str, torch.Tensor] | None = None  # this rank's random state after the last finished step
 
     def run(self, step: int, channel: Channel) -> StepResult:
         """One optimizer step: R raw samples over all ranks, one update.
@@ -73,6 +75,7 @@ class Window:
             TrainingFault: a loss or gradient is not finite, or the engine did not apply the update.
         """
         clock, start = Clock(), time.monotonic()
+        self.random = random_state(self.world.device)
         with clock("data"):
             samples = StepSamples(self._collect_samples(step), channel.term_names)
         self._accumulate(step, channel, samples, clock)
@@ -82,6 +85,7 @@ class Window:
             skipped = self._skipped(samples, step, kept=sums[KEPT][0])
             learning_rate, grad_norm = self._update(step)
             fault = self._judge(step, grad_norm, samples, supervised=sums[KEPT][1] > 0)
+        self.random = random_state(self.world.device)
         seconds = {**clock.seconds, **self._slowest(clock), "step": time.monotonic() - start}
         return self._result(
             sums, skipped=skipped, fault=fault, learning_rate=learning_rate, grad_norm=grad_norm, seconds=seconds

@@ -1,4 +1,4 @@
-"""`ds-stage2ab launch`: the rollout servers of a config and the learner, started together and ended together.
+"""`ds-stage2ab launch`: the rollout servers of a config, if any, and the learner, started and ended together.
 
 One vLLM server for each entry of the config's server list, on this machine and its loopback address
 (`launch/server_command.py`), then the learner through the DeepSpeed launcher. Importing this module imports no torch.
@@ -17,12 +17,13 @@ from ds_stage2ab.config.load import LoadedConfig, check_config, load_config
 from ds_stage2ab.config.overrides import read_overrides
 from ds_stage2ab.config.problems import SET
 from ds_stage2ab.config.report import as_error
-from ds_stage2ab.config.rules import RULES, topology_rules
-from ds_stage2ab.config.sections import Config
-from ds_stage2ab.config.servers import BACKEND, GLOO_TRANSFER, api_key
+from ds_stage2ab.config.rules import RULES
+from ds_stage2ab.config.sections import Config, ServerSection
+from ds_stage2ab.config.servers import GLOO_TRANSFER, api_key
+from ds_stage2ab.config.topology_rules import topology_rules
 from ds_stage2ab.engine.resume import check_resume_options, choose, resume_words
 from ds_stage2ab.engine.run_folder import CONFIG_FILE, RunFolder
-from ds_stage2ab.errors import EXIT_ENVIRONMENT, ConfigError, EnvironmentFault
+from ds_stage2ab.errors import EXIT_ENVIRONMENT, EXIT_STOPPED, ConfigError, EnvironmentFault
 from ds_stage2ab.launch.options import VISIBLE, Topology, read_topology
 from ds_stage2ab.launch.processes import LOOPBACK, Interrupted, ManagedProcess, ProcessGroup, Server, wait_until_ready
 from ds_stage2ab.launch.server_command import (
@@ -32,7 +33,6 @@ from ds_stage2ab.launch.server_command import (
     share_devices,
     with_replica_size,
 )
-from ds_stage2ab.launch.supervisor import SIGNAL_CODES
 from ds_stage2ab.launch.transfer import choose_transfer
 
 WATCH_S = 0.5
@@ -55,17 +55,18 @@ def launch(options: argparse.Namespace) -> int:
     Raises:
         Stage2Error: nothing was started, or a server was not ready; nothing is left of it.
     """
-    topology = read_topology(options, os.environ.get(VISIBLE))
-    loaded, overrides = _read_config(options, topology)
-    ports = [local_port(server.base_url) for server in loaded.config.rollout_matching.vllm.server.servers]
-    _refuse_what_cannot_start(loaded, ports, options)
-    logs = _log_folder(loaded)
+    loaded, overrides, topology = _read_config(options)
+    sections = _served(loaded.config)
+    _refuse_what_cannot_start(loaded, [local_port(server.base_url) for server in sections], options)
+    logs = _log_folder(loaded) if sections else None
+    told = f"; logs in {logs}" if logs else ""
     with ProcessGroup() as processes:
         why = "a fault of the launcher"
         try:
-            servers = _start_servers(processes, loaded.config, topology, options.server_python, logs)
-            _say(f"{counted(len(servers), 'server')} starting; logs in {logs}")
-            wait_until_ready(processes, servers, options.wait, _Progress(len(servers), options.wait))
+            servers = _start_servers(processes, loaded.config, topology, options.server_python, logs) if logs else []
+            if servers:
+                _say(f"{counted(len(servers), 'server')} starting{told}")
+                wait_until_ready(processes, servers, options.wait, _Progress(len(servers), options.wait))
             _say(f"starting the learner: {counted(topology.learners, 'rank')}")
             words, variables = learner_command(
                 options.config, overrides, topology, _free_port(), resume_words(options)
@@ -78,14 +79,16 @@ def launch(options: argparse.Namespace) -> int:
             raise
         except Interrupted as error:
             why = str(error)
-            _say(f"{why}: stopping")
+            learns = any(process.log is None and process.code is None for process in processes.members)
+            saves = "; the learner saves its last finished step, a second signal ends it at once" if learns else ""
+            _say(f"{why}: stopping{saves}")
             processes.end()
             _say(f"the run is stopped: {_run_folder(loaded).newest_checkpoint_words()}")
             ended = [process.code for process in processes.members if process.log is None]
-            code = (ended[0] if ended else None) or SIGNAL_CODES + error.number
+            code = (ended[0] if ended else None) or EXIT_STOPPED
         finally:
             processes.end()
-            _say(f"{why}; stopped {', '.join(processes.stopped) or 'nothing'}; logs in {logs}")
+            _say(f"{why}; stopped {', '.join(processes.stopped) or 'nothing'}{told}")
     return code
 
 
@@ -110,24 +113,23 @@ def learner_command(
     return words, {} if topology.train else {"DS_ACCELERATOR": "cpu"}
 
 
-def _read_config(options: argparse.Namespace, topology: Topology) -> tuple[LoadedConfig, list[str]]:
-    """The config for this topology, and what the learner's command line has to set for the same."""
+def _read_config(options: argparse.Namespace) -> tuple[LoadedConfig, list[str], Topology]:
+    """The config for the topology of the command line, and what the learner's command line has to set for the same."""
     overrides = list(options.overrides)
-    loaded = load_config(options.config, read_overrides(overrides))
-    matching = loaded.config.rollout_matching
-    if matching.rollout_backend != "vllm":
-        raise ConfigError(
-            f"{matching.rollout_backend} needs no server, so there is nothing to launch",
-            where=BACKEND,
-            fix=f"set {BACKEND} to vllm, or start the learner alone: deepspeed ds_stage2ab/train.py",
-        )
+    servers = _served(load_config(options.config, read_overrides(overrides)).config)
+    topology = read_topology(options, os.environ.get(VISIBLE), serves=bool(servers))
     if options.tp is not None:
-        overrides.append(with_replica_size(matching.vllm.server.servers, options.tp))
+        overrides.append(with_replica_size(servers, options.tp))
     rules = (*topology_rules(topology.learners, len(topology.rollout) or None), *RULES)
     checked = check_config(options.config, rules, read_overrides(overrides))
     if checked.problems:
         raise as_error(checked.problems, str(options.config), checked.document.sources)
-    return load_config(options.config, read_overrides(overrides)), overrides
+    return load_config(options.config, read_overrides(overrides)), overrides, topology
+
+
+def _served(config: Config) -> Sequence[ServerSection]:
+    """The servers to start: none where the learners generate the rollouts themselves."""
+    return config.rollout_matching.vllm.server.servers if config.rollout_matching.rollout_backend == "vllm" else ()
 
 
 def _refuse_what_cannot_start(loaded: LoadedConfig, ports: list[int], options: argparse.Namespace) -> None:
@@ -135,7 +137,7 @@ def _refuse_what_cannot_start(loaded: LoadedConfig, ports: list[int], options: a
     if sys.platform != "linux":
         raise EnvironmentFault(f"launch needs Linux, this is {sys.platform}", fix="start the processes one by one")
     python = options.server_python
-    if not (python.is_file() and os.access(python, os.X_OK)):
+    if ports and not (python.is_file() and os.access(python, os.X_OK)):
         raise ConfigError("no Python can be run there", where=str(python), fix="set --server-python to one with vLLM")
     if not (loaded.config.model.path / "config.json").is_file():
         raise EnvironmentFault("no checkpoint there", where=str(loaded.config.model.path), fix="set model.path")
@@ -144,8 +146,9 @@ def _refuse_what_cannot_start(loaded: LoadedConfig, ports: list[int], options: a
     if options.resume is None:
         folder.refuse_earlier_run()
     else:
-        choose(options.resume, folder.checkpoints)
-    api_key(loaded.config.rollout_matching.vllm.server.api_key_env)
+        choose(options.resume, folder.checkpoints, digests=False)  # the learner reads them
+    if ports:
+        api_key(loaded.config.rollout_matching.vllm.server.api_key_env)
     for port in ports:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -176,7 +179,7 @@ def _log_folder(loaded: LoadedConfig) -> Path:
 def _start_servers(
     processes: ProcessGroup, config: Config, topology: Topology, python: Path, logs: Path
 ) -> list[Server]:
-    sections = config.rollout_matching.vllm.server.servers
+    sections = _served(config)
     servers = []
     key = api_key(config.rollout_matching.vllm.server.api_key_env)
     transfer = _transfer(processes, topology, python)

@@ -70,24 +70,26 @@ def names_of(numbers: tuple[int, ...], visible: str | None, option: str) -> tupl
     return tuple(usable[number] for number in numbers)
 
 
-def read_topology(options: argparse.Namespace, visible: str | None) -> Topology:
+def read_topology(options: argparse.Namespace, visible: str | None, *, serves: bool) -> Topology:
     """The devices of the command line.
 
     Args:
         visible: CUDA_VISIBLE_DEVICES of this process; None: not set.
+        serves: whether there are servers to start.
 
     Raises:
         ConfigError: they do not fit each other, or there are none of these numbers.
     """
-    on_devices = (options.rollout_gpus, options.train_gpus)
     if options.cpu:
-        if options.train_ranks is None or on_devices != (None, None):
+        if options.train_ranks is None or (options.rollout_gpus, options.train_gpus) != (None, None):
             raise ConfigError(
                 "--cpu goes with --train-ranks, and without --rollout-gpus and --train-gpus",
                 fix="write --cpu --train-ranks 2",
             )
         return Topology(rollout=(), train=(), learners=options.train_ranks)
-    if None in on_devices or options.train_ranks is not None:
+    if not serves:
+        return _learners_alone(options, visible)
+    if None in (options.rollout_gpus, options.train_gpus) or options.train_ranks is not None:
         raise ConfigError(
             "on GPUs both --rollout-gpus and --train-gpus are needed, and no --train-ranks",
             fix="write --rollout-gpus 0-5 --train-gpus 6,7; on a machine without a GPU --cpu --train-ranks 2",
@@ -103,6 +105,17 @@ def read_topology(options: argparse.Namespace, visible: str | None) -> Topology:
         train=names_of(options.train_gpus, visible, "--train-gpus"),
         learners=len(options.train_gpus),
     )
+
+
+def _learners_alone(options: argparse.Namespace, visible: str | None) -> Topology:
+    if options.train_gpus is None or (options.rollout_gpus, options.tp, options.train_ranks) != (None, None, None):
+        raise ConfigError(
+            "this config has no rollout servers: on GPUs --train-gpus is needed, and nothing else about devices",
+            fix="write --train-gpus 0-7, on a machine without a GPU --cpu --train-ranks 2; or set"
+            " custom.extra.rollout_matching.rollout_backend to vllm",
+        )
+    train = names_of(options.train_gpus, visible, "--train-gpus")
+    return Topology(rollout=(), train=train, learners=len(train))
 
 
 def add_launch_options(parser: argparse.ArgumentParser) -> None:

@@ -31,7 +31,8 @@ from ds_stage2ab.launch.supervisor import (
 )
 
 LOOPBACK = "127.0.0.1"
-LEARNER_GRACE_S = 20
+LEARNER_GRACE_S = 600
+"""For the learner to save its last finished step; a second signal shortens it."""
 SERVER_GRACE_S = 6
 LONGEST_END_S = LEARNER_GRACE_S + ORPHANS_S + KILL_S + 1
 """Longest wait for a supervisor to end; then it is killed."""
@@ -44,7 +45,7 @@ OF_NANOBIND = ("nanobind: ", " - leaked ", " - ... skipped remainder", "See http
 """Start of the lines that nanobind's modules, vLLM's among them, write at exit: thirty, after the error itself."""
 AGAIN_S = 2
 """Seconds after the first signal from which a second one counts: one Ctrl-C can arrive twice."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Interrupted(Exception):

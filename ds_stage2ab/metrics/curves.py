@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from itertools import cycle
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,10 +75,18 @@ def draw_curves(history: History, path: Path, title: str) -> None:
     for axes, (name, draw) in zip(figure.subplots(2, columns).flat, top + bottom, strict=True):
         _prepare(axes, name, last_step)
         draw(axes, history)
+        for step in resumptions(history):
+            axes.axvline(step, color="#9aa3aa", linewidth=1, linestyle=":")
         if not axes.lines:
             axes.text(0.5, 0.5, "nothing recorded", transform=axes.transAxes, ha="center", color="#9aa3aa")
             axes.set_yticks([])
     canvas.print_png(path)
+
+
+def resumptions(history: History) -> list[int]:
+    """After how many finished steps the run went on in a further attempt."""
+    entries = sorted((*history.steps, *history.evaluations), key=lambda entry: entry.step)
+    return [before.step for before, after in pairwise(entries) if after.attempt > before.attempt]
 
 
 def smoothed(steps: Sequence[int], values: Sequence[float], half_life: float) -> list[float]:

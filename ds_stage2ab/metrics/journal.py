@@ -1,9 +1,11 @@
 """`metrics.jsonl`: one JSON object per logging step or evaluation, written once and read back exactly.
 
-    {"step": 1, "channel": "A", "applied": 1, "metrics": {"loss/total": 3.25, ...}, "skipped": [], "wall_time": ...}
-    {"step": 0, "channel": "eval", "metrics": {"eval/f1": 0.5, ...}, "wall_time": ...}
+    {"step": 1, "channel": "A", "applied": 1, "metrics": {"loss/total": 3.25, ...}, "skipped": [], "wall_time": ...,
+     "attempt": 1}
+    {"step": 0, "channel": "eval", "metrics": {"eval/f1": 0.5, ...}, "wall_time": ..., "attempt": 1}
 
-`step` is the number of finished steps: the first step writes step 1, an evaluation before it step 0.
+`step` is the number of finished steps: the first step writes step 1, an evaluation before it step 0. `attempt` counts
+the starts of the run: 1, and one more each time it goes on.
 Floats are written by repr, so they round-trip bit for bit. JSON has no literal for non-finite numbers:
 they are the strings "NaN", "Infinity" and "-Infinity" (protobuf's JSON mapping; Python's float() reads them).
 """
@@ -35,6 +37,7 @@ class StepRecord:
     # ids of samples that contributed nothing
     wall_time: float
     # Unix seconds at the end of the step
+    attempt: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +49,7 @@ class EvaluationRecord:
     metrics: dict[str, float]
     wall_time: float
     # Unix seconds at its end
+    attempt: int = 1
 
 
 Entry = StepRecord | EvaluationRecord
@@ -72,16 +76,16 @@ def to_line(entry: Entry) -> str:
         }
     else:
         fields = {"step": entry.step, "channel": EVALUATION_CHANNEL, "metrics": metrics}
-    return json.dumps(fields | {"wall_time": entry.wall_time}, allow_nan=False) + "\n"
+    return json.dumps(fields | {"wall_time": entry.wall_time, "attempt": entry.attempt}, allow_nan=False) + "\n"
 
 
 def from_line(line: str) -> Entry:
     """The inverse of `to_line`. Raises ValueError, KeyError, TypeError or AttributeError on any other line."""
     fields = json.loads(line)
-    step, wall_time = int(fields["step"]), float(fields["wall_time"])
+    step, wall_time, attempt = int(fields["step"]), float(fields["wall_time"]), int(fields.get("attempt") or 1)
     metrics = {name: float(value) for name, value in fields["metrics"].items()}
     if fields["channel"] == EVALUATION_CHANNEL:
-        return EvaluationRecord(step=step, metrics=metrics, wall_time=wall_time)
+        return EvaluationRecord(step=step, metrics=metrics, wall_time=wall_time, attempt=attempt)
     return StepRecord(
         step=step,
         channel=fields["channel"],
@@ -89,6 +93,7 @@ def from_line(line: str) -> Entry:
         metrics=metrics,
         skipped=tuple(fields["skipped"]),
         wall_time=wall_time,
+        attempt=attempt,
     )
 
 

@@ -21,6 +21,7 @@ class Metrics:
         every_steps: logging interval; of each interval the first step of each channel is logged.
         channel_for_step: the schedule.
         clock: Unix seconds.
+        attempt: which start of the run this is, from 1.
     """
 
     def __init__(
@@ -29,12 +30,14 @@ class Metrics:
         every_steps: int,
         channel_for_step: Callable[[int], str],
         clock: Callable[[], float] = time.time,
+        attempt: int = 1,
     ) -> None:
         assert every_steps > 0, f"every_steps must be positive, got {every_steps}"
         self._sinks = tuple(sinks)
         self._every_steps = every_steps
         self._channel_for_step = channel_for_step
         self._clock = clock
+        self._attempt = attempt
 
     def record(self, step: int, channel: str, result: StepResult) -> None:
         """Report the optimizer step `step` (counted from 0) of channel "A" or "B".
@@ -55,6 +58,7 @@ class Metrics:
             metrics=metrics,
             skipped=tuple(one.sample_id for one in result.skipped),
             wall_time=self._clock(),
+            attempt=self._attempt,
         )
         for sink in self._sinks:
             sink.step(record)
@@ -74,7 +78,9 @@ class Metrics:
             return
         metrics = {name: _plain(value) for name, value in values.items()}
         check_channel(metrics, EVALUATION_CHANNEL)
-        record = EvaluationRecord(step=finished_steps, metrics=metrics, wall_time=self._clock())
+        record = EvaluationRecord(
+            step=finished_steps, metrics=metrics, wall_time=self._clock(), attempt=self._attempt
+        )
         for sink in self._sinks:
             sink.evaluation(record)
 

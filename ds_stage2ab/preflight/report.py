@@ -14,9 +14,10 @@ from ds_stage2ab.config.batch import counted, implied_learners
 from ds_stage2ab.config.load import check_config
 from ds_stage2ab.config.nodes import Node
 from ds_stage2ab.config.report import as_error
-from ds_stage2ab.config.rules import RULES, topology_rules
+from ds_stage2ab.config.rules import RULES
 from ds_stage2ab.config.sections import Config, build_config
 from ds_stage2ab.config.servers import replicas_of
+from ds_stage2ab.config.topology_rules import topology_rules
 from ds_stage2ab.errors import ConfigError, DataError, EnvironmentFault
 from ds_stage2ab.model_folder.checks import check_folder, warnings_of
 from ds_stage2ab.model_folder.images import THIN_FIX, Size, image_limits, too_thin

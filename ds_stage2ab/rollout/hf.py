@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from ds_stage2ab import ops
 from ds_stage2ab.carriers import Probabilities, Rollout, Sample
@@ -38,6 +38,7 @@ class HfBackend:
         decode_batch_size: most rows alive at any moment.
         start_id: new each time a learner process group starts; first half of the weight version.
         seed: `training.seed`.
+        check_stop: raises before a token is generated, if the run shall stop.
     """
 
     streams = False
@@ -54,7 +55,9 @@ class HfBackend:
         decode_batch_size: int,
         start_id: str,
         seed: int,
+        check_stop: Callable[[], None] = lambda: None,
     ) -> None:
+        self.check_stop = check_stop
         self.whole_model = whole_model
         self.model: nn.Module | None = None  # only inside `current_weights`
         self.vocabulary = vocabulary
@@ -126,7 +129,10 @@ class HfBackend:
         watching = [recorder] if sampling.with_probabilities else []
         guarding = [guard] if guard.is_on else []
         processors = LogitsProcessorList([*watching, *draw_processors(sampling, seeds), *guarding])
-        output_BL = self.model.generate(**inputs, generation_config=config, logits_processor=processors)
+        stopping = StoppingCriteriaList([_Interruption(self.check_stop)])
+        output_BL = self.model.generate(
+            **inputs, generation_config=config, logits_processor=processors, stopping_criteria=stopping
+        )
         generated_BL = output_BL[:, prompt_width:].cpu()
         tokens, lengths, stopped = ops.trim_responses(generated_BL, self.vocabulary.stop_id)
         responses = [tuple(part.tolist()) for part in tokens.split(lengths.tolist())]
@@ -156,6 +162,17 @@ class HfBackend:
         """On the model's device, pixels in its precision."""
         moved = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
         return moved | {"pixel_values": moved["pixel_values"].to(self.model.dtype)}
+
+
+class _Interruption(StoppingCriteria):
+    """Looks between two tokens whether the run shall stop."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self.check = check
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        self.check()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 class _Prompts:

@@ -17,9 +17,10 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from ds_stage2ab.errors import LAST_QUESTIONS_S, LocalFault, LostRanks, Stage2Error
+from ds_stage2ab.errors import LAST_QUESTIONS_S, LocalFault, LostRanks, Stage2Error, Stopped
 from ds_stage2ab.runtime.control import ControlGroup
 from ds_stage2ab.runtime.memory import is_out_of_memory
+from ds_stage2ab.runtime.stop import StopRequest
 
 T = TypeVar("T")
 
@@ -53,31 +54,41 @@ class World:
 
     Args:
         device: where this rank trains ("cpu", "cuda:<local rank>"); what is agreed on lies on the CPU.
+        stop: what every agreement of the ranks looks at; None: nothing stops them.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, stop: StopRequest | None = None) -> None:
         self.device = device
+        self.stop = stop
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
         self.now = "the start"
         self._notes: dist.TCPStore | None = None
         self._control: ControlGroup | None = None
+        self._finishing = False
         if self.size > 1:
             with self.collective():
                 self._control = ControlGroup()
-            self._notes = self._open_notes()
+            self._open_notes()
             self.set_status(self.now)
 
-    def _open_notes(self) -> dist.TCPStore:
+    def _open_notes(self) -> None:
         """The store of the ranks' status, on rank 0 and outside the process group: readable when that has failed."""
         first, host, server = self.rank == 0, os.environ["MASTER_ADDR"], None
         if first:
             server = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
         port = self.broadcast_object(server.port if first else 0)
         with self.collective():
-            notes = server if first else dist.TCPStore(host, port, is_master=False, timeout=MEET_TIMEOUT)
-        notes.set_timeout(ASK_TIMEOUT)
-        return notes
+            client = dist.TCPStore(host, port, is_master=False, timeout=MEET_TIMEOUT)
+        self._notes = server or client
+        self._notes.set_timeout(ASK_TIMEOUT)
+        if self.stop is not None:
+            with self.collective():
+                watched = dist.TCPStore(host, port, is_master=False, timeout=MEET_TIMEOUT)
+            mine = socket.gethostname()
+            ranks = enumerate(self.gather((mine, os.getpid())))
+            neighbours = tuple(pid for rank, (host, pid) in ranks if host == mine and rank != self.rank)
+            self.stop.join(self._notes, watched, neighbours)
 
     def set_status(self, what: str) -> None:
         """Publish what this rank is doing, for the other ranks to read if it dies or hangs."""
@@ -121,6 +132,29 @@ class World:
         """Destroy the process groups: at the interpreter's exit their threads may abort the process."""
         self._control = None
         dist.destroy_process_group()
+
+    def save_before_stopping(self) -> None:
+        """From here on a request to stop is agreed on, and what is finished is saved."""
+        if self.stop is not None:
+            self.stop.save_first()
+
+    @contextmanager
+    def finishing(self) -> Iterator[None]:
+        """Inside, the ranks agree without looking at `stop`: what has begun is completed."""
+        before, self._finishing = self._finishing, True
+        try:
+            yield
+        finally:
+            self._finishing = before
+
+    def check_stop(self) -> None:
+        """Raise Stopped on this rank alone, if the run shall stop: inside a block of `raise_together`."""
+        stopped = self._stopped()
+        if stopped is not None:
+            raise stopped
+
+    def _stopped(self) -> Stopped | None:
+        return None if self.stop is None or self._finishing else self.stop.wanted()
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
@@ -190,7 +224,8 @@ class World:
 class Agreement:
     """At the end of the block all ranks exchange whether they failed; if one did, every rank raises the same error.
 
-    It is the error of the lowest failing rank, so that all ranks exit with its message and exit code.
+    It is the error of the lowest failing rank, so that all ranks exit with its message and exit code. A rank that is
+    asked to stop counts as one that failed.
 
     Attributes:
         flags: set inside the block by each rank; after it, the largest of each over all ranks.
@@ -208,23 +243,38 @@ class Agreement:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
         if isinstance(error, LocalFault):
             return False  # it could not be exchanged, or there are no other ranks left
+        own = error or self.world._stopped()
         try:
-            failed, *self.flags = self.world.all_reduce_max(int(error is not None), *self.flags)
-            seen = self.world.gather(_portable(error)) if failed else []
+            failed, *self.flags = self.world.all_reduce_max(int(own is not None), *self.flags)
+            seen = self.world.gather(_portable(own)) if failed else []
         except LostRanks as lost:
+            if error is None or isinstance(error, Stopped):
+                raise
             if isinstance(error, Stage2Error):  # the other ranks will never report it
                 raise LocalFault(f"rank {self.world.rank}: {error.why}", where=error.where, fix=error.fix) from lost
-            if error is None:
-                raise
             error.add_note(f"rank {self.world.rank} could not tell the others: {lost}")
             return False  # this rank's own error goes on
         self.world.set_status(f"what follows {self.doing}")
-        if not failed:
-            return False
-        first = next(rank for rank, failure in enumerate(seen) if failure is not None)
-        if first == self.world.rank:
-            return False
-        failure = seen[first]
+        if failed:
+            _raise_first(seen, self.world.rank, error)
+        return False
+
+
+def _raise_first(seen: list[Stage2Error | None], rank: int, error: BaseException | None) -> None:
+    """Raise the failure of the lowest rank that has one, before one that is asked to stop.
+
+    Args:
+        seen: of each rank.
+        rank: this one; its own error, already on its way, is left to go on.
+    """
+    first = min(
+        (place for place, failure in enumerate(seen) if failure is not None),
+        key=lambda place: (isinstance(seen[place], Stopped), place),
+    )
+    failure = seen[first]
+    if isinstance(failure, Stopped):
+        raise failure from error
+    if first != rank:
         raise type(failure)(f"rank {first}: {failure.why}", where=failure.where, fix=failure.fix) from error
 
 

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import NoReturn
@@ -21,57 +21,55 @@ PR_SET_PDEATHSIG = 1
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 """As a shell reports a command that Ctrl-C has ended."""
-WORDS_OF_SIGNALS = {
-    signal.SIGTERM: "SIGTERM; it was at: {doing}{kept}\n"
-    "  fix: the launcher sends this to every rank when one of them has died: then look for the words of that one; or"
-    " when the run is stopped: after Ctrl-C a traceback of DeepSpeed's own launcher says no more than that",
-    signal.SIGINT: "SIGINT (Ctrl-C), as all ranks; it was at: {doing}{kept}\n"
-    "  fix: nothing is wrong",
-}
-
-
 def end_with_parent() -> None:
     """Ask the kernel for SIGTERM when the parent dies: no launcher leaves ranks behind, and no rank its workers."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def install_sigterm_handler(rank: int, doing: Callable[[], str], saved: Callable[[], str] = str) -> None:
-    """On SIGTERM print what this rank was doing, and exit with code 4; to be called in the main thread.
+def on_signals(numbers: Sequence[int], then: Callable[[int], None]) -> None:
+    """Call `then(number)` in a thread whenever one of these signals comes; to be called in the main thread.
 
-    On SIGINT, which Ctrl-C sends to every rank, rank 0 does so for all.
+    On SIGUSR2 print the stack of every thread, and go on.
 
-    On SIGUSR1 print the stack of every thread, and go on.
-
-    The launcher sends SIGTERM to every rank when one has died. Python's own handlers wait until the main thread runs
-    Python again, which it does not while it waits for a dead rank: so a thread reads the signal from the wake-up pipe.
-
-    Args:
-        doing: returns what the rank is doing.
-        saved: returns what rank 0 says of the newest checkpoint; by default nothing.
+    Python's own handlers wait until the main thread runs Python again, which it does not while it waits for a dead
+    rank: so a thread reads the signals from the wake-up pipe.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    for ends in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(ends, lambda number, frame: None)
+    for number in numbers:
+        signal.signal(number, lambda number, frame: None)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
     def wait() -> None:
-        while (number := os.read(reader, 1)[0]) not in WORDS_OF_SIGNALS:
-            pass
-        if number == signal.SIGTERM or rank == 0:
-            kept = f"; {saved()}" if rank == 0 and saved() else ""
-            say(f"rank {rank}: ended by {WORDS_OF_SIGNALS[number].format(doing=doing(), kept=kept)}")
+        while True:
+            number = os.read(reader, 1)[0]
+            if number in numbers:
+                then(number)
+
+    faulthandler.register(signal.SIGUSR2)  # prints every stack, also while the main thread is blocked
+    threading.Thread(target=wait, name="signals", daemon=True).start()
+
+
+def end_on_signals(rank: int, doing: Callable[[], str]) -> None:
+    """On SIGTERM or SIGINT say what this rank was doing, and exit with code 4: for a command with nothing to save.
+
+    Args:
+        doing: returns what the rank is doing.
+    """
+
+    def end(number: int) -> None:
+        if number == signal.SIGTERM or rank == 0:  # Ctrl-C reaches all ranks
+            say(f"rank {rank}: ended by {signal.Signals(number).name}; it was at: {doing()}")
         exit_now(EXIT_ENVIRONMENT)
 
-    faulthandler.register(signal.SIGUSR1)  # prints every stack, also while the main thread is blocked
-    threading.Thread(target=wait, name="SIGTERM", daemon=True).start()
+    on_signals((signal.SIGTERM, signal.SIGINT), end)
 
 
-def say(fault: object) -> None:
+def say(fault: object, *, head: str = "error") -> None:
     """Write `error: ...` to stderr in one piece, because the ranks share it."""
     with suppress(OSError):  # nobody reads it
-        os.write(STDERR, f"error: {fault}\n".encode())
+        os.write(STDERR, f"{head}: {fault}\n".encode())
 
 
 def report_error(error: Stage2Error, rank: int, *, speaks: bool) -> int:
@@ -81,7 +79,7 @@ def report_error(error: Stage2Error, rank: int, *, speaks: bool) -> int:
         speaks: whether this rank prints the errors that all ranks raise.
     """
     if speaks or isinstance(error, LocalFault):
-        say(error)
+        say(error, head=error.head)
     if rank == 0 and isinstance(error, LocalFault):
         time.sleep(LAST_QUESTIONS_S)  # rank 0 holds the status that the other ranks are about to read
     return exit_code(error)

@@ -119,7 +119,7 @@ COMMANDS = {
     "deepspeed --num_gpus": ("tests/parts.py", "--num_gpus"),
     "deepspeed --no_local_rank --module ds_stage2ab evaluate": ("tests/test_evaluate.py", "--no_local_rank"),
     "DS_ACCELERATOR=cpu deepspeed --num_gpus": ("tests/parts.py", "DS_ACCELERATOR"),
-    "kill -USR1": ("tests/faults/planted.py", "SIGUSR1"),
+    "kill -USR2": ("tests/faults/planted.py", "SIGUSR2"),
 }
 BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 TYPED = re.compile(r"^(?:[A-Z_]+=\S+ )?(?:python|deepspeed|ds-stage2ab|kill|make|pip) .*$", re.MULTILINE)

@@ -94,7 +94,7 @@ def killed(*arguments, **options):
 
 
 def hung(*arguments, **options):
-    os.kill(os.getpid(), signal.SIGUSR1)  # where is it?
+    os.kill(os.getpid(), signal.SIGUSR2)  # where is it?
     time.sleep(FOR_EVER_S)
 
 

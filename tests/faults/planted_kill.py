@@ -12,11 +12,11 @@ import sys
 
 from ds_stage2ab import train
 from ds_stage2ab.assemble import run as composition
-from ds_stage2ab.engine import checkpoint
+from ds_stage2ab.engine import publish
 from ds_stage2ab.runtime.shutdown import excepthook, exit_now
 
 kind, _, place = os.environ["KILL"].partition(":")
-assembled, manifest_text, replace_file = composition.assemble, checkpoint.manifest_text, checkpoint.replace_file
+assembled, manifest_text, replace_file = composition.assemble, publish.manifest_text, publish.replace_file
 
 
 def kill():
@@ -55,6 +55,6 @@ def steps_of(name):
 
 if __name__ == "__main__":
     composition.assemble = planted
-    checkpoint.manifest_text, checkpoint.replace_file = manifest, replace
+    publish.manifest_text, publish.replace_file = manifest, replace
     sys.excepthook = excepthook
     exit_now(train.main())

@@ -1,6 +1,7 @@
 """A console that goes away, and Ctrl-C: real ranks."""
 
 import os
+import re
 import signal
 import time
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ds_stage2ab.errors import EXIT_ENVIRONMENT, EXIT_OK
+from ds_stage2ab.errors import EXIT_OK, EXIT_STOPPED
 from ds_stage2ab.metrics.journal import read_history
 from tests.parts import config_values, merged, write_config
 from tests.ranks import Forked, _environments, started
@@ -47,7 +48,7 @@ def test_training_goes_on_without_its_console(config, tmp_path):
     assert (tmp_path / "run" / "curves.png").is_file()
 
 
-def test_ctrl_c_is_one_message_that_names_the_newest_checkpoint(config, tmp_path):
+def test_ctrl_c_saves_and_names_the_newest_checkpoint(config, tmp_path):
     latest = tmp_path / "run" / "checkpoints" / "latest"
     many = ("--set", "training.max_steps=500")
     with started(2, "ds_stage2ab/train.py", "--config", config, *many) as ranks:
@@ -55,13 +56,13 @@ def test_ctrl_c_is_one_message_that_names_the_newest_checkpoint(config, tmp_path
         for rank in ranks:  # as a terminal does
             os.kill(rank.pid, signal.SIGINT)
         said = [rank.communicate(timeout=LONGEST_S)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [EXIT_ENVIRONMENT, EXIT_ENVIRONMENT]
+    assert [rank.returncode for rank in ranks] == [EXIT_STOPPED, EXIT_STOPPED]
     assert said[1] == ""
     newest = latest.parent / latest.read_text().strip()
     first, second = said[0].splitlines()
-    assert first.startswith("error: rank 0: ended by SIGINT (Ctrl-C), as all ranks; it was at: ")
-    assert first.endswith(f"; its newest checkpoint is {newest}, from which --resume auto goes on")
-    assert second == "  fix: nothing is wrong"
+    assert first == "stopping: SIGINT to rank 0: saves the last finished step and ends; a second one ends it at once"
+    assert re.fullmatch(r"stopped: SIGINT to rank 0, after step [0-9]+ of 500; its newest checkpoint is .*", second)
+    assert second.endswith(f"{newest}, from which --resume auto goes on")
 
 
 def wait_for(path: Path) -> None:

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from ds_stage2ab.errors import EXIT_CONFIG, EXIT_ENVIRONMENT
+from ds_stage2ab.errors import EXIT_CONFIG, EXIT_ENVIRONMENT, EXIT_STOPPED
 from ds_stage2ab.launch.command import LAST_LOOK_S
 from tests.faults.fake_learner import LINES, RANK_DONE, RANK_FAULT, RANK_STOPPED, SERVER_END, line
 from tests.launching import Launched, read
@@ -32,7 +32,7 @@ class Launch(Launched):
     """A launcher of stand-ins."""
 
     def __init__(self, quickstart, folder, kind, *arguments, changes=None, ports=None, where=ON_CPU):
-        self.ports = ports or [free_port() for _ in range(SERVERS)]
+        self.ports = [free_port() for _ in range(SERVERS)] if ports is None else ports
         servers = [{"base_url": f"http://127.0.0.1:{port}"} for port in self.ports]
         keys = {f"{MATCHING}.rollout_backend": "vllm", f"{MATCHING}.vllm.server.servers": servers, **(changes or {})}
         config = write_config(folder / "c.yaml", merged(config_values(quickstart, folder / "runs", "small"), keys))
@@ -101,7 +101,7 @@ def names(one):
 def test_ctrl_c_while_servers_start(waiting):
     """They are deaf to SIGTERM, and their children lead process groups of their own."""
     waiting.process.send_signal(signal.SIGINT)
-    assert waiting.ends(STOP_S) == 128 + signal.SIGINT
+    assert waiting.ends(STOP_S) == EXIT_STOPPED
     logs = waiting.folder / "runs" / "small.launch-logs"
     assert waiting.stop_lines == [f"launch: SIGINT; stopped {names(waiting)}; logs in {logs}"]
     assert "Traceback" not in waiting.said
@@ -117,7 +117,7 @@ def test_a_second_signal_does_not_wait(waiting):
     time.sleep(2.5)
     start = time.monotonic()
     waiting.process.send_signal(signal.SIGTERM)
-    assert waiting.ends(STOP_S) == 128 + signal.SIGTERM
+    assert waiting.ends(STOP_S) == EXIT_STOPPED
     assert time.monotonic() - start < 3  # of the 6 seconds that servers have
 
 
@@ -129,6 +129,16 @@ def test_ctrl_c_while_ranks_learn(learning):
     assert [line.split("; ")[:2] for line in learning.stop_lines] == [
         ["launch: SIGINT", f"stopped {names(learning)}, the learner"]
     ]
+
+
+@pytest.mark.soak
+def test_learners_without_servers_are_stopped_by_the_signal_of_a_scheduler(launched):
+    one = launched("serves", changes={f"{MATCHING}.rollout_backend": "hf"}, ports=[])
+    one.wait_for(lambda: one.rank_notes() == ["up\n"] * 2, START_S)
+    one.process.send_signal(signal.SIGUSR1)
+    assert one.ends(STOP_S) == RANK_STOPPED
+    assert one.rank_notes() == ["up\nSIGTERM\n"] * 2
+    assert one.stop_lines == ["launch: SIGUSR1; stopped the learner"]
 
 
 def test_a_killed_launcher_leaves_no_rank(learning):
@@ -182,7 +192,7 @@ def test_ctrl_c_while_a_server_is_given_time_to_end(launched):
 @pytest.mark.parametrize(
     ("number", "code", "told"),
     [
-        (signal.SIGTERM, 128 + signal.SIGTERM, ["launch: SIGTERM; stopped nothing"]),
+        (signal.SIGTERM, EXIT_STOPPED, ["launch: SIGTERM; stopped nothing"]),
         (signal.SIGKILL, -signal.SIGKILL, []),
     ],
 )
@@ -259,7 +269,6 @@ def test_a_folder_that_holds_a_run_is_refused_before_anything_starts(launched, t
 @pytest.mark.parametrize(
     ("changes", "code", "words"),
     [
-        ({f"{MATCHING}.rollout_backend": "hf"}, EXIT_CONFIG, "hf needs no server"),
         ({"training.effective_batch_size": 9}, EXIT_CONFIG, "is not a multiple of 8"),
         ({"model.path": "nowhere"}, EXIT_ENVIRONMENT, "nowhere: no checkpoint there"),
     ],

@@ -76,7 +76,7 @@ def test_a_rank_that_hangs_is_named(run):
     assert [step.step for step in steps] == [1]
     assert "error: last heard of rank 1: getting the segments of step 2: rank 0 waited for the other" in done.stderr
     assert "error: rank 1: ended by SIGTERM; it was at: getting the segments of step 2" in done.stderr
-    assert re.search('File ".*planted.py", line [0-9]+ in hung', done.stderr), "SIGUSR1 says where every thread is"
+    assert re.search('File ".*planted.py", line [0-9]+ in hung', done.stderr), "SIGUSR2 says where every thread is"
     assert "Traceback" not in done.stderr
 
 

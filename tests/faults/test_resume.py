@@ -1,68 +1,21 @@
-"""A run that was killed goes on by the same command, and ends as the one that never was: to the last bit."""
+"""A run that was killed or stopped goes on by the same command, and ends as the one that never was: to the last bit."""
 
-import json
 import random
 import re
-import shutil
 import time
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from ds_stage2ab import cli
-from ds_stage2ab.engine.shards import StoredTensors
-from ds_stage2ab.errors import EXIT_CONFIG, EXIT_OK
+from ds_stage2ab.engine.resume import choose
+from ds_stage2ab.errors import EXIT_CONFIG, EXIT_OK, EXIT_STOPPED
 from ds_stage2ab.metrics.journal import read_history
 from tests import ranks
-from tests.parts import config_values, merged, write_config
+from tests.faults.resumed_runs import MATCHING, STEPS, Runs, assert_the_same
 
-MATCHING = "custom.extra.rollout_matching"
-STEPS = 6
 NUM_KILLS = 30
+PASS_S = 60
 KILLED_AFTER_S = (0.2, 9.0)  # a whole run takes some 15 s
-SAMPLED = {
-    "training.optimizer": "adamw",
-    "training.learning_rate": 1e-3,
-    "training.max_steps": STEPS,
-    "training.packing": True,
-    "stage2_ab.schedule.b_ratio": 0.5,
-    "deepspeed.zero_stage": 1,
-    "checkpoint.every_steps": 2,
-    "checkpoint.keep_last": 9,
-    "evaluation.every_steps": 2,
-    f"{MATCHING}.decoding.temperature": 1.0,
-    "logging.rollouts": True,
-}
-
-
-class Runs:
-    """One config under many names, each in its run folder."""
-
-    def __init__(self, parts, folder):
-        self.parts, self.folder = parts, folder
-
-    def path(self, name):
-        return self.folder / "runs" / name
-
-    def config(self, name, changes=None):
-        changes = {**SAMPLED, "data.validation": str(self.parts.data / "validation.jsonl"), **(changes or {})}
-        values = merged(config_values(self.parts, self.folder / "runs", name), changes)
-        return write_config(self.folder / f"{name}.yaml", values)
-
-    def __call__(self, name, *words, changes=None, num_ranks=2):
-        return ranks.train(self.config(name, changes), *words, ranks=num_ranks)
-
-    def killed(self, name, place):
-        words = ("tests/faults/planted_kill.py", "--config", str(self.config(name)), "--resume", "auto")
-        return ranks.run(*words, ranks=2, environment={"KILL": place})
-
-    def cut(self, name, steps, whole="whole"):
-        """As `whole` was after these steps."""
-        shutil.copytree(self.path(whole), self.path(name))
-        for folder in (self.path(name) / "checkpoints").glob("step-*"):
-            if int(folder.name.removeprefix("step-")) > steps:
-                shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
@@ -72,34 +25,6 @@ def runs(shipped, tmp_path_factory):
     done = runs("whole")
     assert done.returncode == EXIT_OK, done.stdout[-3000:] + done.stderr[-3000:]
     return runs
-
-
-def figures(folder):
-    """(step, its metrics) of steps and evaluations, without what depends on time."""
-    history = read_history(folder / "metrics.jsonl")
-    found = []
-    for one in (*history.steps, *history.evaluations):
-        told = {n: v for n, v in one.metrics.items() if "time/" not in n and "second" not in n}
-        found.append((one.step, told))
-    return found
-
-
-def assert_the_same(runs, name, whole="whole"):
-    whole, other = runs.path(whole), runs.path(name)
-    assert figures(other) == figures(whole)
-    final = [folder / "checkpoints" / f"step-{STEPS:06d}" for folder in (whole, other)]
-    exported = [load_file(folder / "hf" / "model.safetensors") for folder in final]
-    states = [StoredTensors(folder / "training") for folder in final]
-    assert exported[0].keys() == exported[1].keys() and states[0].names == states[1].names
-    assert all(torch.equal(exported[1][key], tensor) for key, tensor in exported[0].items())
-    assert all(torch.equal(states[1][key], states[0][key]) for key in states[0].names)
-    assert rollouts(other) == rollouts(whole)
-
-
-def rollouts(folder):
-    """Draw -> response ids, of the last time that it was drawn."""
-    lines = [json.loads(line) for file in sorted((folder / "rollouts").glob("*")) for line in file.open()]
-    return {line["draw"]: line["response_ids"] for line in lines}
 
 
 @pytest.mark.parametrize(
@@ -119,6 +44,63 @@ def test_a_killed_run_goes_on_to_the_last_bit(runs, place, begins):
     assert done.returncode == EXIT_OK, done.stdout[-3000:] + done.stderr[-3000:]
     assert begins in done.stdout
     assert_the_same(runs, name)
+
+
+@pytest.mark.parametrize(
+    ("place", "finished", "signals", "rank"),
+    [
+        ("evaluation:4", 4, "SIGTERM", 1),
+        pytest.param("rollouts:3", 3, "SIGINT", 0, marks=pytest.mark.soak),
+        pytest.param("rollouts:5", 5, "SIGUSR1,SIGUSR1", 1, marks=pytest.mark.soak),
+        pytest.param("waiting:3", 3, "SIGTERM", 0, marks=pytest.mark.soak),
+        pytest.param("waiting:3", 3, "SIGTERM", 1, marks=pytest.mark.soak),
+        pytest.param("passes:2", 2, "SIGTERM", 1, marks=pytest.mark.soak),
+    ],
+)
+def test_a_stopped_run_is_saved_and_goes_on_to_the_last_bit(runs, place, finished, signals, rank):
+    name = f"{place}-{signals}-{rank}".replace(":", "-").replace(",", "-")
+    done = runs.stopped(name, place, signals, rank)
+    assert done.returncode == EXIT_STOPPED, done.stdout[-3000:] + done.stderr[-3000:]
+    checkpoint = runs.path(name) / "checkpoints" / f"step-{finished:06d}"
+    assert done.stderr.count("stopped: ") == 1 and "Traceback" not in done.stderr
+    assert f"to rank {rank}, after step {finished} of 6; its newest checkpoint is {checkpoint}" in done.stderr
+    history = read_history(runs.path(name) / "metrics.jsonl")
+    evaluated = [one.step for one in history.evaluations]
+    assert history.steps[-1].step == finished and (place.startswith("passes") or finished not in evaluated)
+    done = runs(name, "--resume", "auto")
+    assert done.returncode == EXIT_OK, done.stdout[-3000:] + done.stderr[-3000:]
+    assert f"after step {finished}" in done.stdout
+    assert_the_same(runs, name)
+
+
+def test_a_second_signal_ends_it_at_once(runs):
+    """Three seconds after the first, in the middle of a pass that takes longer: to one rank, heard by both."""
+    begun = time.monotonic()
+    done = runs.stopped("twice", "passes:3", "SIGTERM,SIGINT", rank=1, PASS_S=str(PASS_S), PAUSE_S="3")
+    assert done.returncode == EXIT_STOPPED and time.monotonic() - begun < PASS_S
+    assert "stopped: at once by a second SIGINT, during forward and backward of step 4; its newest" in done.stderr
+    assert [path.name for path in sorted((runs.path("twice") / "checkpoints").glob("step-*"))] == ["step-000002"]
+
+
+def test_a_run_that_gets_no_better_is_done_and_one_without_its_state_is_not_gone_on_with(runs):
+    changes = {
+        "training.learning_rate": 1e-12,
+        "stage2_ab.schedule.b_ratio": 0,
+        "evaluation.every_steps": 1,
+        "evaluation.stop_after": 1,
+        "checkpoint.keep_best": "eval/f1",
+        "checkpoint.engine_state": False,
+        "checkpoint.every_steps": None,
+    }
+    done = runs("no-better", changes=changes, num_ranks=1)
+    assert done.returncode == EXIT_OK, done.stdout[-3000:] + done.stderr[-3000:]
+    assert re.search(r"done: eval/f1 [0-9.]+ after step 1 is better than those of the 1 evaluation", done.stdout)
+    folder = runs.path("no-better") / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["best", "latest", "step-000001", "step-000002"]
+    assert (folder / "best").read_text() == "step-000001\n"
+    fault = "it holds the weights alone (checkpoint.engine_state: false)"
+    assert choose("auto", folder)[1][0].startswith(f"step-000002 is passed over: {fault}")
+    assert not (folder / "step-000002" / "training").exists() and (folder / "step-000002" / "hf").is_dir()
 
 
 ROWS = {"tuner.type": "lora", "tuner.trainable_token_rows": "coordinates", "model.freeze": ["vision"]}

@@ -17,8 +17,9 @@ import pytest
 
 from ds_stage2ab.config.load import check_config
 from ds_stage2ab.config.problems import Problem
-from ds_stage2ab.config.rules import RULES, topology_rules
+from ds_stage2ab.config.rules import RULES
 from ds_stage2ab.config.schema import config_schema
+from ds_stage2ab.config.topology_rules import topology_rules
 from tests.architecture.sources import package_files, parse, relative
 from tests.unit.config.test_mutations import Case, bad_files, wrong_values
 

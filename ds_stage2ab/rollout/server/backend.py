@@ -6,7 +6,7 @@ version again.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -46,6 +46,7 @@ class VllmBackend:
         world: the learner ranks.
         seed: `training.seed`.
         probe_every: transfers between two probes.
+        check_stop: called while rollouts are awaited; raises if the run shall stop.
     """
 
     streams = True
@@ -63,6 +64,7 @@ class VllmBackend:
         world: World,
         seed: int,
         probe_every: int,
+        check_stop: Callable[[], None] = lambda: None,
     ) -> None:
         self.servers = servers
         self.replicas = replicas
@@ -73,6 +75,7 @@ class VllmBackend:
         self.probe = probe
         self.score = score
         self.world = world
+        self.check_stop = check_stop
         self.conversation = requirements.conversation
         self.vocabulary = requirements.vocabulary
         self.seed = seed
@@ -160,7 +163,7 @@ class VllmBackend:
     ) -> Iterator[Rollout | DataError]:
         # A request may wait for its permit until those before it have ended, and each of them may try every server.
         longest = self.infer_timeout_s * TRIES * len(self.servers) * (1 + count)
-        yield from drawn.results(within_s=longest)
+        yield from drawn.results(within_s=longest, check=self.check_stop)
         kept = [server for n, server in enumerate(self.servers) if n not in drawn.lost]
         self._refuse_other_versions(finished_steps, kept)
         lost = [self.servers[n] for n in drawn.lost & drawn.gave]

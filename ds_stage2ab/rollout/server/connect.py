@@ -65,6 +65,7 @@ def open_servers(
     return VllmBackend(
         apis, replicas, permits, requirements,
         sync=sync, probe=probe, score=score, world=world, seed=seed, probe_every=every,
+        check_stop=world.check_stop,
     )  # fmt: skip
 
 

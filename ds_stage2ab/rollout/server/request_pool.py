@@ -5,6 +5,7 @@ request for good, its remaining requests go to the other servers, which keep the
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -14,8 +15,8 @@ from ds_stage2ab.errors import ServerFault
 
 R = TypeVar("R")
 
-LOOK_S = 1.0
-"""How long a thread waits for a notification before it looks for a request again."""
+LOOK_S = 0.5
+"""How long a thread waits before it looks again, for a request or whether the run shall stop."""
 
 Ask = Callable[[int, int, int], R]
 """(request, server, attempt) -> its result; may raise `ServerLost`, or any other error, which ends the batch."""
@@ -51,19 +52,30 @@ class RequestPool(Generic[R]):
                 pool.submit(self._place, server).add_done_callback(self._on_exit)
         pool.shutdown(wait=False)
 
-    def results(self, *, within_s: float) -> Iterator[R]:
+    def results(self, *, within_s: float, check: Callable[[], None] = lambda: None) -> Iterator[R]:
         """The results in order, each as soon as it is there.
 
         Args:
             within_s: longest wait for one; no call of `ask` takes longer.
+            check: called now and then while a result is waited for; what it raises ends the batch.
 
         Raises:
             ServerFault: no server has answered a request by then.
         """
         for request, future in enumerate(self.futures):
-            if not wait([future], timeout=within_s).done:
-                self._end(_overdue(request, len(self.futures), within_s))
+            deadline = time.monotonic() + within_s
+            while not wait([future], timeout=LOOK_S).done:
+                self._check(check)
+                if time.monotonic() > deadline:
+                    self._end(_overdue(request, len(self.futures), within_s))
             yield future.result(timeout=0)
+
+    def _check(self, check: Callable[[], None]) -> None:
+        try:
+            check()
+        except BaseException as error:
+            self._end(error)
+            raise
 
     def _place(self, server: int) -> None:
         while (taken := self._take(server)) is not None:

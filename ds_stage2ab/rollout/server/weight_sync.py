@@ -7,7 +7,7 @@ adapters are merged into copies, tensor by tensor.
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,7 @@ from ds_stage2ab.runtime.gloo import address_towards
 from ds_stage2ab.runtime.ranks import World
 
 HTTP_PORT = 80
+LOOK_S = 0.5  # between two looks whether the run shall stop
 SPARE_S = 5.0  # margin of a watched call above its own time-out
 
 
@@ -202,6 +203,14 @@ class WeightSync:
         self._together(f"sending {len(names)} tensors, the first {names[0]}", calls)
         return sum(made.nbytes for made in tensors)
 
+    def _watched(self, running: Collection[Future], deadline: float) -> tuple[set[Future], set[Future]]:
+        """(done, not done) of calls: at the first failure, when all are done, or in vain at the deadline."""
+        while True:
+            done, late = wait(running, timeout=LOOK_S, return_when=FIRST_EXCEPTION)
+            if not late or time.monotonic() > deadline or any(call.exception(timeout=0) for call in done):
+                return done, late
+            self.world.check_stop()
+
     def _together(
         self, doing: str, calls: Sequence[tuple[Target, Callable[[], None]]], *, meeting: bool = False
     ) -> None:
@@ -216,7 +225,7 @@ class WeightSync:
         pool = ThreadPoolExecutor(max_workers=len(calls), thread_name_prefix="weights")
         running = {pool.submit(call): target for target, call in calls}
         pool.shutdown(wait=False)  # a call that is left behind ends by its own time-out
-        done, late = wait(running, timeout=self.timeout_s + SPARE_S, return_when=FIRST_EXCEPTION)
+        done, late = self._watched(running, time.monotonic() + self.timeout_s + SPARE_S)
         failed = [(running[call], call.exception(timeout=0)) for call in done]
         faults = [(target, error) for target, error in failed if error is not None]
         faults += [(running[call], TimeoutError(f"not done within {self.timeout_s:g} s")) for call in late]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from ds_stage2ab.config.load import check_config
 from ds_stage2ab.config.problems import Problem
-from ds_stage2ab.config.rules import RULES, topology_rules
+from ds_stage2ab.config.rules import RULES
+from ds_stage2ab.config.topology_rules import topology_rules
 
 
 def check_file(path: Path, learners: int | None = None) -> list[Problem]:

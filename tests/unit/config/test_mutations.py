@@ -17,8 +17,9 @@ from ds_stage2ab.config.load import check_config
 from ds_stage2ab.config.nodes import Node
 from ds_stage2ab.config.overrides import read_overrides
 from ds_stage2ab.config.removed import removed_keys
-from ds_stage2ab.config.rules import RULES, Rule, topology_rules
+from ds_stage2ab.config.rules import RULES, Rule
 from ds_stage2ab.config.schema import config_schema
+from ds_stage2ab.config.topology_rules import topology_rules
 
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = ROOT / "tests" / "examples"

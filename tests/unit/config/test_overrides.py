@@ -12,7 +12,8 @@ from ds_stage2ab.config.load import check_config, load_config
 from ds_stage2ab.config.nodes import MAX_DEPTH
 from ds_stage2ab.config.overrides import read_overrides
 from ds_stage2ab.config.problems import Problem
-from ds_stage2ab.config.rules import RULES, topology_rules
+from ds_stage2ab.config.rules import RULES
+from ds_stage2ab.config.topology_rules import topology_rules
 from ds_stage2ab.errors import EXIT_CONFIG, ConfigError
 
 ROOT = Path(__file__).resolve().parents[3]

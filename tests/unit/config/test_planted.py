@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds_stage2ab.config.problems import KeyPath
-from ds_stage2ab.config.rules import RULES, topology_rules
+from ds_stage2ab.config.rules import RULES
 from ds_stage2ab.config.schema import config_schema, leaves
+from ds_stage2ab.config.topology_rules import topology_rules
 from tests.unit.config.checked import check_file
 from tests.unit.config.test_mutations import WHOLE
 
@@ -22,7 +23,11 @@ REQUIRED = {
     for rest in ([("schedule", "b_ratio")] if section == "stage2_ab" else [(key,) for key in values])
 }
 FREE = sorted(path for path in LEAVES if path not in READ_BY_RULES | REQUIRED)
-FIXED = {("training", "effective_batch_size"): "32", ("stage2_ab", "schedule", "b_ratio"): "0.25"}
+FIXED = {
+    ("training", "effective_batch_size"): "32",
+    ("stage2_ab", "schedule", "b_ratio"): "0.25",
+    ("checkpoint", "save_by"): "03:45:00",
+}
 WORDS = st.text(string.ascii_letters, min_size=1, max_size=8).map(lambda word: f"w{word}")
 KINDS = ("typo", "wrong type", "out of range", "twice", "unknown", "missing")
 

@@ -5,6 +5,7 @@ import pytest
 from ds_stage2ab.config.rules import (
     RULES,
     answer_fits_length,
+    best_checkpoint_has_data,
     constant_rate_does_not_fall,
     evaluation_has_data,
     evaluation_temperature_can_be_felt,
@@ -18,14 +19,15 @@ from ds_stage2ab.config.rules import (
     replay_has_run,
     rollout_fits_length,
     rows_are_trained_beside_adapters,
-    server_rule,
     servers_differ,
     some_part_trains,
+    stopping_early_has_a_metric,
     temperature_can_be_felt,
     trained_rows_lie_in_a_part_that_trains,
     vllm_has_servers,
 )
 from ds_stage2ab.config.schema import config_schema, leaves
+from ds_stage2ab.config.topology_rules import server_rule
 from ds_stage2ab.errors import ConfigError
 from tests.unit.config.checked import check_file
 
@@ -62,6 +64,10 @@ BORDERS = [
     (pixel_limits_are_ordered, (None, 100), (2, 1)),
     (evaluation_has_data, (None, None), (1, None)),
     (evaluation_has_data, (1, "v.jsonl"), (1, None)),
+    (best_checkpoint_has_data, (None, None), ("eval/f1", None)),
+    (best_checkpoint_has_data, ("eval/f1", "v.jsonl"), ("eval/f1", None)),
+    (stopping_early_has_a_metric, (None, None, None), (1, None, "v.jsonl")),
+    (stopping_early_has_a_metric, (1, "eval/f1", "v.jsonl"), (1, "eval/f1", None)),
     (vllm_has_servers, ("hf", []), ("vllm", [])),
     (vllm_has_servers, ("vllm", [ONE]), ("vllm", [])),
     (replay_has_run, ("replay", "runs/x"), ("replay", None)),

@@ -14,6 +14,7 @@ from ds_stage2ab.engine.whole_model import WholeModel
 from ds_stage2ab.losses.objective import Objective
 from ds_stage2ab.plan import make_plan
 from tests.parts import config_values, merged, write_config
+from tests.unit.engine.saving import section
 from tests.unit.engine.stage import stage_of
 from tests.unit.parts import load_bench
 
@@ -69,4 +70,4 @@ def warnings():
 @pytest.fixture
 def checkpoints(source, own, engine, whole_model, world, tmp_path, warnings):
     parts = (tmp_path / "checkpoints", source, own, engine, whole_model, world)
-    return Checkpoints(*parts, keep_last=2, warn=warnings.append)
+    return Checkpoints(*parts, section=section(), warn=warnings.append)

@@ -23,6 +23,7 @@ from ds_stage2ab.engine.whole_model import WholeModel
 from ds_stage2ab.errors import EnvironmentFault
 from ds_stage2ab.model_folder.read import CHANGING
 from tests.parts import Quickstart, config_values, merged, write_config
+from tests.unit.engine.saving import save, section
 
 WHOLE = ["hf", "manifest.json", "random.safetensors", "state.json", "training"]
 
@@ -174,17 +175,22 @@ def test_a_checkpoint_of_a_run_holds_its_limits(source, engine, bench, world, tm
     training = trained_with(source, tmp_path, **LIMITS[2])
     whole_model = WholeModel(bench.model, world, is_partitioned=False)
     parts = (tmp_path / "checkpoints", source, training, engine, whole_model, world)
-    folder = Checkpoints(*parts, keep_last=2, warn=print).save(1)
+    folder = save(Checkpoints(*parts, section=section(), warn=print), 1)
     assert pixels(Qwen2VLImageProcessorPil.from_pretrained(folder / "hf"))[1] == pixels(training)[1]
 
 
 def test_a_checkpoint_is_whole_and_latest_names_it(checkpoints):
-    assert checkpoints.save(3) == checkpoints.folder / "step-000003"
+    assert save(checkpoints, 3) == checkpoints.folder / "step-000003"
     assert listed(checkpoints.folder) == ["latest", "step-000003"]
     assert (checkpoints.folder / "latest").read_text() == "step-000003\n"
     whole = checkpoints.folder / "step-000003"
     assert listed(whole) == WHOLE
-    assert json.loads((whole / "state.json").read_text()) == {"format": 2, "finished_steps": 3, "updates": 0}
+    assert json.loads((whole / "state.json").read_text()) == {
+        "format": 2,
+        "engine_state": True,
+        "finished_steps": 3,
+        "updates": 0,
+    }
     assert unusable(whole) == ""
     Qwen3VLForConditionalGeneration.from_pretrained(whole / "hf")
 
@@ -192,7 +198,7 @@ def test_a_checkpoint_is_whole_and_latest_names_it(checkpoints):
 def test_both_halves_hold_the_weights_of_that_moment(checkpoints, bench):
     move(bench.model, seed=2)
     saved = weights(bench.model)
-    folder = checkpoints.save(4)
+    folder = save(checkpoints, 4)
     move(bench.model, seed=3)
     assert not torch.equal(next(bench.model.parameters()), next(iter(saved.values())))
     exported = Qwen3VLForConditionalGeneration.from_pretrained(folder / "hf")
@@ -205,7 +211,7 @@ def test_both_halves_hold_the_weights_of_that_moment(checkpoints, bench):
 def test_the_oldest_beyond_keep_last_are_deleted(checkpoints, first):
     """By their numbers: of names, step-1000000 comes before step-999999."""
     for step in (first, first + 1, first + 2):
-        checkpoints.save(step)
+        save(checkpoints, step)
     newest = f"step-{first + 2:06d}"
     assert listed(checkpoints.folder) == ["latest", f"step-{first + 1:06d}", newest]
     assert (checkpoints.folder / "latest").read_text() == f"{newest}\n"
@@ -244,7 +250,7 @@ def test_a_source_without_that_file_gets_none(bench, whole_model, source, own, t
 def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(checkpoints):
     flushed = []
     with mock.patch("os.fsync", lambda handle: flushed.append(Path(os.readlink(f"/proc/self/fd/{handle}")))):
-        folder = checkpoints.save(6)
+        folder = save(checkpoints, 6)
     unnamed = checkpoints.folder / ".step-000006.partial"
     assert {unnamed / path.relative_to(folder) for path in (folder, *folder.rglob("*"))} <= {*flushed}
     assert flushed.index(checkpoints.folder) > flushed.index(unnamed)
@@ -254,29 +260,29 @@ def test_what_a_killed_save_left_is_replaced(checkpoints):
     left = checkpoints.folder / ".step-000005.partial"
     (left / "hf").mkdir(parents=True)
     (left / "hf" / "junk").write_text("half a file")
-    folder = checkpoints.save(5)
+    folder = save(checkpoints, 5)
     assert listed(checkpoints.folder) == ["latest", "step-000005"]
     assert not (folder / "hf" / "junk").exists()
     assert listed(folder) == WHOLE
 
 
 def test_a_failed_save_leaves_the_one_before(checkpoints, source):
-    before = checkpoints.save(1)
+    before = save(checkpoints, 1)
     source.rename(source.with_name("vanished"))
     with pytest.raises(EnvironmentFault, match="checkpoint"):
-        checkpoints.save(2)
+        save(checkpoints, 2)
     assert (checkpoints.folder / "latest").read_text() == "step-000001\n"
     assert before.is_dir() and not (checkpoints.folder / "step-000002").exists()
     Qwen3VLForConditionalGeneration.from_pretrained(before / "hf")
 
 
 def test_after_a_failed_save_the_next_one_is_whole(checkpoints, source):
-    checkpoints.save(1)
+    save(checkpoints, 1)
     source.rename(source.with_name("vanished"))
     with pytest.raises((EnvironmentFault, OSError)):
-        checkpoints.save(2)
+        save(checkpoints, 2)
     source.with_name("vanished").rename(source)
-    checkpoints.save(2)
+    save(checkpoints, 2)
     assert listed(checkpoints.folder) == ["latest", "step-000001", "step-000002"]
     assert (checkpoints.folder / "latest").read_text() == "step-000002\n"
 
@@ -284,4 +290,4 @@ def test_after_a_failed_save_the_next_one_is_whole(checkpoints, source):
 def test_saving_under_a_file_is_a_fault_of_the_environment(checkpoints):
     checkpoints.folder.write_text("in the way")
     with pytest.raises(EnvironmentFault, match=re.escape(str(checkpoints.folder))):
-        checkpoints.save(1)
+        save(checkpoints, 1)

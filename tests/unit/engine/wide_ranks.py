@@ -24,6 +24,7 @@ from ds_stage2ab.plan import make_plan
 from ds_stage2ab.runtime.ranks import World
 from ds_stage2ab.runtime.shutdown import exit_now
 from ds_stage2ab.tools.tiny_model import TinySize, build_config, build_model, build_tokenizer
+from tests.unit.engine.saving import save, section
 
 TIMEOUT_S = 40
 SIZE = TinySize(text_layers=1, text_mlp=1 << 17)  # the C library gives tensors of this size back when they are free
@@ -44,21 +45,21 @@ def main(config_path: str, source: str, folder: str, room: str) -> None:
     engine = build_engine(model, build_optimizer(model, config.training), plan.deepspeed_config)
     processor = Qwen2VLImageProcessorPil.from_pretrained(source)
     parts = (Path(folder), Path(source), processor, engine, whole_model, world)
-    checkpoints = checkpoint.Checkpoints(*parts, keep_last=2, warn=print)
+    checkpoints = checkpoint.Checkpoints(*parts, section=section(), warn=print)
     seen = {"lent": lent(whole_model, list(sums), world)}
     with whole_model() as whole:
         seen["whole"] = sums_of(whole) == sums
     seen["given back"] = not any(parameter.numel() for parameter in whole_model.layout.parameters())
     checkpoint.export = partial(export_in, int(float(room) * LARGE))
     try:
-        checkpoints.save(1)
+        save(checkpoints, 1)
     except Stage2Error as error:
         seen["saved"] = [type(error).__name__, error.why]
         if isinstance(error, LocalFault):
             print(json.dumps(seen))
             exit_now(error.code)
     checkpoint.export = export
-    checkpoints.save(2)
+    save(checkpoints, 2)
     print(json.dumps(seen))
     world.close()
 

@@ -57,12 +57,6 @@ def test_no_list_of_devices(text):
         read_devices(text)
 
 
-def test_topologies():
-    gpus = read_topology(options("--rollout-gpus", "0-5", "--train-gpus", "6,7"), None)
-    assert gpus == Topology(rollout=("0", "1", "2", "3", "4", "5"), train=("6", "7"), learners=2)
-    assert read_topology(options("--cpu", "--train-ranks", "2"), "0,1") == Topology(rollout=(), train=(), learners=2)
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -77,7 +71,7 @@ def test_topologies():
 )
 def test_topologies_that_are_none(words, message):
     with pytest.raises(ConfigError, match=message):
-        read_topology(options(*words), None)
+        read_topology(options(*words), None, serves=True)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +85,7 @@ def test_topologies_that_are_none(words, message):
 )
 def test_devices_are_numbered_within_an_allocation(visible, rollout, train):
     chosen = options("--rollout-gpus", "0,1", "--train-gpus", "3")
-    assert read_topology(chosen, visible) == Topology(rollout=rollout, train=train, learners=1)
+    assert read_topology(chosen, visible, serves=True) == Topology(rollout=rollout, train=train, learners=1)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +100,7 @@ def test_devices_are_numbered_within_an_allocation(visible, rollout, train):
 )
 def test_devices_outside_of_an_allocation(visible, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
-        read_topology(options("--rollout-gpus", "0,1", "--train-gpus", "3"), visible)
+        read_topology(options("--rollout-gpus", "0,1", "--train-gpus", "3"), visible, serves=True)
 
 
 @pytest.mark.parametrize(

@@ -24,12 +24,14 @@ def test_the_line_of_a_step():
     line = to_line(step(1, 3.25, applied=False, skipped=("a.jsonl:7",)))
     assert line == (
         '{"step": 1, "channel": "A", "applied": 0, "metrics": {"loss/total": 3.25}, '
-        '"skipped": ["a.jsonl:7"], "wall_time": 5.5}\n'
+        '"skipped": ["a.jsonl:7"], "wall_time": 5.5, "attempt": 1}\n'
     )
 
 
 def test_the_line_of_an_evaluation():
-    assert to_line(evaluation(0)) == ('{"step": 0, "channel": "eval", "metrics": {"eval/f1": 0.5}, "wall_time": 6.5}\n')
+    assert to_line(evaluation(0)) == (
+        '{"step": 0, "channel": "eval", "metrics": {"eval/f1": 0.5}, "wall_time": 6.5, "attempt": 1}\n'
+    )
 
 
 def test_any_finite_float_round_trips_bit_for_bit():

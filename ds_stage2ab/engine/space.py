@@ -1,0 +1,44 @@
+"""How much room a checkpoint takes, looked at before one is begun."""
+
+import shutil
+from pathlib import Path
+
+from torch import nn
+
+from ds_stage2ab.errors import EnvironmentFault
+
+FP32_BYTES = 4
+GIB = 2**30
+
+
+def checkpoint_bytes(model: nn.Module, num_states: int) -> int:
+    """Bytes of the tensors of a checkpoint: the exported weights, and of what trains fp32 copies.
+
+    Args:
+        model: its parameters are whole, or partitioned by ZeRO 3, which keeps their number of elements in `ds_numel`.
+        num_states: fp32 tensors that are stored of each trained parameter: 3 with Adam, 0 without its state.
+    """
+    parameters = list(model.parameters())
+    exported = sum(_numel(parameter) * parameter.element_size() for parameter in parameters)
+    trained = sum(_numel(parameter) for parameter in parameters if parameter.requires_grad)
+    return exported + trained * num_states * FP32_BYTES
+
+
+def refuse_without_room(folder: Path, needed: int) -> None:
+    """Raise EnvironmentFault if the disk of a folder has less room.
+
+    Args:
+        needed: bytes.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise EnvironmentFault(
+            f"a checkpoint takes {needed / GIB:,.3g} GiB, and {free / GIB:,.3g} GiB are free",
+            where=str(folder),
+            fix="free space, set checkpoint.keep_last lower or checkpoint.engine_state: false; the checkpoints that are"
+            " there are untouched",
+        )
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    return parameter.ds_numel if hasattr(parameter, "ds_numel") else parameter.numel()

@@ -1,0 +1,74 @@
+"""The runbook's lines for schedulers, run with a stand-in for the scheduler alone."""
+
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ds_stage2ab.errors import EXIT_OK, EXIT_STOPPED
+from ds_stage2ab.metrics.journal import read_history
+from tests.faults.resumed_runs import STEPS, Runs
+from tests.launching import Launched
+from tests.parts import ROOT
+
+START_S, END_S = 120, 240
+BLOCK = re.compile(r"^```\n(#SBATCH.*?)^```", re.DOTALL | re.MULTILINE)
+SRUN = '#!/bin/sh\nshift\nexec "$@"\n'
+SCONTROL = '#!/bin/sh\necho "$@" >> "$FOLDER/requeued"\n'
+
+
+def batch_script(config):
+    """That of the runbook, for this machine."""
+    text = (ROOT / "docs" / "training" / "STAGE2_RUNBOOK.md").read_text(encoding="utf-8")
+    (block,) = BLOCK.findall(text)
+    for old, new in (("my.yaml", str(config)), ("--train-gpus 0-7", "--cpu --train-ranks 2")):
+        assert old in block
+        block = block.replace(old, new)
+    return "#!/bin/bash\n" + block
+
+
+class Job(Launched):
+    """The batch script as Slurm would run it."""
+
+    def __init__(self, script, folder):
+        path = f"{folder}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = {"PATH": path, "FOLDER": str(folder), "SLURM_JOB_ID": "77", "PYTHONPATH": str(ROOT)}
+        super().__init__(["bash", str(script)], folder, environment)
+
+    def signal_step(self):
+        """The process that srun has started, as slurmstepd does."""
+        (task,) = psutil.Process(self.process.pid).children()
+        task.send_signal(signal.SIGUSR1)
+
+
+@pytest.mark.soak
+def test_a_job_that_slurm_warns_is_saved_queued_again_and_ends(shipped, tmp_path):
+    runs = Runs(shipped, tmp_path)
+    script = tmp_path / "job.sh"
+    script.write_text(batch_script(runs.config("job")))
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    journal = runs.path("job") / "metrics.jsonl"
+    job = Job(script, tmp_path)
+    try:
+        job.wait_for(lambda: journal.exists() and read_history(journal).steps, START_S)
+        job.signal_step()
+        assert job.ends(END_S) == EXIT_STOPPED
+    finally:
+        job.end()
+    assert "stopped: SIGTERM to rank " in job.said and "launch: SIGUSR1; stopped the learner" in job.said
+    assert (tmp_path / "requeued").read_text() == "requeue 77\n"
+    stopped_at = read_history(journal).steps[-1].step
+    assert stopped_at < STEPS and (runs.path("job") / "checkpoints" / f"step-{stopped_at:06d}").is_dir()
+    again = Job(script, tmp_path)
+    try:
+        assert again.ends(END_S) == EXIT_OK
+    finally:
+        again.end()
+    assert (tmp_path / "requeued").read_text() == "requeue 77\n", "a finished job is not queued again"
+    assert [one.step for one in read_history(journal).steps] == list(range(1, STEPS + 1))

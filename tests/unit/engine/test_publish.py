@@ -1,0 +1,86 @@
+"""What follows a save beside the next steps: it holds the weights of that moment, and its failures are told."""
+
+import errno
+import threading
+from unittest import mock
+
+import pytest
+import torch
+
+from ds_stage2ab.engine import publish
+from ds_stage2ab.engine.checkpoint import Checkpoints
+from ds_stage2ab.engine.resume import choose
+from ds_stage2ab.engine.shards import StoredTensors
+from ds_stage2ab.engine.training_state import trained
+from ds_stage2ab.errors import EnvironmentFault
+from tests.unit.engine.saving import save, section
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+manifest_text = publish.manifest_text
+
+
+def listed(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_run_goes_on_while_a_checkpoint_is_completed(checkpoints, bench):
+    may_go_on = threading.Event()
+    before = {name: parameter.detach().clone() for name, parameter in trained(bench.model)}
+
+    def late(folder):
+        assert may_go_on.wait(60)
+        return manifest_text(folder)
+
+    with mock.patch.object(publish, "manifest_text", late):
+        checkpoints.publisher.later(lambda: may_go_on.wait(60), 0)  # and nothing of the state is written yet
+        checkpoints.save(1)
+        assert choose("auto", checkpoints.folder)[0] is None, "it is not there before it is complete"
+        with torch.no_grad():
+            for _, parameter in trained(bench.model):
+                parameter += 1.0
+        may_go_on.set()
+        checkpoints.settle()
+    stored = StoredTensors(checkpoints.folder / "step-000001" / "training")
+    assert all(torch.equal(stored[f"{name}/weight"], tensor) for name, tensor in before.items())
+
+
+def test_a_failure_there_is_raised_at_the_next_checkpoint(checkpoints):
+    save(checkpoints, 1)
+    with mock.patch.object(publish, "manifest_text", side_effect=FULL):
+        checkpoints.save(2)
+        with pytest.raises(EnvironmentFault, match="No space left on device"):
+            checkpoints.save(3)
+    assert listed(checkpoints.folder) == ["latest", "step-000001"]
+
+
+def test_a_state_that_cannot_be_written_is_raised_too(checkpoints):
+    with mock.patch("ds_stage2ab.engine.shards.save_file", side_effect=[None, FULL]), pytest.raises(EnvironmentFault):
+        save(checkpoints, 1)
+    assert listed(checkpoints.folder) == []
+
+
+def test_a_run_may_go_on_without_one_checkpoint(checkpoints, warnings):
+    tolerant = Checkpoints(
+        checkpoints.folder, checkpoints.source, checkpoints.image_processor, checkpoints.engine,
+        checkpoints.whole_model, checkpoints.world, section=section(on_error="warn"), warn=warnings.append,
+    )  # fmt: skip
+    save(tolerant, 1)
+    with mock.patch.object(publish, "manifest_text", side_effect=FULL):
+        save(tolerant, 2)
+    assert len(warnings) == 1 and warnings[0].startswith("a checkpoint cannot be written: [Errno 28] No space left on")
+    assert warnings[0].endswith("the run goes on without this checkpoint")
+    assert tolerant.newest == 1, "so that the end of the run saves that step again"
+    save(tolerant, 3)
+    assert listed(tolerant.folder) == ["latest", "step-000001", "step-000003"]
+    with mock.patch.object(publish, "manifest_text", side_effect=FULL):
+        tolerant.save(4, must=True)
+        with pytest.raises(EnvironmentFault):
+            tolerant.settle(must=True)
+
+
+def test_the_best_one_is_kept_however_old(checkpoints):
+    for step in (1, 2, 3, 4, 5):
+        save(checkpoints, step)
+        if step == 2:
+            checkpoints.keep_best(2)
+    assert listed(checkpoints.folder) == ["best", "latest", "step-000002", "step-000004", "step-000005"]
