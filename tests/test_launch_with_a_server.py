@@ -1,15 +1,17 @@
 """`ds-stage2ab launch` with a real vLLM server and real learner ranks: trains, and ends while rollouts are drawn."""
 
 import os
+import random
 import re
 import signal
+import time
 from contextlib import ExitStack
 
 import psutil
 import pytest
 import requests
 
-from ds_stage2ab.errors import EXIT_ENVIRONMENT
+from ds_stage2ab.errors import EXIT_ENVIRONMENT, EXIT_OK, EXIT_STOPPED
 from tests.launching import Launched, read
 from tests.parts import LAUNCHER, config_values, free_port, merged, write_config
 from tests.served_runs import MOVING, finished_steps
@@ -34,13 +36,13 @@ LONG = {
 class Served(Launched):
     """The launcher of a server and a learner."""
 
-    def __init__(self, parts, folder, changes):
+    def __init__(self, parts, folder, changes, *more):
         self.port = free_port()
         self.base_url = f"http://127.0.0.1:{self.port}"
         values = merged(config_values(parts, folder / "runs", "small"), {**server_changes(self.base_url), **changes})
         config = write_config(folder / "small.yaml", values)
         command = [str(LAUNCHER.with_name("ds-stage2ab")), "launch", "--config", str(config), "--cpu"]
-        command += ["--train-ranks", str(RANKS), "--server-python", str(PYTHON)]
+        command += ["--train-ranks", str(RANKS), "--server-python", str(PYTHON), *more]
         super().__init__(command, folder, {"PATH": f"{LAUNCHER.parent}{os.pathsep}{os.environ['PATH']}"})
 
     def draws(self):
@@ -62,8 +64,8 @@ def served(quickstart, tmp_path):
     """Launches, of two ranks and a server."""
     with ExitStack() as ended:
 
-        def start(changes):
-            one = Served(quickstart, tmp_path, changes)
+        def start(changes, *more):
+            one = Served(quickstart, tmp_path, changes, *more)
             ended.callback(one.end)
             return one
 
@@ -95,13 +97,40 @@ def test_one_command_trains_on_both_channels_until_ctrl_c_while_rollouts_are_dra
     drawing.wait_for(drawing.draws, START_S)
     assert {one.laddr.ip for one in listeners(drawing.port)} == {"127.0.0.1"}
     os.killpg(drawing.process.pid, signal.SIGINT)
-    assert drawing.ends(STOP_S) == EXIT_ENVIRONMENT
+    assert drawing.ends(STOP_S) == EXIT_STOPPED
+    last = drawing.steps()[-1].step
+    assert f"stopped: SIGTERM to rank 0, after step {last} of 1,000" in drawing.said
+    assert (drawing.folder / "runs" / "small" / "checkpoints" / f"step-{last:06d}" / "manifest.json").is_file()
     logs = drawing.folder / "runs" / "small.launch-logs"
     assert drawing.stop_lines == [f"launch: SIGINT; stopped server {drawing.base_url}, the learner; logs in {logs}"]
     assert "Traceback" not in drawing.said
     assert [step.channel for step in drawing.steps()][:FINISHED] == list("ABAB")
     with pytest.raises(requests.RequestException):
         requests.get(f"{drawing.base_url}/health", timeout=(1, 1))
+
+
+@pytest.mark.soak
+def test_a_launch_that_was_stopped_goes_on_with_the_restored_weights(served):
+    """Stopped while weights travel or answers are drawn; the servers of the next launch begin with the old ones."""
+    changes = {**MOVING, "training.max_steps": 12, "checkpoint.every_steps": 1}
+    first = served(changes, "--resume", "auto")
+    first.wait_for(lambda: len(first.steps()) >= FINISHED, START_S)
+    first.process.send_signal(signal.SIGUSR1)
+    assert first.ends(STOP_S) == EXIT_STOPPED
+    again = served(changes, "--resume", "auto")
+    assert again.ends(START_S) == EXIT_OK
+    assert "goes on after step" in again.said
+    assert [one.step for one in again.steps()] == list(range(1, 13))
+
+
+@pytest.mark.soak
+def test_a_launch_is_stopped_while_the_learner_looks_at_its_servers(served):
+    one = served({**MOVING, "training.max_steps": 12})
+    one.wait_for(lambda: "loading libraries, data and model" in one.said, START_S)
+    time.sleep(random.Random(0).uniform(2, 8))
+    one.process.send_signal(signal.SIGTERM)
+    assert one.ends(STOP_S) == EXIT_STOPPED
+    assert "Traceback" not in one.said
 
 
 def listeners(port):

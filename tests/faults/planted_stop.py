@@ -1,6 +1,7 @@
 """`train.py` whose rank `STOPPED_RANK` sends itself `SIGNALS=SIGTERM,...` at a named point: `STOP=evaluation:4`.
 
-rollouts    in the rollouts of the step after so many
+reading     in front of the samples of the step after so many, which worker processes read
+rollouts    in the rollouts of that step
 passes      in front of a forward pass of it, which then takes PASS_S seconds
 evaluation  in the evaluation after so many steps
 waiting     while this rank waits for another one, which draws the rollouts of that step and takes its time
@@ -46,6 +47,13 @@ def planted(loaded, world, start):
             time.sleep(0.01)
         raise AssertionError("nobody told this rank to stop")
 
+    draw = run.window.draw
+
+    def read(number, micro_step):
+        if number == int(place) and kind == "reading" and is_stopped:
+            send()
+        return draw(number, micro_step)
+
     def step(number, channel):
         if number == int(place) and kind == "rollouts":
             backend.generate = signalled
@@ -65,7 +73,7 @@ def planted(loaded, world, start):
             backend.generate = signalled
         return evaluate(finished_steps)
 
-    run.window.run = step
+    run.window.run, run.window.draw = step, read
     object.__setattr__(run, "evaluate", evaluation)
     return run
 

@@ -48,12 +48,12 @@ class Runs:
     def killed(self, name, place):
         return self._planted(name, "tests/faults/planted_kill.py", {"KILL": place})
 
-    def stopped(self, name, place, signals="SIGTERM", rank=1, **environment):
+    def stopped(self, name, place, signals="SIGTERM", rank=1, changes=None, **environment):
         planted = {"STOP": place, "SIGNALS": signals, "STOPPED_RANK": str(rank), **environment}
-        return self._planted(name, "tests/faults/planted_stop.py", planted)
+        return self._planted(name, "tests/faults/planted_stop.py", planted, changes)
 
-    def _planted(self, name, script, environment):
-        words = (script, "--config", str(self.config(name)), "--resume", "auto")
+    def _planted(self, name, script, environment, changes=None):
+        words = (script, "--config", str(self.config(name, changes)), "--resume", "auto")
         return ranks.run(*words, ranks=2, environment=environment)
 
     def cut(self, name, steps, whole="whole"):

@@ -55,21 +55,25 @@ def test_a_killed_run_goes_on_to_the_last_bit(runs, place, begins):
         pytest.param("waiting:3", 3, "SIGTERM", 0, marks=pytest.mark.soak),
         pytest.param("waiting:3", 3, "SIGTERM", 1, marks=pytest.mark.soak),
         pytest.param("passes:2", 2, "SIGTERM", 1, marks=pytest.mark.soak),
+        pytest.param("reading:0", 0, "SIGTERM", 1, marks=pytest.mark.soak),
+        pytest.param("reading:3", 3, "SIGUSR1", 0, marks=pytest.mark.soak),
     ],
 )
 def test_a_stopped_run_is_saved_and_goes_on_to_the_last_bit(runs, place, finished, signals, rank):
     name = f"{place}-{signals}-{rank}".replace(":", "-").replace(",", "-")
-    done = runs.stopped(name, place, signals, rank)
+    reads = {"data.workers": 2} if place.startswith("reading") else None
+    done = runs.stopped(name, place, signals, rank, reads)
     assert done.returncode == EXIT_STOPPED, done.stdout[-3000:] + done.stderr[-3000:]
     checkpoint = runs.path(name) / "checkpoints" / f"step-{finished:06d}"
     assert done.stderr.count("stopped: ") == 1 and "Traceback" not in done.stderr
-    assert f"to rank {rank}, after step {finished} of 6; its newest checkpoint is {checkpoint}" in done.stderr
+    saved = f"its newest checkpoint is {checkpoint}" if finished else "it has saved no checkpoint yet"
+    assert f"to rank {rank}, after step {finished} of 6; {saved}" in done.stderr
     history = read_history(runs.path(name) / "metrics.jsonl")
-    evaluated = [one.step for one in history.evaluations]
-    assert history.steps[-1].step == finished and (place.startswith("passes") or finished not in evaluated)
+    assert [one.step for one in history.steps] == list(range(1, finished + 1))
+    assert not place.startswith("evaluation") or finished not in [one.step for one in history.evaluations]
     done = runs(name, "--resume", "auto")
     assert done.returncode == EXIT_OK, done.stdout[-3000:] + done.stderr[-3000:]
-    assert f"after step {finished}" in done.stdout
+    assert (f"after step {finished}" if finished else "from the first step") in done.stdout
     assert_the_same(runs, name)
 
 
