@@ -74,6 +74,43 @@ std::tuple<Tensor, Tensor, Tensor> trim_responses(const Tensor& generated, int64
   return {tokens, lengths, stopped};
 }
 
+Tensor philox(const Tensor& counters, const Tensor& keys) {
+  const auto check = [](const char* name, const Tensor& tensor, int64_t width) {
+    TORCH_CHECK_VALUE(tensor.scalar_type() == at::kLong && tensor.dim() == 2 && tensor.size(1) == width, name,
+                      " must be int64 with ", width, " columns");
+  };
+  check("counters", counters, 4);
+  check("keys", keys, 2);
+  TORCH_CHECK_VALUE(counters.size(0) == keys.size(0), counters.size(0), " counters need as many keys, not ",
+                    keys.size(0));
+  const Tensor counter = counters.contiguous(), key = keys.contiguous();
+  Tensor words = counter.new_empty({counter.size(0), 4});
+  cpu::philox(counter.const_data_ptr<int64_t>(), key.const_data_ptr<int64_t>(), counter.size(0),
+              words.mutable_data_ptr<int64_t>());
+  return words;
+}
+
+Tensor sample_tokens(const Tensor& scores, double temperature, int64_t top_k, double top_p, const Tensor& seeds,
+                     const Tensor& positions) {
+  TORCH_CHECK_VALUE(scores.scalar_type() == at::kFloat && scores.dim() == 2 && scores.size(1) > 0,
+                    "scores must be float32 with 2 axes, the second of at least one id");
+  const int64_t num_rows = scores.size(0), num_ids = scores.size(1);
+  const auto check = [num_rows](const char* name, const Tensor& tensor) {
+    TORCH_CHECK_VALUE(tensor.scalar_type() == at::kLong && tensor.dim() == 1 && tensor.size(0) == num_rows, name,
+                      " must be int64, one for each row of the scores");
+  };
+  check("seeds", seeds);
+  check("positions", positions);
+  TORCH_CHECK_VALUE(temperature > 0, "temperature must be above 0: greedy rows are not drawn");
+  TORCH_CHECK_VALUE(top_k >= 0 && 0 <= top_p && top_p <= 1, "top_k must not be negative, and top_p in [0, 1]");
+  const Tensor rows = scores.contiguous(), seed = seeds.contiguous(), position = positions.contiguous();
+  Tensor room = rows.new_empty({num_ids}), drawn = seed.new_empty({num_rows});
+  cpu::sample_tokens(rows.const_data_ptr<float>(), num_rows, num_ids, temperature, top_k, top_p,
+                     seed.const_data_ptr<int64_t>(), position.const_data_ptr<int64_t>(),
+                     room.mutable_data_ptr<float>(), drawn.mutable_data_ptr<int64_t>());
+  return drawn;
+}
+
 std::vector<std::string> lexemes_of(const std::string& words) {
   std::istringstream stream(words);
   std::vector<std::string> lexemes;
@@ -124,6 +161,10 @@ TORCH_LIBRARY(ds_stage2ab, library) {
   library.def(
       "scan_rollout(Tensor token_ids, Tensor table, Tensor offsets, Tensor kinds, str opening, str closing, "
       "str key_head, bool quoted) -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def("philox(Tensor counters, Tensor keys) -> Tensor");
+  library.def(
+      "sample_tokens(Tensor scores, float temperature, SymInt top_k, float top_p, Tensor seeds, Tensor positions) -> "
+      "Tensor");
 }
 
 TORCH_LIBRARY_IMPL(ds_stage2ab, CPU, library) {
@@ -131,4 +172,6 @@ TORCH_LIBRARY_IMPL(ds_stage2ab, CPU, library) {
   library.impl("pack_left_positions", ds_stage2ab::pack_left_positions);
   library.impl("trim_responses", ds_stage2ab::trim_responses);
   library.impl("scan_rollout", ds_stage2ab::scan_rollout);
+  library.impl("philox", ds_stage2ab::philox);
+  library.impl("sample_tokens", ds_stage2ab::sample_tokens);
 }

@@ -1,13 +1,18 @@
-"""Ragged token ids -> rectangles for `generate`, and its rectangles -> ragged ids; a response -> its JSON values.
+"""Ragged token ids -> rectangles for `generate`, and its rectangles -> ragged ids; a response -> its JSON values;
+scores -> the tokens that they draw.
 
 Legend: N tokens of all prompts, S prompts, B rows of a chunk, L generated tokens per row, M kept ones, A position axes;
 T tokens of a response, V ids of the vocabulary.
-Ids, offsets, indices and lengths are int64, and all tensors on the CPU, where prompts are encoded and answers read.
+Ids, offsets, indices and lengths are int64, and all tensors on the CPU, where prompts are encoded and answers read; but
+`philox` and `sample_tokens` take them anywhere, and on a device their reference runs there.
 What runs is compiled from `csrc/`, or `ds_stage2ab/ops/reference.py`, with identical results.
 """
 
+from typing import Any
+
 from torch import Tensor
 
+from ds_stage2ab.ops import reference
 from ds_stage2ab.ops.binding import bind
 
 _BOUND = bind()
@@ -108,3 +113,46 @@ def scan_rollout(
         ValueError: a tensor has another dtype or number of axes, or the table does not fit the offsets.
     """
     return _BOUND.ops.scan_rollout(token_ids, table, offsets, kinds, opening, closing, key_head, quoted)
+
+
+def philox(counters: Tensor, keys: Tensor) -> Tensor:
+    """The generator Philox 4x32-10 (Salmon et al. 2011): four words of 32 bits from a counter of four and a key of two.
+
+    Args:
+        counters: [N, 4], of each word the low 32 bits.
+        keys: [N, 2], alike.
+
+    Returns:
+        [N, 4], each in 0..2^32-1.
+
+    Raises:
+        ValueError: another dtype or number of columns, or not as many keys as counters.
+    """
+    return _code_for(counters).philox(counters, keys)
+
+
+def sample_tokens(
+    scores: Tensor, temperature: float, top_k: int, top_p: float, seeds: Tensor, positions: Tensor
+) -> Tensor:
+    """The token that each row draws: `ds_stage2ab/ops/sampling.py` has the rules.
+
+    Args:
+        scores: [B, V], fp32.
+        temperature: above 0.
+        top_k: 0 is off.
+        top_p: 1 is off.
+        seeds: [B], of each row's request, 0..2^63-1; all bits count.
+        positions: [B], the place of the token in its answer, 0..2^32-1.
+
+    Returns:
+        [B].
+
+    Raises:
+        ValueError: another dtype or shape, or a number out of its range.
+    """
+    return _code_for(scores).sample_tokens(scores, temperature, top_k, top_p, seeds, positions)
+
+
+def _code_for(tensor: Tensor) -> Any:
+    """What is compiled is compiled for the CPU."""
+    return _BOUND.ops if tensor.is_cpu else reference

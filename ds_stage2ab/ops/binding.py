@@ -16,7 +16,7 @@ import ds_stage2ab
 from ds_stage2ab.ops import reference
 
 LIBRARY = "ds_stage2ab._C"
-NAMES = ("pack_left", "pack_left_positions", "trim_responses", "scan_rollout")
+NAMES = ("pack_left", "pack_left_positions", "trim_responses", "scan_rollout", "philox", "sample_tokens")
 OFF = "DS_STAGE2AB_NO_EXT"
 
 
@@ -54,6 +54,8 @@ def self_test(ops: Any) -> str:
         "pack_left_positions": (torch.stack([tokens, -tokens, tokens * 2]), offsets, order, 4),
         "trim_responses": (torch.tensor([[5, 1, 6], [1, 5, 6], [5, 6, 7]]), 1),
         "scan_rollout": _scan_example(),
+        "philox": (torch.stack([tokens[:4], -tokens[1:]]), tokens[:4].reshape(2, 2)),
+        "sample_tokens": (tokens[None].float(), 1.0, 4, 0.9, tokens[:1], tokens[1:2]),
     }
     for name in NAMES:
         expected = _flat(getattr(reference, name)(*arguments[name]))

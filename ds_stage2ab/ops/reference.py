@@ -1,7 +1,7 @@
 """The meaning of each op in plain PyTorch: what the compiled ones are compared with, and the fallback.
 
 Shapes as in `ds_stage2ab/ops/__init__.py`. No loop over tokens or rows but in `scan_rollout`, which is the plain Python
-of `ds_stage2ab/ops/scan.py`.
+of `ds_stage2ab/ops/scan.py`; `philox` and `sample_tokens` stand in `ds_stage2ab/ops/sampling.py`.
 
 Invariants:
 - a row of a packed rectangle is padding, then its prompt: nothing is lost, and the mask says which is which
@@ -18,7 +18,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ds_stage2ab.ops.json_value import Node
+from ds_stage2ab.ops.sampling import philox, sample_tokens
 from ds_stage2ab.ops.scan import SPECIAL, Grammar, scan
+
+__all__ = ["pack_left", "pack_left_positions", "philox", "sample_tokens", "scan_rollout", "trim_responses"]
 
 KINDS = ("object", "array", "string", "number", "literal", "coordinate")
 ENDED = ("closed", "refused", "end")

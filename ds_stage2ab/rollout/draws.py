@@ -1,47 +1,51 @@
-"""Sampling inside a greedy `generate`, one random stream per row.
+"""Scores -> the next token of each row: greedy, or a draw that depends on nothing but its own request.
 
-The Gumbel-max trick (Gumbel 1954; Maddison et al. 2014): the argmax of log p + G, with G = -log(-log U) for
-independent uniform U, is a sample from p. Each row has its own generator for U, so a request is sampled
-the same whatever rows stand beside it.
+The Gumbel-max trick (Gumbel 1954; Maddison et al. 2014): the argmax of log p + G, with standard Gumbel noise G for each
+token, is a sample from p. The noise is a pure function of (the request's seed, the position in the answer, the token
+id), so a draw depends on no batch, slot, order, rank or backend, and any place of an answer can be drawn alone.
 """
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import LogitsProcessor
 
+from ds_stage2ab import ops
 from ds_stage2ab.rollout.base import Sampling
 
 
-def draw_processors(sampling: Sampling, seeds: Sequence[int]) -> list[LogitsProcessor]:
-    """Processors that make greedy `generate` sample: temperature, top k, top p, noise. None for greedy decoding.
+def choose(scores_BV: Tensor, sampling: Sampling, seeds_B: Tensor, positions_B: Tensor) -> Tensor:
+    """The next token [B] of each row.
 
     Args:
-        sampling: temperature, top_k and top_p act in this order.
-        seeds: one for each row of the chunk.
+        scores_BV: logits after the repetition penalty and with forbidden ids at -inf.
+        sampling: at temperature 0 the largest score is taken; else temperature, top_k and top_p act in this order.
+        seeds_B: int64, of each row's request (`base.request_seed`); not read at temperature 0.
+        positions_B: int64, tokens of the answer before this one; not read at temperature 0.
     """
     if sampling.temperature == 0:
-        return []
-    processors: list[LogitsProcessor] = [TemperatureLogitsWarper(float(sampling.temperature))]
-    if sampling.top_k > 0:
-        processors.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1:
-        processors.append(TopPLogitsWarper(float(sampling.top_p)))
-    return [*processors, GumbelNoise(seeds)]
+        return scores_BV.argmax(-1)
+    limits = sampling.temperature, sampling.top_k, sampling.top_p
+    return ops.sample_tokens(scores_BV.float(), *limits, seeds_B, positions_B)
 
 
-class GumbelNoise(LogitsProcessor):
-    """Adds standard Gumbel noise to the scores [B, V], generated on the CPU by one generator per row.
+class Draws(LogitsProcessor):
+    """`choose` inside a greedy `generate`: leaves each row [B, V] its draw alone.
 
-    NumPy's generators use every bit of a seed; torch's on the CPU keeps the low 32 of it.
+    Args:
+        sampling: with a temperature above 0.
+        seeds: one for each row.
+        prompt_width: columns of the padded prompts; the tokens after them are the answer so far.
     """
 
-    def __init__(self, seeds: Sequence[int]) -> None:
-        self.generators = [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
+    def __init__(self, sampling: Sampling, seeds: Sequence[int], prompt_width: int) -> None:
+        self.sampling = sampling
+        self.seeds_B = torch.tensor(seeds)
+        self.prompt_width = prompt_width
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        uniform_BV = torch.stack([torch.from_numpy(one.random(scores.shape[-1])) for one in self.generators])
-        noise_BV = -torch.log(-torch.log(uniform_BV.clamp_min(torch.finfo(torch.float64).tiny)))
-        return scores.float() + noise_BV.to(scores.device, dtype=torch.float32)
+        seeds_B = self.seeds_B.to(scores.device)
+        positions_B = torch.full_like(seeds_B, input_ids.shape[1] - self.prompt_width)
+        drawn_B = choose(scores, self.sampling, seeds_B, positions_B)
+        return torch.full_like(scores, -torch.inf).scatter(1, drawn_B[:, None], 0.0)

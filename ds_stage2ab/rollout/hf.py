@@ -1,8 +1,8 @@
 """Rollouts by Hugging Face `generate` on the learner's own weights.
 
 At most `decode_batch_size` rows are alive at any moment: requests are decoded in chunks of that many,
-sorted by prompt length so that a chunk pads little, and returned in request order. Each request has its own
-random stream, so that its answer does not depend on the others in its chunk.
+sorted by prompt length so that a chunk pads little, and returned in request order. A draw depends on its own request
+alone (`draws.py`), so that an answer does not depend on the others in its chunk.
 """
 
 import time
@@ -20,7 +20,7 @@ from ds_stage2ab import ops
 from ds_stage2ab.carriers import Probabilities, Rollout, Sample
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.rollout.base import Sampling, request_seed, weight_version
-from ds_stage2ab.rollout.draws import draw_processors
+from ds_stage2ab.rollout.draws import Draws
 from ds_stage2ab.rollout.probabilities import ProbabilityRecorder
 from ds_stage2ab.rollout.repeat_guard import RepeatGuard
 
@@ -127,8 +127,9 @@ class HfBackend:
             coordinate_ids=coordinate_ids,
         )
         watching = [recorder] if sampling.with_probabilities else []
+        drawing = [Draws(sampling, seeds, prompt_width)] if sampling.temperature > 0 else []
         guarding = [guard] if guard.is_on else []
-        processors = LogitsProcessorList([*watching, *draw_processors(sampling, seeds), *guarding])
+        processors = LogitsProcessorList([*watching, *drawing, *guarding])
         stopping = StoppingCriteriaList([_Interruption(self.check_stop)])
         output_BL = self.model.generate(
             **inputs, generation_config=config, logits_processor=processors, stopping_criteria=stopping
@@ -229,7 +230,7 @@ def _pad_id(vocabulary: Vocabulary) -> int:
 def generation_config(sampling: Sampling, vocabulary: Vocabulary) -> GenerationConfig:
     """Every field set, so that none is inherited from the checkpoint.
 
-    `generate` itself is always greedy: the processors of `rollout.draws` make it sample.
+    `generate` itself is always greedy: the processor of `rollout.draws` makes it sample.
     """
     return GenerationConfig(
         do_sample=False,

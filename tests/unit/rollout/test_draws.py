@@ -1,11 +1,12 @@
-"""Draws by noise: how often each token comes, and that no row knows of another."""
-
-import math
+"""Draws by noise: how often each token comes, that they are cut off as transformers does, and that `generate`'s are
+those of the pure function."""
 
 import pytest
 import torch
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from ds_stage2ab.rollout.draws import draw_processors
+from ds_stage2ab.ops.sampling import gumbel_noise
+from ds_stage2ab.rollout.draws import Draws, choose
 from tests.unit.parts import greedy_sampling
 
 P = torch.tensor([0.4, 0.3, 0.2, 0.1])
@@ -18,18 +19,15 @@ def sampling(**changes):
     return greedy_sampling(**{"temperature": 1.0} | changes)
 
 
-def draw(processors, scores_BV):
-    """The tokens [B] that a greedy `generate` would take."""
-    ids = torch.zeros(len(scores_BV), 1, dtype=torch.long)
-    for processor in processors:
-        scores_BV = processor(ids, scores_BV)
-    return scores_BV.argmax(-1)
+def places(*values):
+    return torch.tensor(values, dtype=torch.int64)
 
 
 def counts(p, **changes):
     """How often each token is the first draw of NUM_DRAWS requests with seeds 0, 1, ..."""
-    scores_BV = p.log().expand(NUM_DRAWS, -1).clone()
-    return draw(draw_processors(sampling(**changes), range(NUM_DRAWS)), scores_BV).bincount(minlength=len(p))
+    seeds = torch.arange(NUM_DRAWS)
+    drawn = choose(p.log().expand(NUM_DRAWS, -1), sampling(**changes), seeds, torch.zeros_like(seeds))
+    return drawn.bincount(minlength=len(p))
 
 
 def chi_square(seen, p):
@@ -39,9 +37,10 @@ def chi_square(seen, p):
     return ((seen - expected)[p > 0] ** 2 / expected[p > 0]).sum().item()
 
 
-def test_greedy_needs_no_processor():
-    assert draw_processors(greedy_sampling(), [1, 2]) == []
-    assert draw_processors(greedy_sampling(top_p=0.5, top_k=3), [1]) == []
+def test_greedy_is_the_largest_score():
+    scores = torch.tensor([[0.0, 3.0, 1.0], [5.0, 5.0, 4.0]])
+    for limits in ({}, {"top_p": 0.5, "top_k": 3}):
+        assert choose(scores, greedy_sampling(**limits), places(1, 2), places(0, 9)).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("p", [P, torch.tensor([0.5, 0.25, 0.15, 0.06, 0.03, 0.01])])
@@ -50,8 +49,8 @@ def test_the_first_draws_of_many_requests_follow_the_softmax(p):
 
 
 def test_the_draws_of_one_request_follow_the_softmax_step_after_step():
-    processors, scores = draw_processors(sampling(), [5]), P.log()[None]
-    seen = torch.cat([draw(processors, scores.clone()) for _ in range(NUM_DRAWS // 4)])
+    positions = torch.arange(NUM_DRAWS)
+    seen = choose(P.log().expand(NUM_DRAWS, -1), sampling(), torch.full_like(positions, 5), positions)
     assert chi_square(seen.bincount(minlength=4), P) < BOUND
     # and one draw says nothing of the next: pairs follow the product of their shares
     pairs = (4 * seen[0::2] + seen[1::2]).bincount(minlength=16)
@@ -59,9 +58,9 @@ def test_the_draws_of_one_request_follow_the_softmax_step_after_step():
 
 
 def test_a_constant_in_all_scores_changes_no_draw():
-    seeds, scores_BV = range(64), P.log().expand(64, -1)
-    plain = draw(draw_processors(sampling(), seeds), scores_BV.clone())
-    assert torch.equal(draw(draw_processors(sampling(), seeds), scores_BV + 3.0), plain)
+    seeds, scores_BV = torch.arange(64), P.log().expand(64, -1)
+    plain = choose(scores_BV, sampling(), seeds, seeds)
+    assert torch.equal(choose(scores_BV + 3.0, sampling(), seeds, seeds), plain)
     assert len(set(plain.tolist())) == 4
 
 
@@ -98,53 +97,44 @@ def test_a_token_that_is_forbidden_is_never_drawn():
     assert chi_square(counts(forbidden), forbidden) < BOUND
 
 
-def streams(seeds, scores_BV, num_steps=12):
-    """The tokens of each row [num_steps, B]."""
-    processors = draw_processors(sampling(top_k=40, top_p=0.95), seeds)
-    return torch.stack([draw(processors, scores_BV.clone()) for _ in range(num_steps)])
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize("top_k", [0, 1, 7, 500])
+@pytest.mark.parametrize("top_p", [0.2, 0.9, 1.0])
+def test_candidates_are_those_of_transformers(temperature, top_k, top_p):
+    """The draw is the argmax of what its warpers leave, with the noise added."""
+    scores = 3 * torch.randn(200, 300, generator=torch.Generator().manual_seed(4))
+    scores[:, ::5] = -torch.inf
+    warped, none = TemperatureLogitsWarper(temperature)(None, scores), torch.zeros(1, 0)
+    if top_k:
+        warped = TopKLogitsWarper(top_k)(none, warped)
+    if top_p < 1:
+        warped = TopPLogitsWarper(top_p)(none, warped)
+    seeds, positions = torch.arange(200) << 40, torch.arange(200)
+    expected = (warped + gumbel_noise(seeds, positions, 300)).argmax(1)
+    changes = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    assert torch.equal(choose(scores, sampling(**changes), seeds, positions), expected)
 
 
-def test_a_row_draws_the_same_whatever_stands_beside_it():
-    scores_BV = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
-    together = streams([11, 22, 33], scores_BV)
-    for row, seed in enumerate((11, 22, 33)):
-        assert torch.equal(streams([seed], scores_BV[row : row + 1])[:, 0], together[:, row])
-    other = streams([33, 22, 44], scores_BV[[2, 1, 0]])  # another place, other neighbours
-    assert torch.equal(other[:, :2], together[:, [2, 1]])
+def test_scores_of_lower_precision_are_added_in_higher():
+    # in bf16 two scores of 40 and a little noise would often tie, and the lowest id would come: steps of 0.25
+    scores = torch.full((400, 200), 40.0, dtype=torch.bfloat16)
+    drawn = choose(scores, sampling(), torch.arange(400), torch.zeros(400, dtype=torch.int64))
+    assert drawn.float().mean().item() == pytest.approx(99.5, abs=4 * 57.7 / 20)  # uniform: deviation 200 / sqrt(12)
 
 
-def test_seeds_decide():
-    scores_BV = torch.zeros(2, 50)
-    one, other = streams([11, 12], scores_BV).T
+# --- inside `generate` ----------------------------------------------------------------------------------------------
+
+
+def test_inside_generate_a_row_is_left_its_draw_alone():
+    some, width, seeds = sampling(top_k=40, top_p=0.95), 3, [11, 2**63 - 1]
+    processor, scores = Draws(some, seeds, width), torch.randn(2, 50, generator=torch.Generator().manual_seed(5))
+    answers = []
+    for generated in range(12):
+        left = processor(torch.zeros(2, width + generated, dtype=torch.long), scores)
+        expected = choose(scores, some, places(*seeds), places(generated, generated))
+        assert torch.equal(left.argmax(1), expected)
+        assert torch.equal(left.isfinite().sum(1), places(1, 1))
+        answers.append(expected)
+    one, other = torch.stack(answers).T
     assert not torch.equal(one, other)
-    assert torch.equal(*streams([11, 11], scores_BV).T)
     assert len(set(one.tolist())) > 6  # of 12 draws: the noise goes on, it is not that of the first step again
-
-
-@pytest.mark.parametrize("bit", [0, 31, 32, 33, 47, 62])
-def test_every_bit_of_a_seed_decides(bit):
-    """Of 63; two requests of a run whose seeds agree in their low 32 would get the same answer to the same prompt."""
-    seed = 0x1234_5678_9ABC_DEF0
-    one, other = streams([seed, seed ^ 1 << bit], torch.zeros(2, 50)).T
-    assert not torch.equal(one, other)
-
-
-def test_the_largest_and_the_smallest_seed_of_a_request_are_legal():
-    assert streams([0, 2**63 - 1], torch.zeros(2, 50)).shape == (12, 2)
-
-
-def test_scores_of_lower_precision_are_added_in_fp32():
-    # in bf16 two scores of 40 and a little noise would often tie: 8 bits leave steps of 0.25
-    (noise,) = [step for step in draw_processors(sampling(), [1]) if type(step).__name__ == "GumbelNoise"]
-    noisy = noise(torch.zeros(1, 1, dtype=torch.long), torch.full((1, 200), 40.0, dtype=torch.bfloat16))
-    assert noisy.dtype == torch.float32
-    assert len(noisy.unique()) == 200
-
-
-def test_the_noise_is_that_of_gumbel():
-    (noise,) = [step for step in draw_processors(sampling(), [1]) if type(step).__name__ == "GumbelNoise"]
-    drawn = noise(torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, NUM_DRAWS))
-    # mean: Euler's constant 0.57722; standard deviation pi / sqrt(6) = 1.28255; the mean of 20,000 strays by 0.009
-    assert drawn.mean().item() == pytest.approx(0.57722, abs=0.04)
-    assert drawn.std().item() == pytest.approx(math.pi / math.sqrt(6), abs=0.04)
-    assert torch.isfinite(drawn).all()

@@ -223,7 +223,7 @@ def test_nothing_is_inherited_from_the_checkpoint(bench, greedy, name):
 def test_every_field_of_sampling_reaches_the_configuration(bench):
     asked = greedy_sampling(temperature=0.7, top_p=0.9, top_k=12, repetition_penalty=1.1, max_new_tokens=34)
     config = generation_config(asked, bench.vocabulary)
-    # temperature, nucleus and top k act through the processors of rollout.draws, one random stream per row
+    # temperature, nucleus and top k act through the processor of rollout.draws
     assert (config.do_sample, config.temperature, config.top_p, config.top_k) == (False, 1.0, 1.0, 0)
     assert (config.repetition_penalty, config.max_new_tokens, config.num_beams) == (1.1, 34, 1)
     assert config.eos_token_id == config.pad_token_id == bench.vocabulary.stop_id
