@@ -1,4 +1,5 @@
-"""Inside a real vLLM server: answers end where `generate` ends them, and no token that stands for pixels is drawn."""
+"""Inside a real vLLM server: answers end where `generate` ends them, no token that stands for pixels is drawn, and what
+is drawn is what the learner would draw."""
 
 import json
 import subprocess
@@ -8,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ds_stage2ab import ops
 from ds_stage2ab.engine.build import position_index
 from ds_stage2ab.errors import EXIT_OK
 from ds_stage2ab.metrics.journal import read_history
@@ -56,17 +58,39 @@ def tokens_of(reply):
 # --- the guard --------------------------------------------------------------------------------------------------------
 
 
-def test_both_model_runners_end_the_rows_that_break_a_rule():
-    """The newer one runs on GPUs alone, and is driven by hand here: rows that come, go, move and are used again."""
+@pytest.fixture(scope="module")
+def by_hand():
+    """What both model runners do; the newer runs on GPUs alone, and is driven by hand: rows that come, go and move."""
     command = [str(PYTHON), "-m", "tests.vllm_guard_cases"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == {
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_both_model_runners_end_the_rows_that_break_a_rule(by_hand):
+    expected = {
         "old_batches": [[0], [0, 2], [0], [1], [], [], [2]],
         "old_ids_on_their_way": [[], [0], [0]],
         "new_batches": [[], [0], [0, 1], [], [], [], [0]],
+        "drawn_and_over": [[0]],
         "loaded": ["Guard"],
     }
+    assert {name: by_hand[name] for name in expected} == expected
+
+
+def test_both_model_runners_draw_as_the_learner_does(by_hand):
+    """Rows that ask for it, whatever stands beside them; the others are left to the server."""
+    scores = torch.arange(12.0)[None] / 4
+
+    def draws(seed, limits, first):
+        one = torch.tensor([seed])
+        return [ops.sample_tokens(scores, *limits, one, torch.tensor([first + n])).item() for n in range(4)]
+
+    one, other = draws(11, (1.0, 0, 1.0), 0), draws(2**63 - 1, (0.5, 6, 0.9), 3)
+    assert [*map(list, zip(*by_hand["old_draws"], strict=True))] == [one, other, [one[0]] * 4, *[[-1] * 4] * 4]
+    assert [*map(list, zip(*by_hand["new_draws"], strict=True))] == [[-1] * 4, one, other, [one[0]] * 4]
+    # 11 and 9 were said, so that of the scores 11, 10, 9 ... and -9, -10, -11 ... the 10 is the largest left
+    assert by_hand["old_draws_under_a_penalty"] == [[10], [10]]
 
 
 @pytest.mark.parametrize("limits", [{"max_objects": 1}, {"ngram_size": 3, "max_ngram_repeats": 2}])

@@ -1,7 +1,7 @@
-"""Runs in the vLLM server's environment: the guard under both model runners, driven as they drive it.
+"""Runs in the vLLM server's environment: the guard and our draws under both model runners, driven as they drive it.
 
-Prints a JSON object: case -> for each step of a batch, the rows that can only stop. Rows that can do more must be as
-they were before.
+Prints a JSON object: case -> for each step of a batch, the rows that can only stop; of the draws, the token that each
+row is left. Other rows must be as they were before.
 """
 
 import json
@@ -15,6 +15,7 @@ from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProc
 from vllm.v1.worker.gpu.sample.logits_processor.loader import _load_v2_logitsprocs_plugins
 
 from ds_stage2ab.config.sections import RepeatTerminateSection
+from ds_stage2ab.rollout.draws import DRAWN_HERE
 from ds_stage2ab.rollout.repeat_guard import GuardParams
 from ds_stage2ab.rollout.server.vllm_guard import Guard
 
@@ -87,14 +88,28 @@ def old_ids_on_their_way() -> list[list[int]]:
 # --- the newer runner: slots that are used again, ids on the device -------------------------------------------------
 
 
-def new_batches() -> list[list[int]]:
+def new_guard() -> tuple[Guard, torch.Tensor, np.ndarray]:
+    """With the ids of all slots, and the lengths of their prompts."""
     ids = torch.zeros(SLOTS, LONGEST, dtype=torch.int32)
     prompts = np.zeros(SLOTS, dtype=np.int32)
     states = LogitsProcRequestState(
         device=torch.device("cpu"), max_num_reqs=SLOTS, vocab_size=WIDTH, all_token_ids=SimpleNamespace(gpu=ids),
         prompt_len=SimpleNamespace(np=prompts), prefill_len=None, total_len=None,
     )  # fmt: skip
-    guard, steps = Guard(SimpleNamespace(), states), []
+    return Guard(SimpleNamespace(), states), ids, prompts
+
+
+def layout_of(slots: list[int], lengths: list[int]) -> LogitsContext:
+    mapping = torch.tensor(slots)
+    return LogitsContext(
+        expanded_idx_mapping=mapping, idx_mapping=mapping, idx_mapping_np=mapping.numpy(), expanded_local_pos=None,
+        input_ids=None, pos=None, seq_lens_upper_bound_np=np.array(lengths),
+    )  # fmt: skip
+
+
+def new_batches() -> list[list[int]]:
+    guard, ids, prompts = new_guard()
+    steps = []
 
     def begin(slot, params, prompt):
         prompts[slot] = len(prompt)
@@ -103,15 +118,10 @@ def new_batches() -> list[list[int]]:
 
     def step(written, num_rows=None):
         """`written`: slot -> everything behind the prompt."""
-        slots = np.array([*written])
         for slot, generated in written.items():
             ids[slot, prompts[slot] : prompts[slot] + len(generated)] = torch.tensor(generated)
-        lengths = np.array([prompts[slot] + len(generated) for slot, generated in written.items()])
-        layout = LogitsContext(
-            expanded_idx_mapping=torch.tensor(slots), idx_mapping=torch.tensor(slots), idx_mapping_np=slots,
-            expanded_local_pos=None, input_ids=None, pos=None, seq_lens_upper_bound_np=lengths,
-        )  # fmt: skip
-        steps.append(ended(guard.apply(fresh(num_rows or len(slots)), layout)))
+        layout = layout_of([*written], [prompts[slot] + len(generated) for slot, generated in written.items()])
+        steps.append(ended(guard.apply(fresh(num_rows or len(written)), layout)))
 
     assert begin(2, RUN, [7, 7, 7]) and begin(0, asking(ngram_size=2, max_ngram_repeats=2), [5])
     assert not begin(1, PLAIN, [7])
@@ -127,11 +137,76 @@ def new_batches() -> list[list[int]]:
     return steps
 
 
+# --- draws ----------------------------------------------------------------------------------------------------------
+
+
+def drawing(seed: int, **changes) -> SamplingParams:
+    settings = {"temperature": 1.0, "extra_args": {DRAWN_HERE: 1}, **changes}
+    return SamplingParams(seed=seed, **settings)
+
+
+ONE, OTHER = drawing(11), drawing(2**63 - 1, temperature=0.5, top_k=6, top_p=0.9)
+NOT_HERE = [PLAIN, drawing(5, extra_args=None), drawing(5, temperature=0.0), drawing(None)]
+
+
+def left(logits: torch.Tensor) -> list[int]:
+    """The token that each row is left; -1 for a row that is as it was."""
+    tokens = []
+    for scores in logits:
+        only = torch.full((WIDTH,), -torch.inf).index_fill(0, scores.argmax(), 0.0)
+        assert torch.equal(scores, only) or torch.equal(scores, fresh(1)[0] / 4)
+        tokens.append(int(scores.argmax()) if torch.equal(scores, only) else -1)
+    return tokens
+
+
+def old_draws() -> list[list[int]]:
+    guard, steps = Guard(SimpleNamespace(), torch.device("cpu"), False), []
+    answers = [[], [1, 2, -1], []]
+    added = [(row, params, [7], answers[row]) for row, params in enumerate((ONE, OTHER, drawing(11)))]
+    added += [(row, params, [7], []) for row, params in enumerate(NOT_HERE, start=3)]
+    guard.update_state(BatchUpdate(batch_size=7, removed=[], added=added, moved=[]))
+    for _ in range(4):
+        steps.append(left(guard.apply(fresh(7) / 4)))
+        answers[0].append(1)
+        answers[1].append(1)
+    return steps
+
+
+def new_draws() -> list[list[int]]:
+    guard, _, prompts = new_guard()
+    prompts[:] = 3
+    wanted = [guard.add_request(slot, params) for slot, params in enumerate((ONE, OTHER, drawing(11), NOT_HERE[1]))]
+    assert wanted == [True, True, True, False]
+    # slots 3, 0, 1, 2; slot 2 has read its prompt in part and then whole
+    lengths = [[3, 3, 6, 2], [4, 4, 7, 3], [5, 5, 8, 3], [6, 6, 9, 3]]
+    return [left(guard.apply(fresh(4) / 4, layout_of([3, 0, 1, 2], each))) for each in lengths]
+
+
+def old_draws_under_a_penalty() -> list[list[int]]:
+    """Of the ids 0 to 11 with scores 0 to 11 only those of prompt and answer lose: 11 / 1.5 = 7.3 and so on."""
+    guard = Guard(SimpleNamespace(), torch.device("cpu"), False)
+    params = drawing(3, top_k=1, repetition_penalty=1.5)
+    guard.update_state(BatchUpdate(batch_size=1, removed=[], added=[(0, params, [11, 11], [9, -1])], moved=[]))
+    negative = fresh(1) - 20  # -9 becomes -13.5, and so on
+    return [guard.apply(scores).argmax(1).tolist() for scores in (fresh(1), negative)]
+
+
+def drawn_and_over() -> list[list[int]]:
+    """A rule wins over a draw."""
+    guard = Guard(SimpleNamespace(), torch.device("cpu"), False)
+    params = drawing(1, extra_args={DRAWN_HERE: 1, **RUN.extra_args})
+    guard.update_state(BatchUpdate(batch_size=1, removed=[], added=[(0, params, [7], [5, 5])], moved=[]))
+    return [ended(guard.apply(fresh(1)))]
+
+
 def loaded() -> list[str]:
     """What the newer runner finds by the entry points; it refuses classes that are not of its kind."""
     return [found.__name__ for found in _load_v2_logitsprocs_plugins()]
 
 
 if __name__ == "__main__":
-    cases = (old_batches, old_ids_on_their_way, new_batches, loaded)
+    cases = (
+        old_batches, old_ids_on_their_way, new_batches, old_draws, new_draws, old_draws_under_a_penalty,
+        drawn_and_over, loaded,
+    )  # fmt: skip
     print(json.dumps({case.__name__: case() for case in cases}))

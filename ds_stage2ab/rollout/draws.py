@@ -13,6 +13,10 @@ from transformers import LogitsProcessor
 
 from ds_stage2ab import ops
 from ds_stage2ab.rollout.base import Sampling
+from ds_stage2ab.rollout.repeat_guard import PREFIX
+
+DRAWN_HERE = PREFIX + "drawn_here"
+"""The argument of a request to a server that asks for its draws to be these."""
 
 
 def choose(scores_BV: Tensor, sampling: Sampling, seeds_B: Tensor, positions_B: Tensor) -> Tensor:

@@ -160,6 +160,14 @@ def test_an_answer_depends_on_its_request_alone(backends, kind, name):
         assert ask([samples[2], samples[2], samples[0]]) == [expected[2], expected[2], expected[0]]
 
 
+@pytest.mark.parametrize("name", ["drawn", "nucleus"])
+def test_draws_are_those_of_the_model_alone(backends, kind, name):
+    """In fp32, by any backend: the noise of a token depends on its request, its place and its id alone."""
+    expected = answers(all_of(backends, "hf", name))
+    assert answers(all_of(backends, kind, name)) == expected
+    assert len(set(expected)) > 1
+
+
 def test_a_draw_is_no_greedy_answer(backends, kind):
     """Else the test above would show nothing above temperature 0."""
     assert answers(all_of(backends, kind, "drawn")) != answers(all_of(backends, kind, "greedy"))

@@ -16,6 +16,7 @@ from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.servers import MODEL_NAME
 from ds_stage2ab.errors import ServerFault, printable
 from ds_stage2ab.rollout.base import Sampling
+from ds_stage2ab.rollout.draws import DRAWN_HERE
 from ds_stage2ab.rollout.repeat_guard import GuardParams, has_rules
 from ds_stage2ab.rollout.server.http_client import ServerUnavailable
 
@@ -105,16 +106,20 @@ class Conversation:
             "min_tokens": 0,
             "stop_token_ids": [self.stop_id],
             "logprobs": False,
-            **self.guarded(sampling),
+            **self.extended(sampling),
         }
 
-    def guarded(self, sampling: Sampling) -> dict[str, Any]:
-        """Arguments of the repetition guard inside the server; a server without it only generates longer."""
-        if not has_rules(sampling.repeat_terminate):
-            return {}
-        counted = self.coordinate_ids if sampling.repeat_terminate.max_objects is not None else ()
-        params = GuardParams(limits=sampling.repeat_terminate, stop_id=self.stop_id, coordinate_ids=counted)
-        return {"vllm_xargs": params.arguments()}
+    def extended(self, sampling: Sampling) -> dict[str, Any]:
+        """Arguments of what this package adds to the server.
+
+        A server without it samples by itself, with a random stream of its own, and generates longer.
+        """
+        given: dict[str, Any] = {} if sampling.temperature == 0 else {DRAWN_HERE: 1}
+        if has_rules(sampling.repeat_terminate):
+            counted = self.coordinate_ids if sampling.repeat_terminate.max_objects is not None else ()
+            params = GuardParams(limits=sampling.repeat_terminate, stop_id=self.stop_id, coordinate_ids=counted)
+            given |= params.arguments()
+        return {"vllm_xargs": given} if given else {}
 
     def fixed(self) -> dict[str, Any]:
         """Fields that no config changes."""

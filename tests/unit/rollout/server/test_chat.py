@@ -64,6 +64,7 @@ def test_every_field_of_a_request_is_said():
         "skip_special_tokens": False,
         "logprobs": False,
         "seed": 2**63 - 1,
+        "vllm_xargs": {"ds_stage2ab_drawn_here": 1},
     }
 
 
@@ -71,12 +72,14 @@ def test_switched_off_fields_are_said_too():
     body = CONVERSATION.request(SAMPLE, greedy_sampling(), 0)
     said = {name: body[name] for name in ("temperature", "top_p", "top_k", "repetition_penalty", "seed")}
     assert said == {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "seed": 0}
+    assert "vllm_xargs" not in body
 
 
 def test_the_rules_of_the_guard_are_said_where_there_are_any():
     """Rules that are off are left out, and coordinates go along only where they are counted."""
-    by_run = replace(SAMPLING, repeat_terminate=replace(NO_GUARD, max_token_run=3))
-    asked, free = (CONVERSATION.request(SAMPLE, sampling, 0) for sampling in (by_run, SAMPLING))
+    greedy = replace(SAMPLING, temperature=0.0)
+    by_run = replace(greedy, repeat_terminate=replace(NO_GUARD, max_token_run=3))
+    asked, free = (CONVERSATION.request(SAMPLE, sampling, 0) for sampling in (by_run, greedy))
     told = {"ds_stage2ab_max_token_run": 3, "ds_stage2ab_stop_id": 7, "ds_stage2ab_coordinate_ids": []}
     assert asked == {**free, "vllm_xargs": told}
     by_objects = replace(SAMPLING, repeat_terminate=replace(NO_GUARD, max_objects=20))
@@ -84,6 +87,7 @@ def test_the_rules_of_the_guard_are_said_where_there_are_any():
         "ds_stage2ab_max_objects": 20,
         "ds_stage2ab_stop_id": 7,
         "ds_stage2ab_coordinate_ids": [100, 101, 102],
+        "ds_stage2ab_drawn_here": 1,
     }
 
 
