@@ -127,6 +127,30 @@ class Rollout:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Decoding:
+    """What it took to decode some answers in process; a pass is one forward of the model over all live rows.
+
+    Example: two answers of 3 tokens and one of 2, stops counted, in two slots: passes 1 to 3 compute two rows, 4 and 5
+    one. `Decoding(answers=3, tokens=8, passes=5, live=8, slots=10, drafted=0, accepted=0, columns=..., padding=...)`.
+    """
+
+    answers: int
+    tokens: int
+    # of all answers, each stop counted
+    passes: int
+    live: int
+    # rows of all passes
+    slots: int
+    # `decode_batch_size` for each pass: what `live` could be
+    drafted: int
+    accepted: int
+    # drafted tokens that were verified, and those that the model chose
+    columns: int
+    padding: int
+    # keys that the attention of answers read, and those of them that lay beyond the end of their row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Transfer:
     """One transfer of weights to every rollout server: `Transfer(seconds=0.8, num_bytes=538_060_032)`."""
 

@@ -23,6 +23,14 @@ from ds_stage2ab.rollout.base import RolloutBackend, training_sampling, weight_v
 from ds_stage2ab.runtime.timers import Clock
 
 PROBE_GAP, SYNC_S, SYNC_BYTES = "rollout/probe_gap", "rollout/sync_s", "rollout/sync_bytes"
+SERVER_TERMS = (PROBE_GAP, SYNC_S, SYNC_BYTES)
+DECODING_TERMS = (
+    "rollout/passes",
+    "rollout/tokens_per_pass",
+    "rollout/live_slots",
+    "rollout/padding",
+    "rollout/draft_acceptance",
+)
 
 
 class RolloutMatching:
@@ -45,7 +53,7 @@ class RolloutMatching:
 
     name = "B"
     num_passes = 1
-    term_names = (*TERM_NAMES, PROBE_GAP, SYNC_S, SYNC_BYTES)
+    term_names = (*TERM_NAMES, *SERVER_TERMS, *DECODING_TERMS)
 
     def __init__(
         self,
@@ -130,6 +138,7 @@ class RolloutMatching:
             rollout_terms(rollout, parsed, match, sample.objects),
             target_terms(target, parsed, match, sample.objects, iou_gate=self.section.iou_gate),
             self._server_terms(),
+            self._decoding_terms(),
         )
         return make_segment(
             sample,
@@ -158,6 +167,21 @@ class RolloutMatching:
             SYNC_S: (sent[0], sent[2]),
             SYNC_BYTES: (sent[1], sent[2]),
         }
+
+    def _decoding_terms(self) -> dict[str, tuple[float, float]]:
+        """Each rollout of a call of the backend bears an equal part of what the call took."""
+        done = self.backend.decoding
+        if done is None:
+            return dict.fromkeys(DECODING_TERMS, (0.0, 0.0))
+        quotients = (
+            (done.passes, 1),
+            (done.tokens, done.live),
+            (done.live, done.slots),
+            (done.padding, done.columns),
+            (done.accepted, done.drafted),
+        )
+        parts = ((total / done.answers, count / done.answers) for total, count in quotients)
+        return dict(zip(DECODING_TERMS, parts, strict=True))
 
     def _refuse_stale(self, rollout: Rollout, step: int) -> None:
         wanted = weight_version(self.start_id, step)

@@ -44,8 +44,9 @@ def memory_explained(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        said = f", {error}" if isinstance(error, MemoryError) and str(error) else ""
         raise fault(
-            f"{what} (packs hold up to {plan.global_max_length} tokens; {plan.batch_sentence};"
+            f"{what}{said} (packs hold up to {plan.global_max_length} tokens; {plan.batch_sentence};"
             f" ZeRO stage {plan.zero_stage})",
             fix=fix,
         ) from error

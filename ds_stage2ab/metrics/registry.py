@@ -103,6 +103,16 @@ ROLLOUT = (
             "Rollout servers alone: wall time of the last transfer of weights to all of them."),
     _metric("rollout/sync_bytes", "bytes", "mean", "B", "neither",
             "Rollout servers alone: what the last transfer of weights brought to each of them."),
+    _metric("rollout/passes", "passes", "mean", "B", "lower",
+            "Rollouts by the learner alone: forward passes in which a rank has decoded the rollouts of a micro-step."),
+    _metric("rollout/tokens_per_pass", "tokens", "mean", "B", "higher",
+            "Rollouts by the learner alone: tokens, stops included, that an answer has gained by each of its passes."),
+    _metric("rollout/live_slots", "fraction", "mean", "B", "higher",
+            "Rollouts by the learner alone: rows of all passes divided by decode_batch_size for each of them."),
+    _metric("rollout/padding", "fraction", "mean", "B", "lower",
+            "Rollouts by the learner alone: share of the keys read by attention that lay beyond the end of their row."),
+    _metric("rollout/draft_acceptance", "fraction", "mean", "B", "higher",
+            "Rollouts by the learner alone: share of the drafted tokens that were what the model chose."),
 )
 
 MATCH = (

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ds_stage2ab.carriers import Probabilities, Rollout, Sample, Transfer
+from ds_stage2ab.carriers import Decoding, Probabilities, Rollout, Sample, Transfer
 from ds_stage2ab.config.sections import DecodingSection, RepeatTerminateSection, RolloutMatchingSection
 from ds_stage2ab.errors import DataError
 
@@ -81,6 +81,8 @@ class RolloutBackend(Protocol):
     # whether `generate` returns at once and yields rollouts as they arrive
     probe_gap: float | None
     # gap between the servers' log-probabilities and the learner's, nats per token; None: not probed, or no servers
+    decoding: Decoding | None
+    # what the last `generate` took; None where the rollouts are decoded elsewhere
     transfer: Transfer | None
     # the last transfer of weights to the servers; None: there was none
     score: Callable[[Sample, Sequence[int]], Probabilities] | None

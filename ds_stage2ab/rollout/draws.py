@@ -5,11 +5,7 @@ token, is a sample from p. The noise is a pure function of (the request's seed, 
 id), so a draw depends on no batch, slot, order, rank or backend, and any place of an answer can be drawn alone.
 """
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor
-from transformers import LogitsProcessor
 
 from ds_stage2ab import ops
 from ds_stage2ab.rollout.base import Sampling
@@ -32,24 +28,3 @@ def choose(scores_BV: Tensor, sampling: Sampling, seeds_B: Tensor, positions_B: 
         return scores_BV.argmax(-1)
     limits = sampling.temperature, sampling.top_k, sampling.top_p
     return ops.sample_tokens(scores_BV.float(), *limits, seeds_B, positions_B)
-
-
-class Draws(LogitsProcessor):
-    """`choose` inside a greedy `generate`: leaves each row [B, V] its draw alone.
-
-    Args:
-        sampling: with a temperature above 0.
-        seeds: one for each row.
-        prompt_width: columns of the padded prompts; the tokens after them are the answer so far.
-    """
-
-    def __init__(self, sampling: Sampling, seeds: Sequence[int], prompt_width: int) -> None:
-        self.sampling = sampling
-        self.seeds_B = torch.tensor(seeds)
-        self.prompt_width = prompt_width
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        seeds_B = self.seeds_B.to(scores.device)
-        positions_B = torch.full_like(seeds_B, input_ids.shape[1] - self.prompt_width)
-        drawn_B = choose(scores, self.sampling, seeds_B, positions_B)
-        return torch.full_like(scores, -torch.inf).scatter(1, drawn_B[:, None], 0.0)

@@ -1,28 +1,28 @@
-"""Rollouts by Hugging Face `generate` on the learner's own weights.
+"""Rollouts on the learner's own weights, in process.
 
-At most `decode_batch_size` rows are alive at any moment: requests are decoded in chunks of that many,
-sorted by prompt length so that a chunk pads little, and returned in request order. A draw depends on its own request
-alone (`draws.py`), so that an answer does not depend on the others in its chunk.
+At most `decode_batch_size` rows are alive at any moment, and a row that has ended makes room for the next request at
+once (`rollout/decoding`). Requests come in the order of their lengths where those are known, the longest first, else
+as they stand; answers are returned in request order. No answer depends on the others.
 """
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
-from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from ds_stage2ab import ops
-from ds_stage2ab.carriers import Probabilities, Rollout, Sample
+from ds_stage2ab.carriers import Decoding, Probabilities, Rollout, Sample
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.rollout.base import Sampling, request_seed, weight_version
-from ds_stage2ab.rollout.draws import Draws
-from ds_stage2ab.rollout.probabilities import ProbabilityRecorder
-from ds_stage2ab.rollout.repeat_guard import RepeatGuard
+from ds_stage2ab.rollout.decoding.attention import SlotMemory, attention_by_slot
+from ds_stage2ab.rollout.decoding.choice import Chooser
+from ds_stage2ab.rollout.decoding.loop import Loop, started
+from ds_stage2ab.rollout.decoding.rows import Request, Row
+from ds_stage2ab.rollout.repeat_guard import IncrementalDetector, has_rules
 
 Positions = Callable[[Tensor, Tensor], Tensor]
 """(input_ids [T], image_grid_thw [images, 3]) -> position_ids [4, T]."""
@@ -38,7 +38,7 @@ class HfBackend:
         decode_batch_size: most rows alive at any moment.
         start_id: new each time a learner process group starts; first half of the weight version.
         seed: `training.seed`.
-        check_stop: raises before a token is generated, if the run shall stop.
+        check_stop: called before each pass; raises if the run shall stop.
     """
 
     streams = False
@@ -59,12 +59,16 @@ class HfBackend:
     ) -> None:
         self.check_stop = check_stop
         self.whole_model = whole_model
-        self.model: nn.Module | None = None  # only inside `current_weights`
+        self.model: nn.Module | None = None  # only inside `current_weights`, as are the slots
+        self.memory: SlotMemory | None = None
         self.vocabulary = vocabulary
         self.positions = positions
         self.decode_batch_size = decode_batch_size
         self.start_id = start_id
         self.seed = seed
+        self.decoding: Decoding | None = None
+        self.lengths: dict[str, int] = {}
+        # sample id -> tokens of its last answer
 
     @contextmanager
     def current_weights(self, finished_steps: int) -> Iterator[None]:
@@ -73,192 +77,107 @@ class HfBackend:
             try:
                 yield
             finally:
-                self.model = None
+                self.model = self.memory = None
 
     def verify_weights(self, finished_steps: int) -> None:
         """Nothing to do: the weights are the learner's own."""
 
     def generate(self, samples: list[Sample], sampling: Sampling, *, finished_steps: int) -> list[Rollout]:
-        """One rollout for each sample, in order; inside `current_weights`."""
+        """One rollout for each sample, in order; inside `current_weights`.
+
+        Raises:
+            TrainingFault: the logits of an answer are not finite.
+        """
         assert self.model is not None, "the weights are at hand inside `current_weights` alone"
-        config = generation_config(sampling, self.vocabulary)
-        prompts = _Prompts(samples, self.positions, pad_id=_pad_id(self.vocabulary))
-        order = sorted(range(len(samples)), key=lambda index: (len(samples[index].prompt_ids), index))
+        requests = [self._request(place, sample) for place, sample in enumerate(samples)]
         rollouts: dict[int, Rollout] = {}
-        with torch.no_grad(), _as_decoder(self.model):
-            for first in range(0, len(order), self.decode_batch_size):
-                members = order[first : first + self.decode_batch_size]
-                inputs = self._to_model(prompts.chunk(members))
-                chunk = [samples[index] for index in members]
-                rollouts |= zip(members, self._decode(chunk, inputs, config, sampling, finished_steps), strict=True)
+        if requests:
+            with torch.no_grad(), _as_decoder(self.model), attention_by_slot(self.model):
+                loop = self._loop(sampling, samples)
+                finished = loop(self._in_order(requests), self.check_stop)
+            self.decoding = loop.decoding(finished)
+            rollouts = {row.request.place: self._rollout(row, sampling, finished_steps) for row in finished}
+        self.lengths |= {rollout.sample_id: len(rollout.response_ids) for rollout in rollouts.values()}
         return [rollouts[index] for index in range(len(samples))]
 
     def resolved(self, sampling: Sampling) -> dict[str, Any]:
-        """The parameters of `generate` and of the logits processors."""
-        config = generation_config(sampling, self.vocabulary)
+        """The decoding parameters as they act."""
         return {
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
-            "repetition_penalty": config.repetition_penalty,
-            "max_new_tokens": config.max_new_tokens,
-            "stop_ids": [config.eos_token_id],
-            "forbidden_ids": sorted(config.suppress_tokens),
+            "repetition_penalty": sampling.repetition_penalty,
+            "max_new_tokens": sampling.max_new_tokens,
+            "stop_ids": [self.vocabulary.stop_id],
+            "forbidden_ids": sorted(self.vocabulary.vision_ids),
             "repeat_terminate": asdict(sampling.repeat_terminate),
         }
 
-    def _decode(
-        self,
-        chunk: list[Sample],
-        inputs: dict[str, Tensor],
-        config: GenerationConfig,
-        sampling: Sampling,
-        finished_steps: int,
-    ) -> list[Rollout]:
-        start = time.monotonic()
-        seeds = [request_seed(self.seed, sample.draw, sample.id) for sample in chunk]
-        prompt_width = inputs["input_ids"].shape[1]
-        coordinate_ids = torch.tensor(self.vocabulary.coordinate_ids, device=self.model.device)
-        recorder = ProbabilityRecorder(coordinate_ids)
-        guard = RepeatGuard(
-            sampling.repeat_terminate,
-            prompt_width=prompt_width,
-            stop_id=self.vocabulary.stop_id,
-            coordinate_ids=coordinate_ids,
+    def _request(self, place: int, sample: Sample) -> Request:
+        positions_AT = self.positions(torch.tensor(sample.prompt_ids), sample.vision.image_grid_thw)
+        seed = request_seed(self.seed, sample.draw, sample.id)
+        return Request(place=place, sample=sample, seed=seed, position_ids=positions_AT[1:])
+
+    def _in_order(self, requests: list[Request]) -> list[Request]:
+        """The longest answers first, if all lengths are known from an earlier time: no slot is empty but at the end."""
+        if not all(request.sample.id in self.lengths for request in requests):
+            return requests
+        return sorted(requests, key=lambda request: -self.lengths[request.sample.id])
+
+    def _loop(self, sampling: Sampling, samples: list[Sample]) -> Loop:
+        """With the slots that are there, if they are wide enough."""
+        width = max(len(sample.prompt_ids) for sample in samples) + sampling.max_new_tokens
+        if self.memory is None or self.memory.width < width:
+            self.memory = SlotMemory(self.decode_batch_size, width)
+        chooser = Chooser(
+            sampling,
+            forbidden_ids=self.vocabulary.vision_ids,
+            coordinate_ids=self.vocabulary.coordinate_ids,
+            num_slots=self.decode_batch_size,
+            width=self.memory.width,
+            device=self.model.device,
         )
-        watching = [recorder] if sampling.with_probabilities else []
-        drawing = [Draws(sampling, seeds, prompt_width)] if sampling.temperature > 0 else []
-        guarding = [guard] if guard.is_on else []
-        processors = LogitsProcessorList([*watching, *drawing, *guarding])
-        stopping = StoppingCriteriaList([_Interruption(self.check_stop)])
-        output_BL = self.model.generate(
-            **inputs, generation_config=config, logits_processor=processors, stopping_criteria=stopping
+        return Loop(self.model, self.memory, chooser, lambda request: self._row(request, sampling))
+
+    def _row(self, request: Request, sampling: Sampling) -> Row:
+        limits = sampling.repeat_terminate
+        guard = IncrementalDetector(limits, self.vocabulary.coordinate_bins) if has_rules(limits) else None
+        return started(
+            request, max_new_tokens=sampling.max_new_tokens, stop_id=self.vocabulary.stop_id, guard=guard
         )
-        generated_BL = output_BL[:, prompt_width:].cpu()
-        tokens, lengths, stopped = ops.trim_responses(generated_BL, self.vocabulary.stop_id)
-        responses = [tuple(part.tolist()) for part in tokens.split(lengths.tolist())]
-        probabilities = _probabilities(recorder, output_BL, lengths) if watching else [None] * len(chunk)
-        repeated = guard.ended(len(chunk))
-        seconds = time.monotonic() - start
-        return [
-            Rollout(
-                sample_id=sample.id,
-                draw=sample.draw,
-                prompt_ids=sample.prompt_ids,
-                response_ids=response,
-                finish="repeat" if repeated[row] else "stop" if ended else "length",
-                weight_version=weight_version(self.start_id, finished_steps),
-                seed=seed,
-                source="hf",
-                seconds=seconds,
-                attempt=1,
-                probabilities=probabilities[row],
-            )
-            for row, (sample, response, ended, seed) in enumerate(
-                zip(chunk, responses, stopped.tolist(), seeds, strict=True)
-            )
-        ]
 
-    def _to_model(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """On the model's device, pixels in its precision."""
-        moved = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
-        return moved | {"pixel_values": moved["pixel_values"].to(self.model.dtype)}
+    def _rollout(self, row: Row, sampling: Sampling, finished_steps: int) -> Rollout:
+        sample = row.request.sample
+        return Rollout(
+            sample_id=sample.id,
+            draw=sample.draw,
+            prompt_ids=sample.prompt_ids,
+            response_ids=tuple(row.ids),
+            finish=row.finish,
+            weight_version=weight_version(self.start_id, finished_steps),
+            seed=row.request.seed,
+            source="hf",
+            seconds=time.monotonic() - row.started,
+            attempt=1,
+            probabilities=_probabilities(row) if sampling.with_probabilities else None,
+        )
 
 
-class _Interruption(StoppingCriteria):
-    """Looks between two tokens whether the run shall stop."""
-
-    def __init__(self, check: Callable[[], None]) -> None:
-        self.check = check
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        self.check()
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-
-class _Prompts:
-    """The prompts of all requests concatenated, packed chunk by chunk for `generate`.
-
-    Args:
-        samples: in request order.
-        positions: position ids of one prompt alone.
-        pad_id: the token of the padding.
-    """
-
-    def __init__(self, samples: list[Sample], positions: Positions, *, pad_id: int) -> None:
-        ids = [torch.tensor(sample.prompt_ids) for sample in samples]
-        self.samples = samples
-        self.pad_id = pad_id
-        self.lengths = [len(prompt) for prompt in ids]
-        self.offsets = torch.tensor([0, *accumulate(self.lengths)])
-        self.tokens_N = torch.cat(ids) if ids else torch.empty(0, dtype=torch.long)
-        grids = [sample.vision.image_grid_thw for sample in samples]
-        rows = [positions(prompt, grid) for prompt, grid in zip(ids, grids, strict=True)]
-        self.positions_AN = torch.cat(rows, dim=1) if rows else torch.empty(4, 0, dtype=torch.long)
-
-    def chunk(self, members: list[int]) -> dict[str, Tensor]:
-        """Inputs of one `generate`: ids and mask [B, L], positions [4, B, L], image patches back to back."""
-        order, width = torch.tensor(members), max(self.lengths[index] for index in members)
-        input_ids, mask = ops.pack_left(self.tokens_N, self.offsets, order, self.pad_id, width)
-        visions = [self.samples[index].vision for index in members]
-        return {
-            "input_ids": input_ids,
-            "attention_mask": mask,
-            "position_ids": ops.pack_left_positions(self.positions_AN, self.offsets, order, width),
-            "pixel_values": torch.cat([vision.pixel_values for vision in visions]),
-            "image_grid_thw": torch.cat([vision.image_grid_thw for vision in visions]),
-        }
-
-
-def _probabilities(recorder: ProbabilityRecorder, output_ids: Tensor, lengths: Tensor) -> list[Probabilities]:
-    """The probabilities of each row's response, without the stop and the padding."""
-    log_probs_BL, masses_BL = (part.numpy() for part in recorder.result(output_ids))
-    return [
-        Probabilities(log_probs=log_probs_BL[row, :length], coordinate_mass=masses_BL[row, :length])
-        for row, length in enumerate(lengths.tolist())
-    ]
-
-
-def _pad_id(vocabulary: Vocabulary) -> int:
-    """A token that can never be sampled if there is one, since the repetition penalty counts padding too.
-
-    Not the image placeholder: the model compares the number of those with its patches.
-    """
-    return next((token for token in vocabulary.vision_ids if token != vocabulary.image_id), vocabulary.stop_id)
-
-
-def generation_config(sampling: Sampling, vocabulary: Vocabulary) -> GenerationConfig:
-    """Every field set, so that none is inherited from the checkpoint.
-
-    `generate` itself is always greedy: the processor of `rollout.draws` makes it sample.
-    """
-    return GenerationConfig(
-        do_sample=False,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=0,
-        repetition_penalty=sampling.repetition_penalty,
-        max_new_tokens=sampling.max_new_tokens,
-        num_beams=1,
-        use_cache=True,
-        eos_token_id=vocabulary.stop_id,
-        pad_token_id=vocabulary.stop_id,
-        bos_token_id=None,
-        suppress_tokens=list(vocabulary.vision_ids),
+def _probabilities(row: Row) -> Probabilities:
+    """Of the answer, without the stop."""
+    length = len(row.ids)
+    return Probabilities(
+        log_probs=np.array(row.log_probs[:length], dtype=np.float32),
+        coordinate_mass=np.array(row.masses[:length], dtype=np.float32),
     )
 
 
 @contextmanager
-def _as_decoder(model: Any) -> Iterator[None]:
-    """Eval mode and a blank generation config inside; both are always restored.
-
-    `generate` fills every field that is None in the given config from the model's own config, the checkpoint's file.
-    """
-    training, own_config = model.training, model.generation_config
+def _as_decoder(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; the mode from before is always restored."""
+    training = model.training
     model.eval()
-    model.generation_config = GenerationConfig()
     try:
         yield
     finally:
-        model.generation_config = own_config
         model.train(training)

@@ -1,9 +1,9 @@
 """Ends an answer that repeats itself: three rules on the ids so far. A rule whose limit is None is off.
 
 The rules are the same in every backend and stand here twice: `repeats` looks at whole rows, as batched tensor
-operations, `Watch` follows one answer token by token. The first runs inside `generate`, as the last logits processor,
-which leaves a row that broke a rule no token but the stop; a vLLM server uses either (`vllm_guard`), and what comes
-from a server is looked at by the second once more, so that a server without the guard gives the same answers.
+operations, `IncrementalDetector` follows one answer token by token. The learner's own rollouts end by the second; a
+vLLM server uses either (`vllm_guard`), and what comes from a server is looked at by the second once more, so that a
+server without the guard gives the same answers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
 
 from ds_stage2ab.config.sections import RepeatTerminateSection
 
@@ -129,39 +128,3 @@ class GuardParams:
             stop_id=arguments[PREFIX + "stop_id"],
             coordinate_ids=tuple(arguments[PREFIX + "coordinate_ids"]),
         )
-
-
-class RepeatGuard(LogitsProcessor):
-    """Forces the stop on rows that break a rule, and remembers which.
-
-    Args:
-        limits: which rules.
-        prompt_width: columns of the padded prompts, which the rules do not see.
-        stop_id: ends a row.
-        coordinate_ids: [1000] on the scores' device.
-    """
-
-    def __init__(self, limits: RepeatTerminateSection, *, prompt_width: int, stop_id: int, coordinate_ids: Tensor):
-        self.limits = limits
-        self.prompt_width = prompt_width
-        self.stop_id = stop_id
-        self.coordinate_ids = coordinate_ids
-        self.triggered_B: Tensor | None = None
-
-    @property
-    def is_on(self) -> bool:
-        """Whether there is any rule."""
-        return has_rules(self.limits)
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        generated_BL = input_ids[:, self.prompt_width :]
-        alive_B = (generated_BL != self.stop_id).all(1)
-        ended_B = alive_B & repeats(generated_BL, self.coordinate_ids, self.limits)
-        self.triggered_B = ended_B if self.triggered_B is None else self.triggered_B | ended_B
-        forced_BV = torch.full_like(scores, -torch.inf)
-        forced_BV[:, self.stop_id] = 0
-        return torch.where(ended_B[:, None], forced_BV, scores)
-
-    def ended(self, num_rows: int) -> list[bool]:
-        """Which rows were ended."""
-        return [False] * num_rows if self.triggered_B is None else self.triggered_B.tolist()

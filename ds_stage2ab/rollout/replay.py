@@ -147,6 +147,7 @@ class ReplayBackend:
 
     probe_gap = None
     transfer = None
+    decoding = None
     score = None
 
     def __init__(self, recording: Recording, *, start_id: str, seed: int) -> None:

@@ -113,6 +113,7 @@ class WrittenBackend:
     streams = False
     probe_gap = None
     transfer = None
+    decoding = None
 
     def __init__(self, answers, *, truncated=(), start_id=START_ID, steps_behind=0):
         self.answers = answers

@@ -23,8 +23,9 @@ from ds_stage2ab.engine.tuner import add_adapters
 from ds_stage2ab.engine.whole_model import WholeModel
 from ds_stage2ab.packs.collate import collate
 from ds_stage2ab.rollout import scoring
+from ds_stage2ab.rollout.decoding import loop, passes
+from ds_stage2ab.rollout.decoding.choice import Chooser
 from ds_stage2ab.rollout.hf import HfBackend
-from ds_stage2ab.rollout.probabilities import ProbabilityRecorder
 from ds_stage2ab.rollout.scoring import Scorer
 from ds_stage2ab.rollout.server import logprob_probe
 from ds_stage2ab.rollout.server.api import ServerApi
@@ -218,10 +219,27 @@ def one_and_more(plants: list[Plant]) -> list:
 
 IN_HF = [
     Plant(owner=WholeModel, function="_gather", right="buffer.data = buffer.data.to(device)", wrong="pass"),
-    Plant(owner=HfBackend, function="_to_model", right="tensor.to(self.model.device)", wrong="tensor"),
-    Plant(owner=HfBackend, function="_decode", right=", device=self.model.device", wrong=""),
-    Plant(owner=HfBackend, function="_decode", right=".cpu()", wrong=""),
-    Plant(owner=ProbabilityRecorder, function="result", right="self.masses, dim=1).cpu()", wrong="self.masses, dim=1)"),
+    Plant(owner=loop, function="image_features", right=".to(model.device, model.dtype)", wrong=""),
+    Plant(
+        owner=loop,
+        function="image_features",
+        right="image_grid_thw for sample in samples]).to(model.device)",
+        wrong="image_grid_thw for sample in samples])",
+    ),
+    Plant(owner=passes, function="_positions", right=".to(answering_T.device)", wrong=""),
+    Plant(owner=passes, function="_mask", right="arange(columns, device=visible_RQ.device)", wrong="arange(columns)"),
+    Plant(
+        owner=Chooser,
+        function="__init__",
+        right="width, dtype=torch.long, device=device",
+        wrong="width, dtype=torch.long",
+    ),
+    Plant(
+        owner=Chooser,
+        function="__init__",
+        right="forbidden_ids, dtype=torch.long, device=device",
+        wrong="forbidden_ids, dtype=torch.long",
+    ),
 ]
 IN_SCORING = [
     Plant(owner=scoring, function="answer_logits", right="ids[None].to(device)", wrong="ids[None]"),

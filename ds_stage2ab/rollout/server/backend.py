@@ -50,6 +50,7 @@ class VllmBackend:
     """
 
     streams = True
+    decoding = None
 
     def __init__(
         self,

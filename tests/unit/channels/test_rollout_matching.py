@@ -9,7 +9,8 @@ from itertools import groupby
 import pytest
 import torch
 
-from ds_stage2ab.carriers import Transfer, Truth
+from ds_stage2ab.carriers import Decoding, Transfer, Truth
+from ds_stage2ab.channels.rollout_matching import DECODING_TERMS, SERVER_TERMS
 from ds_stage2ab.engine.build import position_index
 from ds_stage2ab.matching.health import TERM_NAMES
 from ds_stage2ab.metrics.registry import reduce_terms
@@ -19,7 +20,6 @@ from tests.unit.parts import MATCHING, WrittenBackend
 
 KITTEN = Truth(desc="kitten", box=(10, 20, 110, 145))  # IoU with the cat 100 * 100 / (100 * 125) = 0.8
 OPENING, HEAD, MIDDLE = '{"objects": [', '{"desc": "', '", "bbox_2d": ['
-OF_SERVERS = ("rollout/probe_gap", "rollout/sync_s", "rollout/sync_bytes")
 
 
 def target_ids(bench, segment):
@@ -231,18 +231,30 @@ def test_positions_and_image_are_the_samples(bench, answer):
     assert torch.equal(segment.position_ids, position_index(bench.model)(segment.input_ids, grid))
     assert segment.vision is sample.vision
     assert (segment.sample_id, segment.draw, segment.channel) == ("train-000000", 0, "B")
-    assert tuple(segment.terms) == (*TERM_NAMES, *OF_SERVERS) == bench.rollout_matching(None).term_names
-    assert [segment.terms[name] for name in OF_SERVERS] == [(0, 0)] * 3, "nobody but the learner wrote the answer"
+    of_backends = (*SERVER_TERMS, *DECODING_TERMS)
+    assert tuple(segment.terms) == (*TERM_NAMES, *of_backends) == bench.rollout_matching(None).term_names
+    assert [segment.terms[name] for name in of_backends] == [(0, 0)] * 8, "the answer was written beforehand"
 
 
 def test_what_is_known_of_the_servers_is_the_same_for_every_rollout(bench):
     backend = WrittenBackend({0: answered(bench, CAT), 1: answered(bench, DOG)})
     backend.probe_gap, backend.transfer = 0.25, Transfer(seconds=1.5, num_bytes=2**33)
     segments = list(bench.rollout_matching(backend).segments(bench.samples[:2], STEP, Clock()))
-    terms = [[segment.terms[name] for name in OF_SERVERS] for segment in segments]
+    terms = [[segment.terms[name] for name in SERVER_TERMS] for segment in segments]
     assert terms == [[(0.25, 1), (1.5, 1), (2**33, 1)]] * 2
-    total = {name: (sum(one.terms[name][0] for one in segments), 2) for name in OF_SERVERS}
+    total = {name: (sum(one.terms[name][0] for one in segments), 2) for name in SERVER_TERMS}
     assert list(reduce_terms(total).values()) == [0.25, 1.5, 2**33], "means: as many rollouts, the same numbers"
+
+
+def test_what_decoding_took_is_shared_among_the_rollouts_of_a_call(bench):
+    backend = WrittenBackend({0: answered(bench, CAT), 1: answered(bench, DOG)})
+    backend.decoding = Decoding(
+        answers=2, tokens=30, passes=12, live=20, slots=48, drafted=16, accepted=10, columns=1000, padding=200
+    )
+    segments = list(bench.rollout_matching(backend).segments(bench.samples[:2], STEP, Clock()))
+    total = {name: tuple(map(sum, zip(*(one.terms[name] for one in segments), strict=True))) for name in DECODING_TERMS}
+    # 12 passes of one call; 30 tokens in 20 rows of passes; 20 of 48 slots; 200 of 1,000 keys; 10 of 16 tokens
+    assert list(reduce_terms(total).values()) == [12, 1.5, 20 / 48, 0.2, 0.625]
 
 
 def bins_with(bench, truth, answer, **matching):

@@ -1,12 +1,11 @@
-"""Draws by noise: how often each token comes, that they are cut off as transformers does, and that `generate`'s are
-those of the pure function."""
+"""Draws by noise: how often each token comes, that they are cut off as transformers does."""
 
 import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from ds_stage2ab.ops.sampling import gumbel_noise
-from ds_stage2ab.rollout.draws import Draws, choose
+from ds_stage2ab.rollout.draws import choose
 from tests.unit.parts import greedy_sampling
 
 P = torch.tensor([0.4, 0.3, 0.2, 0.1])
@@ -120,21 +119,3 @@ def test_scores_of_lower_precision_are_added_in_higher():
     scores = torch.full((400, 200), 40.0, dtype=torch.bfloat16)
     drawn = choose(scores, sampling(), torch.arange(400), torch.zeros(400, dtype=torch.int64))
     assert drawn.float().mean().item() == pytest.approx(99.5, abs=4 * 57.7 / 20)  # uniform: deviation 200 / sqrt(12)
-
-
-# --- inside `generate` ----------------------------------------------------------------------------------------------
-
-
-def test_inside_generate_a_row_is_left_its_draw_alone():
-    some, width, seeds = sampling(top_k=40, top_p=0.95), 3, [11, 2**63 - 1]
-    processor, scores = Draws(some, seeds, width), torch.randn(2, 50, generator=torch.Generator().manual_seed(5))
-    answers = []
-    for generated in range(12):
-        left = processor(torch.zeros(2, width + generated, dtype=torch.long), scores)
-        expected = choose(scores, some, places(*seeds), places(generated, generated))
-        assert torch.equal(left.argmax(1), expected)
-        assert torch.equal(left.isfinite().sum(1), places(1, 1))
-        answers.append(expected)
-    one, other = torch.stack(answers).T
-    assert not torch.equal(one, other)
-    assert len(set(one.tolist())) > 6  # of 12 draws: the noise goes on, it is not that of the first step again

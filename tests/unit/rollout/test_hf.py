@@ -10,7 +10,8 @@ from torch import nn
 from transformers import GenerationConfig
 
 from ds_stage2ab.engine.build import position_index
-from ds_stage2ab.rollout.hf import HfBackend, generation_config
+from ds_stage2ab.errors import TrainingFault
+from ds_stage2ab.rollout.hf import HfBackend
 from tests.unit.parts import greedy_sampling, load_bench
 
 MAX_NEW_TOKENS = 12
@@ -91,15 +92,16 @@ def test_rollouts_are_in_the_order_of_the_requests(bench, greedy):
 
 
 def test_no_more_rows_than_the_decode_batch_are_alive(bench):
-    widths = []
+    rows = []
     hook = bench.model.model.language_model.register_forward_pre_hook(
-        lambda module, arguments, named: widths.append(named["inputs_embeds"].shape[0]), with_kwargs=True
+        lambda module, arguments, named: rows.append(named["slots"].num_rows), with_kwargs=True
     )
     try:
         rollouts(bench, decode_batch_size=3)
     finally:
         hook.remove()
-    assert set(widths) == {3, 1}  # 7 = 3 + 3 + 1
+    # 7 = 3 + 3 + 1 answers of equal length: a pass for each token
+    assert rows == [3] * 2 * MAX_NEW_TOKENS + [1] * MAX_NEW_TOKENS
 
 
 def test_every_rollout_carries_the_weights_version(bench):
@@ -220,14 +222,14 @@ def test_nothing_is_inherited_from_the_checkpoint(bench, greedy, name):
         bench.model.generation_config = before
 
 
-def test_every_field_of_sampling_reaches_the_configuration(bench):
+def test_every_field_of_sampling_is_told_as_it_acts(bench):
     asked = greedy_sampling(temperature=0.7, top_p=0.9, top_k=12, repetition_penalty=1.1, max_new_tokens=34)
-    config = generation_config(asked, bench.vocabulary)
-    # temperature, nucleus and top k act through the processor of rollout.draws
-    assert (config.do_sample, config.temperature, config.top_p, config.top_k) == (False, 1.0, 1.0, 0)
-    assert (config.repetition_penalty, config.max_new_tokens, config.num_beams) == (1.1, 34, 1)
-    assert config.eos_token_id == config.pad_token_id == bench.vocabulary.stop_id
-    assert set(config.suppress_tokens) == set(bench.vocabulary.vision_ids)
+    settings = {"decode_batch_size": 1, "start_id": "start", "seed": 3}
+    told = HfBackend(nullcontext, bench.vocabulary, position_index(bench.model), **settings).resolved(asked)
+    assert (told["temperature"], told["top_p"], told["top_k"]) == (0.7, 0.9, 12)
+    assert (told["repetition_penalty"], told["max_new_tokens"]) == (1.1, 34)
+    assert told["stop_ids"] == [bench.vocabulary.stop_id]
+    assert set(told["forbidden_ids"]) == set(bench.vocabulary.vision_ids)
 
 
 def test_the_repetition_penalty_is_applied_whatever_stands_in_the_padding(bench, greedy):
@@ -267,3 +269,15 @@ def test_vision_tokens_are_never_drawn(bench, greedy, head):
 
 def test_no_requests_are_no_rollouts(bench):
     assert rollouts(bench, samples=[]) == []
+
+
+def test_logits_that_are_not_finite_name_their_sample(bench):
+    """One row's alone: those of its neighbours are sound."""
+    vision = bench.samples[2].vision
+    pixels = vision.pixel_values.clone()
+    pixels[0, 0] = torch.nan
+    sick = replace(bench.samples[2], id="the sick one", vision=replace(vision, pixel_values=pixels))
+    with pytest.raises(TrainingFault, match="the sick one: the model's logits are not finite after 0 tokens") as caught:
+        rollouts(bench, samples=[*bench.samples[:2], sick])
+    assert "training.learning_rate" in caught.value.fix
+    assert len(rollouts(bench, samples=bench.samples[:2])) == 2

@@ -1,4 +1,4 @@
-"""The three rules by hand, and the guard inside a real `generate`."""
+"""The three rules by hand, and the guard of real rollouts."""
 
 import json
 from contextlib import nullcontext
@@ -12,10 +12,10 @@ from torch import nn
 
 from ds_stage2ab.engine.build import position_index
 from ds_stage2ab.rollout.hf import HfBackend
-from ds_stage2ab.rollout.repeat_guard import GuardParams, IncrementalDetector, RepeatGuard, first_repeat, repeats
+from ds_stage2ab.rollout.repeat_guard import GuardParams, IncrementalDetector, first_repeat, repeats
 from tests.unit.parts import NO_GUARD, greedy_sampling, load_bench
 
-STOP, COORDINATES = 9, torch.tensor([100, 101, 102])
+COORDINATES = torch.tensor([100, 101, 102])
 
 
 def broken(rows, **limits):
@@ -93,30 +93,6 @@ def test_a_request_without_orders(arguments):
     assert GuardParams.read(arguments) is None
 
 
-def guarded(rows, width, **limits):
-    guard = RepeatGuard(
-        replace(NO_GUARD, **limits), prompt_width=width, stop_id=STOP, coordinate_ids=COORDINATES
-    )  # fmt: skip
-    scores = torch.arange(10.0).repeat(len(rows), 1)
-    return guard, guard(torch.tensor(rows), scores), scores
-
-
-def test_a_broken_row_can_only_stop_and_the_others_are_untouched():
-    guard, after, before = guarded([[7, 7, 7, 7], [7, 7, 7, 8]], width=1, max_token_run=3)
-    assert after[0].tolist() == [-torch.inf] * 9 + [0.0]
-    assert torch.equal(after[1], before[1])
-    assert guard.ended(2) == [True, False]
-
-
-def test_the_prompt_is_not_seen():
-    assert guarded([[7, 7, 7, 7]], width=2, max_token_run=3)[0].ended(1) == [False]
-
-
-def test_a_row_that_stopped_by_itself_was_not_ended():
-    """`generate` fills a finished row with the stop token, which repeats."""
-    assert guarded([[1, STOP, STOP, STOP]], width=0, max_token_run=2)[0].ended(1) == [False]
-
-
 @pytest.fixture(scope="module")
 def bench(quickstart):
     loaded = load_bench(quickstart, num_samples=5)
@@ -148,7 +124,7 @@ def test_a_rollout_is_ended_where_it_repeats(bench):
     for whole, cut in zip(free, ended, strict=True):
         rows = [list(whole.response_ids[: end + 1]) for end in range(len(whole.response_ids))]
         first = next((len(row) for row in rows if broken([row], **limits) == [True]), None)
-        if first is None or first == len(whole.response_ids):  # at the limit there is no further token to force
+        if first is None or first == len(whole.response_ids):  # at the limit the answer ends in any case
             assert (cut.response_ids, cut.finish) == (whole.response_ids, "length")
         else:
             assert (cut.response_ids, cut.finish) == (whole.response_ids[:first], "repeat")
@@ -161,7 +137,7 @@ def test_the_guard_does_not_depend_on_the_decode_batch(bench):
 
 
 def test_the_guard_acts_on_draws_too(bench):
-    """Behind the noise, which would otherwise lift another token over the stop."""
+    """Whatever the noise would lift over the stop."""
     ended = rollouts(bench, {"max_objects": 1}, temperature=1.0)
     for rollout in ended:
         numbers = [token in bench.vocabulary.coordinate_bins for token in rollout.response_ids]

@@ -1,0 +1,158 @@
+"""Requests -> answers, at most so many rows at a time; a row that has ended makes room for the next request at once.
+
+Every pass computes all live rows: a token of each answer, and the whole prompts of the requests that were taken in.
+So a request takes as many passes as its answer has tokens, the stop among them, and all of them together take as
+many as list scheduling of jobs of these lengths (Graham 1969).
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ds_stage2ab.carriers import Decoding
+from ds_stage2ab.errors import TrainingFault, printable
+from ds_stage2ab.rollout.decoding.attention import SlotMemory, SlotPass
+from ds_stage2ab.rollout.decoding.choice import Chooser
+from ds_stage2ab.rollout.decoding.network import Features, image_features, logits_of
+from ds_stage2ab.rollout.decoding.passes import make_pass
+from ds_stage2ab.rollout.decoding.rows import Request, Row
+from ds_stage2ab.runtime.memory import is_out_of_memory
+
+NAMED = 3
+"""Samples that a message names."""
+
+
+class Loop:
+    """Decodes with one model and one way of sampling.
+
+    Args:
+        model: in eval mode, its attention by slot.
+        memory: the slots.
+        chooser: of the tokens.
+        start: request -> its row.
+    """
+
+    def __init__(self, model: Any, memory: SlotMemory, chooser: Chooser, start: Callable[[Request], Row]) -> None:
+        self.model = model
+        self.memory = memory
+        self.chooser = chooser
+        self.start = start
+        self.waiting: deque[Request] = deque()
+        self.rows: list[Row] = []
+        self.features: dict[int, Features] = {}
+        # by the place of the request; of the next ones that wait
+        self.passes = self.live = self.columns = self.used = 0
+        text = model.config.text_config
+        heads_per_key = text.num_attention_heads // text.num_key_value_heads
+        self.form = {"device": model.device, "dtype": model.dtype, "heads_per_key": heads_per_key}
+
+    def __call__(self, requests: Sequence[Request], check_stop: Callable[[], None] = lambda: None) -> list[Row]:
+        """The finished rows, in no particular order.
+
+        Args:
+            check_stop: called before each pass; may raise.
+        """
+        self.waiting.extend(requests)
+        finished = []
+        while self.waiting or self.rows:
+            check_stop()
+            while self.waiting and len(self.rows) < self.memory.num_slots:
+                self.rows.append(self.start(self.waiting.popleft()))
+            self._step()
+            finished += self._close()
+        return finished
+
+    def _step(self) -> None:
+        """One pass of all rows."""
+        inputs = make_pass(self.rows, self.memory, **self.form)
+        with self._memory_explained(inputs.new):
+            features = [self._features_of(self.rows[slot].request) for slot in inputs.new]
+            chosen = self.chooser(logits_of(self.model, inputs, features), inputs)
+        self._count(inputs.slots)
+        first = 0
+        for slot in inputs.order:
+            row = self.rows[slot]
+            places = slice(first, first + len(row.draft) + 1)
+            if not all(chosen.is_finite[places]):
+                raise _not_finite(row)
+            num_taken = row.take(chosen.ids[places])
+            if chosen.log_probs is not None:
+                row.log_probs += chosen.log_probs[places][:num_taken]
+                row.masses += chosen.masses[places][:num_taken]
+            first = places.stop
+
+    @contextmanager
+    def _memory_explained(self, new: Sequence[int]) -> Iterator[None]:
+        """Where memory runs out, says in which pass; the keys that reduce it are the caller's to name."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            names = ", ".join(printable(self.rows[slot].request.sample.id) for slot in new[:NAMED])
+            prompts = f" and the prompts of {len(new)} samples ({names})" if new else ""
+            raise MemoryError(f"in a pass of {len(self.rows) - len(new)} answers{prompts}") from error
+
+    def _count(self, slots: SlotPass) -> None:
+        self.passes += 1
+        self.live += len(self.rows)
+        self.columns += slots.columns * len(self.rows)
+        self.used += sum(row.num_cached and row.num_cached + 1 + len(row.draft) for row in self.rows)
+
+    def decoding(self, finished: Sequence[Row]) -> Decoding:
+        """What it took to decode these."""
+        return Decoding(
+            answers=len(finished),
+            tokens=sum(len(row.ids) + (row.finish == "stop") for row in finished),
+            passes=self.passes,
+            live=self.live,
+            slots=self.passes * self.memory.num_slots,
+            drafted=sum(row.num_drafted for row in finished),
+            accepted=sum(row.num_accepted for row in finished),
+            columns=self.columns,
+            padding=self.columns - self.used,
+        )
+
+    def _features_of(self, request: Request) -> Features:
+        """Of its images; those of the requests that wait behind it are computed in the same pass of the tower."""
+        if request.place not in self.features:
+            coming = [row.request for row in self.rows if not row.num_cached and row.request.place not in self.features]
+            room = self.memory.num_slots - len(coming)
+            ahead = [*coming, *(self.waiting[place] for place in range(min(room, len(self.waiting))))]
+            found = image_features(self.model, [one.sample for one in ahead])
+            self.features |= {one.place: own for one, own in zip(ahead, found, strict=True)}
+        return self.features.pop(request.place)
+
+    def _close(self) -> list[Row]:
+        """Take out the rows that have ended: the next request takes the slot, or else the last row does."""
+        finished = []
+        for slot in reversed(range(len(self.rows))):
+            row = self.rows[slot]
+            if row.finish is None:
+                continue
+            finished.append(row)
+            if self.waiting:
+                self.rows[slot] = self.start(self.waiting.popleft())
+                continue
+            last = self.rows.pop()
+            if last is not row:
+                self.rows[slot] = last
+                self.memory.move(len(self.rows), slot, last.num_cached)
+                self.chooser.move(len(self.rows), slot)
+        return finished
+
+
+def _not_finite(row: Row) -> TrainingFault:
+    return TrainingFault(
+        f"the model's logits are not finite after {len(row.ids)} tokens of an answer",
+        where=f"sample {printable(row.request.sample.id)}",
+        fix="lower training.learning_rate, and look at this sample; if it is the first step, at the checkpoint",
+    )
+
+
+def started(request: Request, **settings: Any) -> Row:
+    """A row without an answer yet."""
+    next_position = int(request.position_ids.max()) + 1
+    return Row(request=request, started=time.monotonic(), offset=next_position - len(request.prompt), **settings)
