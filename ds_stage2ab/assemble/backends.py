@@ -3,6 +3,7 @@
 
 
 from ds_stage2ab.assemble.inputs import Parts
+from ds_stage2ab.codec.text import get_codec
 from ds_stage2ab.data.datasets import SKIP
 from ds_stage2ab.data.stream import evaluation_draw
 from ds_stage2ab.engine.build import (
@@ -30,6 +31,7 @@ def make_backend(parts: Parts, whole_model: WholeModel, start_id: str) -> Rollou
         start_id=start_id,
         seed=parts.config.training.seed,
         check_stop=parts.world.check_stop,
+        codec=get_codec(parts.config.data.codec),
     )
 
 

@@ -86,6 +86,7 @@ def evaluate_checkpoint(
         decode_batch_size=config.rollout_matching.decode_batch_size,
         start_id="evaluate",
         seed=config.training.seed,
+        codec=get_codec(config.data.codec),
     )
     return Evaluator(
         records,

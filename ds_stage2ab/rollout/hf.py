@@ -13,13 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ds_stage2ab.carriers import Decoding, Probabilities, Rollout, Sample
+from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.rollout.base import Sampling, request_seed, weight_version
 from ds_stage2ab.rollout.decoding.attention import SlotMemory, attention_by_slot
 from ds_stage2ab.rollout.decoding.choice import Chooser
+from ds_stage2ab.rollout.decoding.drafts import Drafter, Guess, true_answer
 from ds_stage2ab.rollout.decoding.loop import Loop, started
 from ds_stage2ab.rollout.decoding.rows import Request, Row
 from ds_stage2ab.rollout.repeat_guard import IncrementalDetector, has_rules
@@ -39,6 +42,7 @@ class HfBackend:
         start_id: new each time a learner process group starts; first half of the weight version.
         seed: `training.seed`.
         check_stop: called before each pass; raises if the run shall stop.
+        codec: the text form of answers, for drafts; None: each pass takes one token of an answer.
     """
 
     streams = False
@@ -56,6 +60,7 @@ class HfBackend:
         start_id: str,
         seed: int,
         check_stop: Callable[[], None] = lambda: None,
+        codec: Codec | None = None,
     ) -> None:
         self.check_stop = check_stop
         self.whole_model = whole_model
@@ -67,8 +72,9 @@ class HfBackend:
         self.start_id = start_id
         self.seed = seed
         self.decoding: Decoding | None = None
-        self.lengths: dict[str, int] = {}
-        # sample id -> tokens of its last answer
+        self.codec = codec
+        self.last: dict[str, NDArray[np.int32]] = {}
+        # sample id -> ids of its last answer
 
     @contextmanager
     def current_weights(self, finished_steps: int) -> Iterator[None]:
@@ -97,7 +103,7 @@ class HfBackend:
                 finished = loop(self._in_order(requests), self.check_stop)
             self.decoding = loop.decoding(finished)
             rollouts = {row.request.place: self._rollout(row, sampling, finished_steps) for row in finished}
-        self.lengths |= {rollout.sample_id: len(rollout.response_ids) for rollout in rollouts.values()}
+        self.last |= {one.sample_id: np.array(one.response_ids, dtype=np.int32) for one in rollouts.values()}
         return [rollouts[index] for index in range(len(samples))]
 
     def resolved(self, sampling: Sampling) -> dict[str, Any]:
@@ -120,9 +126,9 @@ class HfBackend:
 
     def _in_order(self, requests: list[Request]) -> list[Request]:
         """The longest answers first, if all lengths are known from an earlier time: no slot is empty but at the end."""
-        if not all(request.sample.id in self.lengths for request in requests):
+        if not all(request.sample.id in self.last for request in requests):
             return requests
-        return sorted(requests, key=lambda request: -self.lengths[request.sample.id])
+        return sorted(requests, key=lambda request: -len(self.last[request.sample.id]))
 
     def _loop(self, sampling: Sampling, samples: list[Sample]) -> Loop:
         """With the slots that are there, if they are wide enough."""
@@ -143,8 +149,21 @@ class HfBackend:
         limits = sampling.repeat_terminate
         guard = IncrementalDetector(limits, self.vocabulary.coordinate_bins) if has_rules(limits) else None
         return started(
-            request, max_new_tokens=sampling.max_new_tokens, stop_id=self.vocabulary.stop_id, guard=guard
+            request,
+            max_new_tokens=sampling.max_new_tokens,
+            stop_id=self.vocabulary.stop_id,
+            guard=guard,
+            drafter=self._drafter(request.sample),
         )
+
+    def _drafter(self, sample: Sample) -> Drafter | None:
+        """With the sample's last answer, if it has one, and the true one."""
+        if self.codec is None:
+            return None
+        guesses, coordinates = [true_answer(sample, self.vocabulary, self.codec)], self.vocabulary.coordinate_bins
+        if sample.id in self.last:
+            guesses.insert(0, Guess.cut(self.last[sample.id].tolist(), coordinates, with_coordinates=True))
+        return Drafter(guesses, coordinates)
 
     def _rollout(self, row: Row, sampling: Sampling, finished_steps: int) -> Rollout:
         sample = row.request.sample

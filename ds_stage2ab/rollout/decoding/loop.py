@@ -155,4 +155,6 @@ def _not_finite(row: Row) -> TrainingFault:
 def started(request: Request, **settings: Any) -> Row:
     """A row without an answer yet."""
     next_position = int(request.position_ids.max()) + 1
-    return Row(request=request, started=time.monotonic(), offset=next_position - len(request.prompt), **settings)
+    row = Row(request=request, started=time.monotonic(), offset=next_position - len(request.prompt), **settings)
+    row.propose(())
+    return row

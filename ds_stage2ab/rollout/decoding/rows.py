@@ -6,11 +6,13 @@ Invariants:
 - after each pass all tokens but the last are in the slot.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from ds_stage2ab.carriers import Finish, Sample
+from ds_stage2ab.rollout.decoding.drafts import Drafter
 from ds_stage2ab.rollout.repeat_guard import IncrementalDetector
 
 
@@ -42,13 +44,14 @@ class Row:
     max_new_tokens: int
     stop_id: int
     guard: IncrementalDetector | None
+    drafter: Drafter | None
     ids: list[int] = field(default_factory=list)
     # the answer so far
     log_probs: list[float] = field(default_factory=list)
     masses: list[float] = field(default_factory=list)
     # of its tokens, where they are recorded
     draft: list[int] = field(default_factory=list)
-    # what the next pass verifies
+    # what the next pass verifies; always less than `room`
     num_cached: int = 0
     # tokens in the slot
     num_drafted: int = 0
@@ -82,8 +85,15 @@ class Row:
         self.num_cached += context + num_taken - 1
         self.num_drafted += len(self.draft)
         self.num_accepted += num_taken - 1
-        self.draft = []
+        self.propose(chosen[:num_taken])
         return num_taken
+
+    def propose(self, taken: Sequence[int]) -> None:
+        """Draft what comes after these tokens."""
+        self.draft = []
+        if self.drafter is not None and self.finish is None:
+            self.drafter.read(taken)
+            self.draft = self.drafter.propose()[: self.room - 1]
 
     def _append(self, token: int) -> None:
         if token == self.stop_id:

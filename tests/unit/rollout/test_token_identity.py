@@ -7,8 +7,10 @@ from heapq import heapify, heapreplace
 
 import pytest
 
+from ds_stage2ab.codec.text import CODECS
 from ds_stage2ab.data.records import read_records
 from ds_stage2ab.engine.build import position_index
+from ds_stage2ab.rollout.decoding.drafts import LONGEST, Drafter
 from ds_stage2ab.rollout.hf import HfBackend
 from ds_stage2ab.tools.digit_scenes import Layout, generate
 from tests.unit.parts import NO_GUARD, greedy_sampling, load_bench
@@ -46,8 +48,8 @@ def samples(bench, tmp_path_factory):
     return scenes(bench, tmp_path_factory.mktemp("scenes") / "data", 6)
 
 
-def make_backend(bench, decode_batch_size):
-    settings = {"decode_batch_size": decode_batch_size, "start_id": "start", "seed": SEED}
+def make_backend(bench, decode_batch_size, *, codec=None):
+    settings = {"decode_batch_size": decode_batch_size, "start_id": "start", "seed": SEED, "codec": codec}
     return HfBackend(lambda: nullcontext(bench.model), bench.vocabulary, position_index(bench.model), **settings)
 
 
@@ -81,6 +83,33 @@ def test_rollouts_are_those_of_one_prompt_at_a_time(bench, samples, name):
     lengths = [len(ids) + (finish == "stop") for ids, finish in expected]
     assert backend.decoding.passes == scheduled(lengths, 3)
     assert (backend.decoding.tokens, backend.decoding.live) == (sum(lengths), sum(lengths))
+    drafted = make_backend(bench, 3, codec=CODECS["array"])
+    for _ in range(2):  # from what is true, and from the last answers
+        assert answers(drafted, samples, SAMPLINGS[name]) == expected
+        assert drafted.decoding.tokens == sum(lengths)
+        assert 0 < drafted.decoding.accepted <= drafted.decoding.drafted
+    # the same weights wrote the last answers: all of their tokens are taken, up to the longest draft
+    assert drafted.decoding.live <= sum(-(-length // LONGEST) for length in lengths)
+
+
+def test_whatever_is_drafted_changes_no_answer(bench, samples, monkeypatch):
+    """Random text, coordinates, and drafts that end in mid-word, with everything on."""
+    sampling = SAMPLINGS["everything"]
+    expected = plain_answers(bench, samples, sampling, SEED)
+    rng = random.Random(0)
+    legal = list({*range(bench.model.config.text_config.vocab_size)} - {*bench.vocabulary.vision_ids})
+    whole = Drafter.propose
+
+    def wrong(drafter):
+        right = whole(drafter)
+        cut = right[: rng.randrange(9)] + rng.choices(legal, k=2)
+        return rng.choice([right, rng.choices(legal, k=3), cut, []])
+
+    monkeypatch.setattr(Drafter, "propose", wrong)
+    backend = make_backend(bench, 3, codec=CODECS["array"])
+    for _ in range(3):
+        assert answers(backend, samples, sampling) == expected
+        assert backend.decoding.accepted < backend.decoding.drafted
 
 
 def test_slots_change_no_answer_and_are_never_more_than_allowed(bench, samples):
@@ -119,5 +148,6 @@ def test_many_scenes_in_any_number_of_slots(request, checkpoint, name, tmp_path)
     expected = dict(zip((s.id for s in samples), plain_answers(bench, samples, sampling, SEED), strict=True))
     for slots in (1, 3, 8, 16):
         random.Random(slots).shuffle(samples)
-        backend = make_backend(bench, slots)
-        assert answers(backend, samples, sampling) == [expected[sample.id] for sample in samples]
+        for codec in (None, CODECS["array"]):
+            backend = make_backend(bench, slots, codec=codec)
+            assert answers(backend, samples, sampling) == [expected[sample.id] for sample in samples]

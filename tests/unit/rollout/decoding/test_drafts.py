@@ -1,0 +1,66 @@
+"""Drafts by hand: tokens are small numbers, 100 and more are coordinates."""
+
+from ds_stage2ab.rollout.decoding.drafts import LONGEST, Drafter, Guess
+
+COORDINATES = range(100, 200)
+# opening 1 2; an object: 3 <name> 4, four coordinates with 5 between them; 6 between objects; 7 8 at the end
+TRUE = [1, 2, 3, 21, 4, 100, 5, 101, 5, 102, 5, 103, 6, 3, 22, 23, 4, 104, 5, 105, 5, 106, 5, 107, 7, 8]
+
+
+def after(answer, *guesses):
+    drafter = Drafter(guesses or (Guess.cut(TRUE, COORDINATES, with_coordinates=False),), COORDINATES)
+    drafter.read(answer)
+    return drafter.propose()
+
+
+def test_a_known_answer_is_cut_at_its_coordinates():
+    guess = Guess.cut(TRUE, COORDINATES, with_coordinates=True)
+    assert guess.chunks == ((1, 2, 3, 21, 4), (5,), (5,), (5,), (6, 3, 22, 23, 4), (5,), (5,), (5,), (7, 8))
+    assert guess.coordinates == tuple(range(100, 108))
+
+
+def test_what_stands_at_the_same_place_up_to_the_next_coordinate():
+    assert after([]) == [1, 2, 3, 21, 4]
+    assert after([1, 2, 3]) == [21, 4]
+    assert after(TRUE[:5]) == []  # a coordinate comes next
+    assert after([*TRUE[:5], 150]) == [5]  # whatever it was
+    assert after([*TRUE[:5], 150, 5, 150, 5, 150, 5, 150]) == [6, 3, 22, 23, 4]
+    assert after([*TRUE[:-2]]) == [7, 8]
+
+
+def test_an_answer_that_leaves_the_known_one_is_met_where_it_comes_back():
+    assert after([1, 2, 3, 99]) == []  # another name
+    assert after([1, 2, 3, 99, 4]) == []
+    second = [*TRUE[:12], 6, 3]
+    assert after([*second, 99]) == []
+    assert after([*second, 22]) == [23, 4]
+    assert after([*second, 99, 23]) == [4]
+
+
+def test_an_answer_that_ends_sooner_or_later_than_the_known_one():
+    assert after([*TRUE[:12], 7]) == [8]
+    more = [*TRUE[:24], 6]
+    assert after(more) == [3, 22, 23, 4]  # as another object does
+    assert after([*more, 3, 99, 4]) == []
+    assert after([*more, 3, 99, 4, 110]) == [5]
+
+
+def test_the_last_answer_comes_first_and_says_where_boxes_are():
+    last = Guess.cut([1, 2, 3, 9, 4, 120, 5, 121, 5, 122], COORDINATES, with_coordinates=True)
+    true = Guess.cut(TRUE, COORDINATES, with_coordinates=False)
+    assert after([], last, true) == [1, 2, 3, 9, 4, 120, 5, 121, 5, 122]
+    assert after([1, 2, 3, 9, 4, 120], last, true) == [5, 121, 5, 122]
+    assert after([1, 2, 3, 21], last, true) == [4]  # the true name
+    assert after([*TRUE[:12]], last, true) == [6, 3, 22, 23, 4]  # the last answer is shorter
+
+
+def test_a_draft_has_an_end():
+    endless = Guess.cut([1, *range(100, 180)], COORDINATES, with_coordinates=True)
+    assert after([], endless) == [1, *range(100, 100 + LONGEST - 1)]
+
+
+def test_boxes_of_one_name_may_follow_each_other():
+    """Nothing stands between them: the next coordinate is not guessed."""
+    guess = Guess.cut([1, 100, 101, 102, 103, 104, 105, 106, 107, 2], COORDINATES, with_coordinates=False)
+    assert after([1, 100], guess) == []
+    assert after([1, 100, 101, 102, 103, 104, 105, 106, 107], guess) == [2]
