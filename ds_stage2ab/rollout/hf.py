@@ -24,6 +24,7 @@ from ds_stage2ab.rollout.decoding.attention import SlotMemory, attention_by_slot
 from ds_stage2ab.rollout.decoding.choice import Chooser
 from ds_stage2ab.rollout.decoding.drafts import Drafter, Guess, true_answer
 from ds_stage2ab.rollout.decoding.loop import Loop, started
+from ds_stage2ab.rollout.decoding.packed_linear import packed_linears
 from ds_stage2ab.rollout.decoding.rows import Request, Row
 from ds_stage2ab.rollout.repeat_guard import IncrementalDetector, has_rules
 
@@ -98,7 +99,7 @@ class HfBackend:
         requests = [self._request(place, sample) for place, sample in enumerate(samples)]
         rollouts: dict[int, Rollout] = {}
         if requests:
-            with torch.no_grad(), _as_decoder(self.model), attention_by_slot(self.model):
+            with torch.no_grad(), _as_decoder(self.model):
                 loop = self._loop(sampling, samples)
                 finished = loop(self._in_order(requests), self.check_stop)
             self.decoding = loop.decoding(finished)
@@ -193,10 +194,11 @@ def _probabilities(row: Row) -> Probabilities:
 
 @contextmanager
 def _as_decoder(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; the mode from before is always restored."""
+    """Inside, the model is in eval mode, attends by slot and has packed weights; all of it is always restored."""
     training = model.training
     model.eval()
     try:
-        yield
+        with attention_by_slot(model), packed_linears(model):
+            yield
     finally:
         model.train(training)
