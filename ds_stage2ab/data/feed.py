@@ -110,9 +110,10 @@ class Feed:
 
     def close(self) -> None:
         """End the worker processes, and give their semaphores back: else Python tells of leaked ones at the end."""
-        self._ahead = None
         self._waiting.shutdown(wait=False)
-        gc.collect()  # torch's iterator and its queues refer to each other
+        if self._ahead is not None:
+            self._ahead = None
+            gc.collect()  # torch's iterator and its queues refer to each other
 
     def _draws(self, step: int, micro_step: int) -> list[int]:
         return draws_of(
