@@ -16,6 +16,7 @@ from ds_stage2ab.metrics.journal import EvaluationRecord, History, StepRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
 LineStyle = str | tuple[float, tuple[float, float]]
@@ -32,7 +33,8 @@ INK_COLOUR = "#2b3238"
 SMOOTHING_SHARE = 0.03  # of the run: half-life of the smoothed line, long enough to see through the noise
 MIN_HALF_LIFE = 0.1  # steps: a run of a few steps is shown as it is
 RAW_ALPHA = 0.25
-PANEL_WIDTH = 16 / 3  # inches
+PANEL_WIDTH, PANEL_HEIGHT = 16 / 3, 4.5  # inches, with what is around a panel
+LEFT, RIGHT, BELOW, ABOVE = 0.75, 0.75, 1.35, 0.6  # inches around a panel: labels, the legend, titles
 LEGEND_COLUMNS = (2, 4)  # the fewest and the most
 LEGEND_WIDTH = 80  # characters below one panel; a wider legend would push the panels together
 LEGEND_HANDLE = 5  # characters that a line's sample and the space around it take
@@ -52,7 +54,6 @@ def draw_curves(history: History, path: Path, title: str) -> None:
         title: the heading, usually the name of the run.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     top: list[tuple[str, Callable[[Axes, History], None]]] = [
         ("loss", _draw_loss),
@@ -68,18 +69,18 @@ def draw_curves(history: History, path: Path, title: str) -> None:
         top.append(("matches of B steps, on training images", _draw_matches))
         bottom.append(("rollouts of B steps", _draw_rollouts))
     columns = len(top)
-    figure = Figure(figsize=(PANEL_WIDTH * columns, 9), dpi=110, layout="constrained")
+    figure, panels = _panels(2, columns)
     canvas = FigureCanvasAgg(figure)
     figure.suptitle(printable(title), parse_math=False, fontsize=15, color=INK_COLOUR, x=0.01, ha="left")
     last_step = max(entry.step for entry in (*history.steps, *history.evaluations))
-    for axes, (name, draw) in zip(figure.subplots(2, columns).flat, top + bottom, strict=True):
+    for axes, (name, draw) in zip(panels, top + bottom, strict=True):
         _prepare(axes, name, last_step)
         draw(axes, history)
-        for step in resumptions(history):
-            axes.axvline(step, color="#9aa3aa", linewidth=1, linestyle=":")
         if not axes.lines:
             axes.text(0.5, 0.5, "nothing recorded", transform=axes.transAxes, ha="center", color="#9aa3aa")
             axes.set_yticks([])
+        for step in resumptions(history):
+            axes.axvline(step, color="#9aa3aa", linewidth=1, linestyle=":")
     canvas.print_png(path)
 
 
@@ -87,6 +88,18 @@ def resumptions(history: History) -> list[int]:
     """After how many finished steps the run went on in a further attempt."""
     entries = sorted((*history.steps, *history.evaluations), key=lambda entry: entry.step)
     return [before.step for before, after in pairwise(entries) if after.attempt > before.attempt]
+
+
+def _panels(rows: int, columns: int) -> tuple[Figure, list[Axes]]:
+    """Placed by hand: matplotlib's own layouts measure every label twice, which takes longer than to draw them."""
+    from matplotlib.figure import Figure
+
+    width, height = PANEL_WIDTH * columns, PANEL_HEIGHT * rows
+    sides = {"left": LEFT / width, "right": 1 - RIGHT / width, "bottom": BELOW / height, "top": 1 - ABOVE / height}
+    across, down = LEFT + RIGHT, BELOW + ABOVE
+    between = {"wspace": across / (PANEL_WIDTH - across), "hspace": down / (PANEL_HEIGHT - down)}
+    figure = Figure(figsize=(width, height), dpi=110)
+    return figure, [*figure.subplots(rows, columns, gridspec_kw={**sides, **between}).flat]
 
 
 def smoothed(steps: Sequence[int], values: Sequence[float], half_life: float) -> list[float]:
@@ -266,7 +279,7 @@ def _finish(
         fewest, most = LEGEND_COLUMNS
         fitting = LEGEND_WIDTH // (max(map(len, handles)) + LEGEND_HANDLE)
         columns = min(max(fewest, min(most, fitting)), len(handles))
-        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "ncols": columns}
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": columns}
         shape = {"fontsize": 8.5, "frameon": False, "columnspacing": 1.1, "handlelength": 1.7}
         axes.legend(list(handles.values()), list(handles), **shape, **place)
 
