@@ -104,10 +104,13 @@ def launch(
 
 
 def launch_script(
-    *words: str, ranks: int, environment: dict[str, str] | None = None
+    *words: str,
+    ranks: int,
+    environment: dict[str, str] | None = None,
+    launcher: tuple[str, ...] = (str(LAUNCHER),),
 ) -> subprocess.CompletedProcess[str]:
     """`deepspeed --num_gpus N words...`, one thread per rank, output captured."""
-    command = [str(LAUNCHER), "--num_gpus", str(ranks), "--master_port", str(free_port()), *words]
+    command = [*launcher, "--num_gpus", str(ranks), "--master_port", str(free_port()), *words]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **(environment or {})}
     variables["PATH"] = f"{LAUNCHER.parent}{os.pathsep}{variables['PATH']}"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import shlex
 import signal
 import socket
 import subprocess
@@ -9,10 +11,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import IO
 
+from tests import parts
 from tests.parts import ROOT, RUN_TIMEOUT_S, free_port
+
+SOCKET, PYTHON = "socket", "python"
+STREAMS = [1, 2]
 
 
 def run(*words: str, ranks: int, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -34,6 +41,22 @@ def train(
     """`python ds_stage2ab/train.py --config X ...` as so many ranks."""
     words = ("ds_stage2ab/train.py", "--config", str(config), *arguments)
     return run(*words, ranks=ranks, environment=environment)
+
+
+def launch_script(
+    *words: str, ranks: int, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """As `parts.launch_script`, where launcher and ranks are forks: their parents and signals are not their own."""
+    program = "from deepspeed.launcher.runner import main; main()"
+    return parts.launch_script(*words, ranks=ranks, environment=environment, launcher=(python(), "-c", program))
+
+
+def launch(
+    config: object, *arguments: str, ranks: int, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`deepspeed --num_gpus N ds_stage2ab/train.py --config X ...`, as forks."""
+    words = ("ds_stage2ab/train.py", "--config", str(config), *arguments)
+    return launch_script(*words, ranks=ranks, environment=environment)
 
 
 @contextmanager
@@ -98,9 +121,15 @@ class Forked:
     ) -> None:
         self.streams = streams or (TemporaryFile("w+"), TemporaryFile("w+"))  # noqa: SIM115 (closed with this)
         self.returncode: int | None = None
-        request = {"words": words, "environment": environment, "folder": str(ROOT)}
+        request = {
+            "words": words,
+            "environment": environment,
+            "folder": str(ROOT),
+            "files": STREAMS,
+            "limit": resource.getrlimit(resource.RLIMIT_NOFILE),
+        }
         self.connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.connection.connect(_server())
+        self.connection.connect(str(_server() / SOCKET))
         descriptors = [stream.fileno() for stream in self.streams]
         socket.send_fds(self.connection, [json.dumps(request).encode()], descriptors)
         self.pid = int(self.connection.recv(32))
@@ -132,21 +161,30 @@ class Forked:
             self.wait()
 
 
+def python() -> str:
+    """A Python for what a test starts: as `sys.executable`, but that each of its processes is a fork."""
+    return str(_server() / PYTHON)
+
+
 @cache
-def _server() -> str:
-    """The address of the process that forks ranks, which ends with this one: its stdin is a pipe from here."""
-    folder = TemporaryDirectory(prefix="ranks-")
+def _server() -> Path:
+    """The folder of the process that forks ranks, which ends with this one: its stdin is a pipe from here."""
+    holder = TemporaryDirectory(prefix="ranks-")
+    folder = Path(holder.name)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener.bind(f"{folder.name}/socket")
+    listener.bind(str(folder / SOCKET))
     listener.listen(64)
+    client = shlex.join([sys.executable, "-IS", str(ROOT / "tests" / "rank_client.py"), str(folder / SOCKET)])
+    (folder / PYTHON).write_text(f'#!/bin/sh\nexec {client} "$@"\n')
+    (folder / PYTHON).chmod(0o700)
     (environment,) = _environments(1, {})
-    command = [sys.executable, "-m", "tests.rank_server", str(listener.fileno())]
+    command = [sys.executable, "-m", "tests.rank_server", str(listener.fileno()), str(folder / PYTHON)]
     server = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, pass_fds=(listener.fileno(),)
     )
     listener.close()
-    _KEPT.append((folder, server))
-    return f"{folder.name}/socket"
+    _KEPT.append((holder, server))
+    return folder
 
 
 _KEPT: list[tuple[TemporaryDirectory, subprocess.Popen]] = []

@@ -6,8 +6,8 @@ import signal
 import pytest
 
 from ds_stage2ab.errors import EXIT_CONFIG, EXIT_ENVIRONMENT, EXIT_OK, EXIT_UNCAUGHT
-from tests.parts import config_values, launch_script, merged, write_config
-from tests.ranks import run, started
+from tests.parts import config_values, merged, write_config
+from tests.ranks import launch_script, run, started
 
 LONGEST_S = 60
 TIMES = ("eval/seconds", "eval/generated_tokens_per_second")

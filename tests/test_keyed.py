@@ -1,9 +1,6 @@
 """A run in the keyed form from end to end: both channels, on two ranks, and the checkpoint judged afterwards."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
@@ -13,8 +10,8 @@ from ds_stage2ab.engine.build import load_checkpoint
 from ds_stage2ab.errors import EXIT_OK
 from ds_stage2ab.matching.parse import parse_rollout
 from ds_stage2ab.metrics.journal import read_history
-from tests.parts import ROOT, config_values, merged, write_config
-from tests.ranks import train
+from tests.parts import config_values, merged, write_config
+from tests.ranks import run, train
 from tests.unit.parts import model_section
 
 STEPS = 90
@@ -36,9 +33,8 @@ def evaluate(config, checkpoints):
     """The figures that `ds-stage2ab evaluate` gives of the newest checkpoint."""
     newest = checkpoints / (checkpoints / "latest").read_text().strip()
     words = ["evaluate", "--config", str(config), "--checkpoint", str(newest), "--format", "json"]
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
-    command = [sys.executable, "-m", "ds_stage2ab", *words]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    done = run("-m", "ds_stage2ab", *words, ranks=1)
+    assert done.returncode == EXIT_OK, done.stderr
     return json.loads(done.stdout)["figures"]
 
 

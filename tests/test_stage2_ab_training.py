@@ -14,8 +14,8 @@ from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.metrics.journal import read_history
 from ds_stage2ab.metrics.registry import METRICS
-from tests.parts import config_values, launch, merged, write_config
-from tests.ranks import train
+from tests.parts import config_values, merged, write_config
+from tests.ranks import launch, train
 
 STEPS = 12
 BATCH = 8

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from ds_stage2ab.data.stream import SampleOrder
 from ds_stage2ab.engine.tuner import part_of
 from ds_stage2ab.packs.collate import collate
+from tests import parts
 from tests.equivalence.runs import ROUNDING, Runs, assert_same_run, assert_same_weights
-from tests.parts import launch_script
+from tests.ranks import launch_script
 from tests.ranks import run as run_ranks
 from tests.unit.parts import load_bench
 
@@ -41,26 +42,30 @@ KINDS = {
 """What makes it another run; in each all splits must give the same."""
 VARIANTS = {
     # kind, ranks, arrivals of rollouts, changes; R = 8, so accumulation is 8 / (per device x ranks)
-    "packs-of-many": ("mixed", 1, "", {"training.packing": True, PER_DEVICE: 8, DECODE: 1}),
     "two-ranks-zero-1": ("mixed", 2, "", {"training.packing": True, PER_DEVICE: 2, STAGE: 1, DECODE: 8}),
-    "two-ranks-zero-2-unequal-packs": ("mixed", 2, "", {"training.packing": True, CAP: 145, PER_DEVICE: 2, STAGE: 2}),
-    "two-ranks-zero-3": ("mixed", 2, "", {"training.packing": True, PER_DEVICE: 4, STAGE: 3, DECODE: 1}),
     "arrivals-two-ranks-zero-2-offloaded": (
         "mixed", 2, "scrambled", {"training.packing": True, CAP: 250, STAGE: 2, "deepspeed.offload_optimizer": "cpu"}
     ),
-    "a-two-ranks-zero-3-offloaded": (
-        "a-clipped-two-passes", 2, "", {"training.packing": True, PER_DEVICE: 2, STAGE: 3,
-        "deepspeed.offload_optimizer": "cpu", "data.workers": 1},
+    "a-two-ranks-zero-3-offloaded-checkpointing": (
+        "a-clipped-two-passes", 2, "", {"training.packing": True, PER_DEVICE: 4, STAGE: 3,
+        "deepspeed.offload_optimizer": "cpu", "data.workers": 1, "model.gradient_checkpointing": True},
     ),
+    "b-two-ranks-one-late": (
+        "b-vision-frozen", 2, "late", {"training.packing": True, CAP: NARROW, PER_DEVICE: 4, STAGE: 3, DECODE: 8}
+    ),
+}  # fmt: skip
+"""With four ranks below: every value once."""
+MORE_VARIANTS = {
+    "packs-of-many": ("mixed", 1, "", {"training.packing": True, PER_DEVICE: 8, DECODE: 1}),
+    "two-ranks-zero-2-unequal-packs": ("mixed", 2, "", {"training.packing": True, CAP: 145, PER_DEVICE: 2, STAGE: 2}),
+    "two-ranks-zero-3": ("mixed", 2, "", {"training.packing": True, PER_DEVICE: 4, STAGE: 3, DECODE: 1}),
     "a-zero-2-checkpointing": (
         "a-clipped-two-passes", 2, "",
         {"training.packing": True, PER_DEVICE: 1, STAGE: 2, "model.gradient_checkpointing": True},
     ),
-    "b-two-ranks-one-late": (
-        "b-vision-frozen", 2, "late", {"training.packing": True, CAP: 250, PER_DEVICE: 4, STAGE: 3}
-    ),
     "b-two-ranks-zero-0": ("b-vision-frozen", 2, "", {CAP: NARROW, "training.packing": True, PER_DEVICE: 1, DECODE: 8}),
 }  # fmt: skip
+ALL_VARIANTS = [*VARIANTS, *(pytest.param(name, marks=pytest.mark.soak) for name in MORE_VARIANTS)]
 
 
 @pytest.fixture(scope="module")
@@ -82,14 +87,14 @@ def start(shipped):
 
 
 def variant(run, name):
-    kind, ranks, arrivals, changes = VARIANTS[name]
+    kind, ranks, arrivals, changes = {**VARIANTS, **MORE_VARIANTS}[name]
     start = launch_script if name == LAUNCHED else run_ranks
     return run(name, ranks, {**KINDS[kind], **changes}, arrivals=arrivals, start=start)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", ALL_VARIANTS)
 def test_same_rollouts_losses_and_weights(run, plainest, start, name):
-    kind = VARIANTS[name][0]
+    kind = {**VARIANTS, **MORE_VARIANTS}[name][0]
     assert_same_run(variant(run, name), plainest(kind), start)
     assert run.rollouts(name) == run.rollouts(kind)
     assert len(run.rollouts(name)) == {"mixed": 8, "a-clipped-two-passes": 0, "b-vision-frozen": 24}[kind]
@@ -147,7 +152,7 @@ def test_the_variants_cover_every_value():
 @pytest.mark.soak
 def test_the_reference_of_the_packing_operators_gives_the_same_steps(run, plainest):
     changes = {"training.max_steps": 2}
-    losses, _ = run("no-extension", 1, changes, environment={"DS_STAGE2AB_NO_EXT": "1"}, start=launch_script)
+    losses, _ = run("no-extension", 1, changes, environment={"DS_STAGE2AB_NO_EXT": "1"}, start=parts.launch_script)
     assert losses == plainest("mixed")[0][:2]
     assert run.rollouts("no-extension") == run.rollouts("mixed")
 
@@ -178,7 +183,9 @@ def test_a_late_rank_was_waited_for(run):
     assert all(step.metrics["time/rollout_s"] > 3 for step in steps)
 
 
-@pytest.mark.parametrize("name", ["b-two-ranks-zero-0", "b-two-ranks-one-late"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("b-two-ranks-zero-0", marks=pytest.mark.soak), "b-two-ranks-one-late"]
+)
 def test_what_is_frozen_stays_bit_by_bit(run, start, name):
     """Under ZeRO 0 and 3, from the exported weights; everything else moves."""
     _, weights = variant(run, name)
@@ -220,6 +227,7 @@ def test_the_runs_move_every_weight(plainest, start):
         assert moved > 10 * ROUNDING * torch.linalg.vector_norm(start[name].double()), name
 
 
+@pytest.mark.soak
 def test_ranks_with_unequal_packs_were_among_them(run):
     """An odd number of packs on two ranks: one of them ran the pack of weight zero."""
     name = "two-ranks-zero-2-unequal-packs"

@@ -10,8 +10,8 @@ from PIL import Image
 from ds_stage2ab.data.stream import SampleOrder
 from ds_stage2ab.errors import EXIT_CONFIG, EXIT_DATA, EXIT_ENVIRONMENT
 from ds_stage2ab.metrics.journal import read_history
-from tests.parts import config_values, launch, merged, write_config
-from tests.ranks import train
+from tests.parts import config_values, merged, write_config
+from tests.ranks import launch, train
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from ds_stage2ab.data.stream import SampleOrder
 from ds_stage2ab.errors import EXIT_DATA, EXIT_OK
 from ds_stage2ab.metrics.journal import read_history
 from tests.parts import ROOT, config_values, launch_script, merged, write_config
+from tests.ranks import launch_script as launch_forks
 from tests.ranks import run as run_ranks
 from tests.ranks import train
 
@@ -27,7 +28,7 @@ def run(quickstart, tmp_path):
     Without a launcher, which would end the other, where both end by themselves.
     """
 
-    def launched(fault, changes, rank=1, start_ranks=launch_script):
+    def launched(fault, changes, rank=1, start_ranks=launch_forks):
         values = merged(config_values(quickstart, tmp_path / "runs", "small"), {**FEW_STEPS, **changes})
         config = write_config(tmp_path / "small.yaml", values)
         path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
@@ -82,7 +83,7 @@ def test_a_rank_that_hangs_is_named(run):
 
 def test_no_rank_outlives_its_launcher(run):
     """The kernel ends both, the one that hangs too, although nobody is left who could."""
-    done, steps = run("orphan:1", {"stage2_ab.schedule.b_ratio": 1})
+    done, steps = run("orphan:1", {"stage2_ab.schedule.b_ratio": 1}, start_ranks=launch_script)
     assert [step.step for step in steps] == [1]
     for rank in (0, 1):
         assert f"error: rank {rank}: ended by SIGTERM; it was at: " in done.stderr, done.stderr[-2000:]

@@ -7,8 +7,8 @@ import pytest
 
 from ds_stage2ab.errors import EXIT_ENVIRONMENT, EXIT_OK, EXIT_UNCAUGHT
 from ds_stage2ab.metrics.journal import read_history
-from tests.parts import ROOT, config_values, launch_script, merged, write_config
-from tests.ranks import started
+from tests.parts import ROOT, config_values, merged, write_config
+from tests.ranks import launch_script, started
 
 LONGEST_S = 60
 

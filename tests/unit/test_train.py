@@ -3,14 +3,13 @@
 import os
 import re
 import subprocess
-import sys
 
 import pytest
 
 from ds_stage2ab.engine.build import meeting_remedy
 from ds_stage2ab.errors import EXIT_CONFIG, EXIT_DATA, EXIT_ENVIRONMENT
 from tests.parts import ROOT, config_values, free_port, merged, write_config
-from tests.ranks import started
+from tests.ranks import python, started
 
 SCRIPT = "ds_stage2ab/train.py"
 
@@ -18,7 +17,7 @@ SCRIPT = "ds_stage2ab/train.py"
 def train(config, **variables):
     """(exit code, words) of the command as one rank."""
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", **variables}
-    command = [sys.executable, SCRIPT, "--config", str(config)]
+    command = [python(), SCRIPT, "--config", str(config)]
     done = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True, timeout=120)
     return done.returncode, done.stderr
 

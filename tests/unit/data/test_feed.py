@@ -6,12 +6,11 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import tracemalloc
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing import synchronize
+from multiprocessing import spawn, synchronize
 from pathlib import Path
 
 import pytest
@@ -25,10 +24,20 @@ from ds_stage2ab.data.records import read_records
 from ds_stage2ab.data.stream import SampleOrder, permutation
 from ds_stage2ab.errors import EXIT_ENVIRONMENT, EXIT_OK, DataError, EnvironmentFault
 from ds_stage2ab.plan import make_plan
+from tests import ranks
 from tests.parts import ROOT, config_values, merged, write_config
 from tests.unit.parts import load_bench
 
 RECORDS, STEPS, MICRO_STEPS, SEED = 16, 2, 2, 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _workers_are_forks():
+    """Each is a process of its own all the same: see `tests/rank_client.py`."""
+    own = spawn.get_executable()
+    spawn.set_executable(ranks.python())
+    yield
+    spawn.set_executable(own)
 
 
 @pytest.fixture(scope="module")
@@ -210,11 +219,11 @@ def test_more_samples_in_a_step_than_files_may_be_open(quickstart, tmp_path, lim
 
     The soft limit is raised; where the hard one forbids that, it is said before anything stands still.
     """
-    many = {"training.effective_batch_size": 64, "training.max_steps": 2, "data.workers": 1}
+    many = {"training.effective_batch_size": 64, "training.max_steps": 1, "data.workers": 1}
     values = merged(config_values(quickstart, tmp_path / "runs", "many"), many)
     config = write_config(tmp_path / "c.yaml", values)
     limited = f'ulimit -{limits}n 100; exec "$@"'
-    command = ["bash", "-c", limited, "-", sys.executable, "ds_stage2ab/train.py", "--config", str(config)]
+    command = ["bash", "-c", limited, "-", ranks.python(), "ds_stage2ab/train.py", "--config", str(config)]
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True, timeout=120)
     assert done.returncode == code, done.stderr[-3000:]
@@ -253,7 +262,7 @@ def test_a_closed_feed_leaves_no_semaphore(tmp_path, how, noise):
     """A run ends without the interpreter's own clean-up (`exit_now`), which Python's resource tracker reports."""
     (tmp_path / "leave.py").write_text(LEAVE)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(tmp_path / "leave.py"), how]
+    command = [ranks.python(), str(tmp_path / "leave.py"), how]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert ("leaked semaphore" in done.stderr) == noise

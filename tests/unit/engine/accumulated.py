@@ -44,16 +44,16 @@ def error_of(
     offload: str = "none",
     *,
     ranks: int = 1,
+    expected: dict[str, torch.Tensor] | None = None,
     after_a_bad_step: bool = False,
 ) -> float:
     """Error of a step's gradient, of its norm; of the worst tensor.
 
     Args:
+        expected: `exact_gradient`, if it is known.
         after_a_bad_step: one with losses that are not finite, which must not be applied, comes before it.
     """
-    plain = stage_with(changes_for(num_packs, 1, ranks=ranks))  # whose weights are whole on every rank
-    some = plain.bench.segments()
-    expected = _added_exactly(plain, [some[number % len(some)] for number in range(num_packs)])
+    expected = expected or exact_gradient(stage_with, num_packs, ranks)
     stage, each = stage_with(changes_for(num_packs, zero_stage, offload, ranks)), num_packs // ranks
     first = stage.window.world.rank * each
     samples = stage.bench.samples
@@ -67,6 +67,13 @@ def error_of(
     assert stage.window.run(int(after_a_bad_step), stage.channel).applied
     moves = {name: before[name] - copy for name, copy in _copies_of(stage).items()}
     return max((moves[name] / RATE - total).norm().item() / total.norm().item() for name, total in expected.items())
+
+
+def exact_gradient(stage_with: Callable[[dict], Stage], num_packs: int, ranks: int) -> dict[str, torch.Tensor]:
+    """Of the packs of all ranks, in float64."""
+    plain = stage_with(changes_for(num_packs, 1, ranks=ranks))  # whose weights are whole on every rank
+    some = plain.bench.segments()
+    return _added_exactly(plain, [some[number % len(some)] for number in range(num_packs)])
 
 
 def _copies_of(stage: Stage) -> dict[str, torch.Tensor]:
@@ -95,8 +102,8 @@ def main(model: str, data: str) -> None:
             values = merged(config_values(parts, Path(folder), "sum"), changes)
             return stage_of(load_config(write_config(Path(folder) / "c.yaml", values)).config, world, parts)
 
-        errors = {zero_stage: error_of(stage_with, 8, zero_stage, ranks=world.size) for zero_stage in (1, 2, 3)}
-        print(json.dumps(errors))
+        known = {"ranks": world.size, "expected": exact_gradient(stage_with, 8, world.size)}
+        print(json.dumps({zero_stage: error_of(stage_with, 8, zero_stage, **known) for zero_stage in (1, 2, 3)}))
     world.close()
 
 
