@@ -37,12 +37,15 @@ _TOO_DEEP = f"values are nested more than {MAX_DEPTH} deep"
 _DEEP_FIX = "no key of a config lies deeper than 5"
 _BYTE_ORDER_MARK = "\ufeff"
 _MARK_FIX = "delete the character: save the file as UTF-8 without a byte order mark, or type the line again"
+_ESCAPE_FIX = "write the character itself in the place of its escape, or leave it out"
 _SYNTAX_FIX = "correct the syntax here or just above; indent with spaces and keep keys of one mapping in one column"
 
 Scalar = str | int | float | bool | None
 PlaceAt = Callable[[int, int], Place]
 """(line, column), both counted from 1 -> the place there."""
 
+_NO_CHARACTER = re.compile("[\0\ud800-\udfff]")
+"""What only an escape can write: no name of a file may hold NUL, and no file half of a surrogate pair."""
 _INTEGER = re.compile(r"[-+]?[0-9]{1,300}")
 _BASED = re.compile(r"0o[0-7]{1,300}|0x[0-9a-fA-F]{1,300}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
@@ -217,6 +220,8 @@ class _Builder:
         self._open.append(_Open(place, isinstance(event, MappingStartEvent), event.anchor))
 
     def _scalar(self, event: Event, place: Place) -> None:
+        if wrong := _NO_CHARACTER.search(event.value):
+            self._refuse(place, f"holds U+{ord(wrong[0]):04X}, which is no character of a text", _ESCAPE_FIX)
         if self._expects_key():
             self._open[-1].key, self._open[-1].key_place = event.value, place
             return

@@ -283,6 +283,8 @@ def _wrong_value(error: ValidationError, text: str) -> tuple[str, str]:
             return f"must be {_LIMITS[error.validator]} {limit}, got {text}", f"write a number {_range(error.schema)}"
         case "minLength":
             return "must not be empty", "write the text, or delete the key if it has a default"
+        case "maxLength":
+            return f"must have at most {limit} characters, got {len(error.instance)}", "write a shorter text"
         case "pattern":
             seen = "" if "writeOnly" in error.schema else f", got {text}"  # it may be a secret
             return f"{error.schema['patternErrorMessage']}{seen}", "write it in that form"

@@ -26,8 +26,8 @@ EXAMPLES = ROOT / "tests" / "examples"
 MINIMAL = EXAMPLES / "valid" / "minimal.yaml"
 EVERY_RULE = (*topology_rules(None, None), *RULES)
 CONSTRAINTS = {
-    "type", "enum", "minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "minLength", "pattern", "uniqueItems",
-    "additionalProperties",
+    "type", "enum", "minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "minLength", "maxLength", "pattern",
+    "uniqueItems", "additionalProperties",
 }  # fmt: skip
 WHOLE = {
     "training": {"effective_batch_size": 32},

@@ -142,6 +142,13 @@ def test_a_control_character_is_named():
     assert refusal("a: 1\nb: \x07\n") == "2:4 holds the control character U+0007, which YAML does not allow"
 
 
+@pytest.mark.parametrize(("escape", "name"), [(r"\0", "U+0000"), (r"\ud800", "U+D800"), (r"\ud83d\ude00", "U+D83D")])
+@pytest.mark.parametrize(("line", "column"), [('a: {root: "a%s"}\n', 11), ('extends: "a%s"\n', 10), ('"a%s": 1\n', 1)])
+def test_an_escape_of_no_character_is_named(line, column, escape, name):
+    """In a path it was a traceback: no file's name may hold it."""
+    assert refusal(line % escape) == f"1:{column} holds {name}, which is no character of a text"
+
+
 def test_a_byte_order_mark_is_refused():
     assert refusal("\ufeffa: 1\n") == "1:1 begins with a byte order mark (U+FEFF)"
     assert refusal("a: 1\nb: \ufeff2\n") == "2:4 holds a byte order mark (U+FEFF)"

@@ -29,6 +29,7 @@ KEYWORDS_WITH_A_MESSAGE = {
     "exclusiveMinimum",
     "exclusiveMaximum",
     "minLength",
+    "maxLength",
     "pattern",
     "uniqueItems",
     "additionalProperties",
