@@ -9,7 +9,7 @@ from ds_stage2ab.config.load import LoadedConfig
 from ds_stage2ab.config.rules import rollout_fits_length
 from ds_stage2ab.config.sections import Config
 from ds_stage2ab.config.servers import api_key
-from ds_stage2ab.data.datasets import Datasets, check_descriptions, read_datasets
+from ds_stage2ab.data.datasets import Datasets, assert_answerable, read_datasets
 from ds_stage2ab.data.encode import Encoder
 from ds_stage2ab.data.same_inputs import assert_same_records, assert_same_start
 from ds_stage2ab.engine.build import (
@@ -95,7 +95,7 @@ def _load(
     freeze_parts(source.model, config.model.freeze)
     vocabulary = Vocabulary.from_tokenizer(source.tokenizer)
     embedding_holds_coordinates(source, vocabulary)
-    check_descriptions(datasets.train, vocabulary)
+    assert_answerable([*datasets.train, *datasets.validation], vocabulary)
     if config.tuner.type != FULL:
         add_adapters(
             source.model,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from ds_stage2ab.carriers import Record
+from ds_stage2ab.codec.added_tokens import check_descriptions
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.sections import Config, DataSection
 from ds_stage2ab.data.box_space import boxes_of, other_form
@@ -91,29 +92,14 @@ def _unusable(records: Iterable[Record], *, raises: bool) -> list[str]:
     return found
 
 
-def check_descriptions(records: list[Record], vocabulary: Vocabulary) -> None:
-    """Refuse a description that cannot be taught; what has a "<" is written as an escape of JSON instead.
+def assert_answerable(records: Iterable[Record], vocabulary: Vocabulary) -> None:
+    """Refuse a description that cannot be written as an answer.
 
     Raises:
-        DataError: it holds a text that the tokenizer turns into an added token, which is an id and never text.
+        DataError: it holds the text of an added token.
     """
-    added = [text for text in vocabulary.added_texts if "<" not in text]
-    if not added:
-        return
-    held = {desc: _held(vocabulary.normalise(desc), added) for desc in {t.desc for r in records for t in r.objects}}
-    for record in records:
-        for truth in record.objects:
-            if held[truth.desc]:
-                raise DataError(
-                    f"the description {truth.desc!r} holds {held[truth.desc]!r}, which is an added token of model.path:"
-                    " an answer's words are never added tokens",
-                    where=record.where,
-                    fix="use other words, or a checkpoint whose tokenizer has no such token",
-                )
-
-
-def _held(desc: str, texts: list[str]) -> str:
-    return next((text for text in texts if text in desc), "")
+    described = ((record.where, truth.desc) for record in records for truth in record.objects)
+    check_descriptions(described, vocabulary.added_texts, vocabulary.normalise)
 
 
 def data_warnings(section: DataSection, datasets: Datasets) -> list[str]:

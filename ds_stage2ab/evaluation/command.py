@@ -24,6 +24,7 @@ from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.load import LoadedConfig
 from ds_stage2ab.config.rules import VALIDATION, rollout_fits_length
 from ds_stage2ab.config.sections import Config, ModelSection
+from ds_stage2ab.data.datasets import assert_answerable
 from ds_stage2ab.data.encode import Encoder
 from ds_stage2ab.data.images import check_image
 from ds_stage2ab.data.records import Share, read_records
@@ -66,6 +67,7 @@ def evaluate_checkpoint(
         source = load_checkpoint(section, min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels)
         vocabulary = Vocabulary.from_tokenizer(source.tokenizer)
         embedding_holds_coordinates(source, vocabulary)
+        assert_answerable(records, vocabulary)
         prompts = {"system_prompt": config.data.system_prompt, "user_prompt": config.data.user_prompt}
         encoder = Encoder(source.tokenizer, source.image_processor, vocabulary, **prompts)
         rollout_fits_length(

@@ -23,6 +23,7 @@ from ds_stage2ab.model_folder.checks import check_folder, warnings_of
 from ds_stage2ab.model_folder.images import THIN_FIX, Size, image_limits, too_thin
 from ds_stage2ab.model_folder.read import ModelFolder
 from ds_stage2ab.plan import Cadence, RunPlan, make_plan, server_slots, split_requests
+from ds_stage2ab.preflight.descriptions import check_files
 from ds_stage2ab.preflight.lengths import Lengths, image_sizes, share_of_room
 from ds_stage2ab.preflight.memory import Memory, estimate
 from ds_stage2ab.preflight.model_shape import ModelShape, read_shape
@@ -77,7 +78,7 @@ def preflight_report(
 
     Raises:
         ConfigError: the file has problems (all are in the message), or its numbers cannot be run.
-        DataError: a record does not say how large its image is.
+        DataError: a record does not say how large its image is, or a description holds an added token.
         EnvironmentFault: parts of the checkpoint folder contradict each other.
     """
     checked = check_config(file, (*topology_rules(learners, rollout_devices), *RULES), overrides)
@@ -95,6 +96,7 @@ def preflight_report(
         replicas_of(spans, rollout_devices) if uses_servers else None,
     )
     folder = check_folder(config.model.path, whole=False)
+    check_files([file for file in (config.data.train, config.data.validation) if file], folder)
     shape, no_memory = _shape(config.model.path)
     return PreflightReport(
         file=file,

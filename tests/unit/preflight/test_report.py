@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -289,3 +290,22 @@ def test_learners_default_to_what_the_config_speaks_of():
     assert report.plan.learners == 8
     assert look(PROD, learners=None).plan.learners == 1
     assert replace(report, rollout_devices=24).waiting_time == 0.5 * 24 / 32
+
+
+@pytest.mark.parametrize("name", ["train", "validation"])
+def test_a_description_that_is_an_added_token_is_refused_as_by_the_run(tmp_path, name):
+    """The tokenizer of the quickstart with one token more, whose text no "<" begins."""
+    model = tmp_path / "model"
+    shutil.copytree(STAGE1, model, ignore=shutil.ignore_patterns("*.safetensors"))
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer["added_tokens"].append({"id": 1, "content": "caf\u00e9", "special": False})
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    record = {"images": ["a.png"], "width": 64, "height": 64, "objects": [{"desc": "a cafe\u0301", "bbox_2d": [1] * 4}]}
+    lines = [json.dumps({**record, "objects": []})] * 32
+    (tmp_path / "good.jsonl").write_text("\n".join(lines))
+    (tmp_path / "bad.jsonl").write_text("\n".join([*lines, json.dumps(record)]))
+    files = [f"data.{key}={tmp_path / ('bad' if key == name else 'good')}.jsonl" for key in ("train", "validation")]
+    with pytest.raises(DataError, match="holds 'caf\u00e9', which is an added token") as caught:
+        look(QUICKSTART, f"model.path={model}", *files)
+    assert caught.value.where == f"{tmp_path / 'bad.jsonl'}:33"
+    assert look(QUICKSTART, *files).num_records == (33 if name == "train" else 32)  # the checkpoint as it is

@@ -1,0 +1,36 @@
+"""Descriptions against the added tokens of the checkpoint, as far as that goes without its tokenizer."""
+
+import json
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from unicodedata import normalize
+
+from ds_stage2ab.codec.added_tokens import check_descriptions, without_an_escape
+from ds_stage2ab.model_folder.read import ModelFolder
+
+
+def check_files(files: list[Path], folder: ModelFolder) -> None:
+    """Refuse what the run would refuse; records that are not as they should be are left to it.
+
+    Raises:
+        DataError: a description holds the text of an added token.
+    """
+    if without_an_escape(folder.added_tokens):  # of few checkpoints: those of the release all have a "<"
+        for file in files:
+            check_descriptions(_described(file), folder.added_tokens, partial(normalize, "NFC"))
+
+
+def _described(file: Path) -> Iterator[tuple[str, str]]:
+    if os.path.exists(file):
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                yield from ((f"{file}:{number}", desc) for desc in _descriptions(line))
+
+
+def _descriptions(line: bytes) -> list[str]:
+    try:
+        return [one["desc"] for one in json.loads(line)["objects"] if isinstance(one["desc"], str)]
+    except (ValueError, KeyError, TypeError):
+        return []
