@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 from ds_stage2ab.errors import EnvironmentFault
-from ds_stage2ab.model_folder.places import export_in
+from ds_stage2ab.model_folder.places import EXPORT, export_in
 from ds_stage2ab.model_folder.read import (
     ADAPTERS,
     CONFIG,
@@ -25,6 +25,7 @@ from ds_stage2ab.model_folder.read import (
     Problem,
     read_folder,
 )
+from ds_stage2ab.model_folder.sizes import wrong_sizes
 
 MODEL_TYPE = "qwen3_vl"
 SECTIONS = ("text_config", "vision_config")
@@ -45,6 +46,10 @@ SWITCHES = ("do_resize", "do_rescale", "do_normalize")
 FAMILY_MEAN = FAMILY_STD = [0.5, 0.5, 0.5]
 """Of every release of Qwen3-VL."""
 COLOURS = ("image_mean", "image_std")
+MERGED = (
+    f"set model.path to a checkpoint with its adapters merged: {EXPORT}/ beside adapter/ in a run, or what peft's"
+    " merge_and_unload() makes of the base model with these"
+)
 STOP = "<|im_end|>"
 COORDINATE = "<|coord_"
 
@@ -67,6 +72,9 @@ def check_folder(path: Path, *, whole: bool = True) -> ModelFolder:
     if lacks and (export := export_in(path)) is not None:
         why = "this is a folder of a run, not a checkpoint"
         raise EnvironmentFault(why, where=str(path), fix=f"set model.path to {export}")
+    if folder.adapters and not folder.has(CONFIG):
+        why = f"these are adapters ({' and '.join(folder.adapters)}), not a checkpoint"
+        raise EnvironmentFault(why, where=str(path), fix=MERGED)
     problems = [*folder.unreadable, *lacks, *chain.from_iterable(check(folder) for check in CHECKS)]
     if problems:
         told = [f"{problem.file} {problem.why}".strip() for problem in problems]
@@ -114,7 +122,7 @@ def _other_model(folder: ModelFolder) -> Iterator[Problem]:
 
 
 def _adapters(folder: ModelFolder) -> Iterator[Problem]:
-    found = [name for name in ADAPTERS if folder.has(name)]
+    found = folder.adapters
     if found:
         names = " and ".join(found)
         why = f"lie beside the weights: from_pretrained applies the adapters of {names} once more"
@@ -235,6 +243,7 @@ CHECKS = (
     _quantised,
     _sets_of_weights,
     _rows,
+    wrong_sizes,
     _head,
     _token_ids,
     _patches,

@@ -72,6 +72,11 @@ class ModelFolder:
         said = (bool(one["tie_word_embeddings"]) for one in sections if "tie_word_embeddings" in one)
         return next(said, False)
 
+    @property
+    def adapters(self) -> list[str]:
+        """Names of peft that from_pretrained looks for, whatever bears them."""
+        return [name for name in ADAPTERS if os.path.lexists(self.path / name)]
+
     def section(self, name: str) -> dict[str, Any]:
         """A mapping in `config.json`; empty if there is none."""
         return _mapping(self.config, name)
@@ -146,12 +151,14 @@ def _token_ids(tokenizer: dict[str, Any]) -> Iterator[int]:
 def _shapes(path: Path, problems: list[Problem]) -> dict[str, list[int]]:
     shapes = {}
     for file in sorted(path.glob("*.safetensors")):
+        if file.name in ADAPTERS:  # refused, whatever is in them
+            continue
         header = _header(file)
         if header is None:
             why = "is no safetensors file, or is cut short"
             pointer = "; if it is a pointer of Git LFS: git lfs pull"
             problems.append(Problem(file.name, why, f"fetch it again, whole{pointer}"))
-        elif file.name not in ADAPTERS:
+        else:
             shapes |= {name: entry["shape"] for name, entry in header.items()}
     return shapes
 

@@ -1,6 +1,7 @@
 """A folder whose parts contradict each other is refused before anything is loaded, by all who take one."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -44,6 +45,27 @@ TABLE = "model.language_model.embed_tokens.weight"
 def adapters(folder):
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     save_file({"a": torch.zeros(1)}, folder / "adapter_model.safetensors")
+
+
+def adapters_of_no_json(folder):
+    (folder / "adapter_config.json").write_text("{garbage")
+
+
+def adapters_cut_short(folder):
+    (folder / "adapter_model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+
+
+def a_folder_for_adapters(folder):
+    (folder / "adapter_config.json").mkdir()
+
+
+def a_link_to_adapters_that_are_gone(folder):
+    (folder / "adapter_config.json").symlink_to("/nowhere")
+
+
+def adapters_alone(folder):
+    adapters(folder)
+    (folder / "config.json").unlink()
 
 
 def older_adapters(folder):
@@ -151,6 +173,11 @@ def another_model(folder):
 DAMAGES = {
     adapters: "adapter_config.json and adapter_model.safetensors",
     older_adapters: "adapter_config.json and adapter_model.bin",
+    adapters_of_no_json: "adapter_config.json lie beside the weights",
+    adapters_cut_short: "adapter_model.safetensors lie beside the weights",
+    a_folder_for_adapters: "adapter_config.json lie beside the weights",
+    a_link_to_adapters_that_are_gone: "adapter_config.json lie beside the weights",
+    adapters_alone: "these are adapters (adapter_config.json and adapter_model.safetensors), not a checkpoint",
     quantised_config: "config.json says that the weights are quantised",
     quantised_text_config: "config.json says that the weights are quantised",
     quantised_side_file: "hf_quant_config.json",
@@ -200,6 +227,28 @@ def test_coordinates_are_not_added_to_a_contradiction(quickstart, tmp_path, dama
     damage(plain)
     assert DAMAGES[damage] in refused(add_coord_tokens, plain, tmp_path / "made")
     assert not (tmp_path / "made").exists()
+
+
+HUGE = 1_000_000  # legal, and of a model that no machine can hold
+
+
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [
+        *(("text_config", key) for key in ("hidden_size", "intermediate_size", "head_dim", "num_attention_heads")),
+        *(("text_config", key) for key in ("num_key_value_heads", "num_hidden_layers")),
+        *(("vision_config", key) for key in ("hidden_size", "intermediate_size", "depth", "num_position_embeddings")),
+        *(("vision_config", key) for key in ("out_hidden_size", "in_channels")),
+    ],
+)
+def test_sizes_that_the_weights_contradict_are_refused_before_a_model_of_them_is_built(folder, part, key):
+    config = json.loads((folder / "config.json").read_text())
+    own, config[part][key] = config[part][key], HUGE
+    (folder / "config.json").write_text(json.dumps(config))
+    said = refused(load_checkpoint, section(folder), min_pixels=None, max_pixels=None)
+    assert re.search(rf"says {part}\.[a-z_ ]*{key}[a-z_ ]* [0-9]*000000, and the weights have [0-9]+ ", said)
+    if " x " not in said:
+        assert f"{key} {HUGE}, and the weights have {own} " in said
 
 
 def test_all_problems_come_at_once(folder):
