@@ -9,16 +9,14 @@ import json
 import socket
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
-from importlib.metadata import version
 from pathlib import Path
 
 import ds_stage2ab
 from ds_stage2ab.config.load import LoadedConfig
 from ds_stage2ab.errors import ConfigError, DataError, EnvironmentFault, Stage2Error
 from ds_stage2ab.runtime.ranks import World
+from ds_stage2ab.runtime.versions import library_versions
 
-LIBRARIES = ("torch", "transformers", "tokenizers", "deepspeed", "peft", "numpy", "pillow")
-"""Whose versions decide numbers."""
 CHECKPOINT_FILES = ("*.json", "*.txt", "*.jinja")
 """Read by every rank; of the weights, which DeepSpeed takes from rank 0, the sizes are enough."""
 DIGEST_BYTES = 16
@@ -135,8 +133,7 @@ def _code() -> dict[str, str]:
     """File of this package -> its digest; library -> its version."""
     (folder,) = ds_stage2ab.__path__
     files = {f"ds_stage2ab/{file.relative_to(folder)}": file for file in sorted(Path(folder).rglob("*.py"))}
-    versions = {name: version(name) for name in LIBRARIES}
-    return versions | {name: _content(file) for name, file in files.items()}
+    return library_versions() | {name: _content(file) for name, file in files.items()}
 
 
 def _checkpoint(folder: Path) -> dict[str, str]:

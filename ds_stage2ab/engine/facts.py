@@ -1,13 +1,12 @@
 """What decides the results of a run, as plain values: a checkpoint keeps it, and a resumed run is compared with it."""
 
 from hashlib import blake2b
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ds_stage2ab.config.load import LoadedConfig
+from ds_stage2ab.runtime.versions import library_versions
 
-LIBRARIES = ("ds_stage2ab", "torch", "transformers", "deepspeed", "peft")
 DIGEST_BYTES = 16
 
 
@@ -18,7 +17,7 @@ def run_facts(loaded: LoadedConfig, num_learners: int) -> dict[str, Any]:
     return {
         "config": loaded.resolved,
         "records": {name: _records(path) for name, path in files.items() if path is not None},
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": library_versions(),
         "learners": num_learners,
     }
 

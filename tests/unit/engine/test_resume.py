@@ -6,10 +6,14 @@ import json
 import re
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from ds_stage2ab.config.load import load_config
+from ds_stage2ab.engine.facts import run_facts
 from ds_stage2ab.engine.listing import checkpoints_table
 from ds_stage2ab.engine.manifest import MANIFEST, manifest_text
 from ds_stage2ab.engine.resume import (
@@ -27,6 +31,8 @@ from ds_stage2ab.engine.resume import (
     unusable,
 )
 from ds_stage2ab.errors import ConfigError, EnvironmentFault
+from ds_stage2ab.runtime.versions import library_versions
+from tests.parts import ROOT
 
 FILES = ("hf/model.safetensors", "training/model.safetensors", "random.safetensors")
 
@@ -192,3 +198,10 @@ def test_a_flag_that_says_nothing_is_refused():
 def test_a_folder_without_checkpoints_is_refused(tmp_path):
     with pytest.raises(EnvironmentFault, match="has no checkpoint"):
         checkpoints_table(tmp_path, verify=False)
+
+
+def test_what_is_kept_with_a_checkpoint_names_every_library_that_ranks_compare():
+    loaded = load_config(ROOT / "tests" / "examples" / "valid" / "minimal.yaml")
+    loaded = replace(loaded, config=replace(loaded.config, data=replace(loaded.config.data, train=Path(__file__))))
+    versions = run_facts(loaded, 2)["versions"]
+    assert versions == library_versions() and {"ds_stage2ab", "torch", "tokenizers", "numpy", "pillow"} <= {*versions}
