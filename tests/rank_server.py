@@ -23,7 +23,6 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
 from PIL import Image
 
@@ -158,8 +157,13 @@ def run(command: list[str], python: str) -> None:
         runpy.run_path(kind, run_name="__main__")
 
 
-def end(error: Exception | SystemExit | None) -> NoReturn:
-    """As the interpreter would, but that nothing which was imported is taken apart: that takes a second of a core."""
+def end(error: BaseException | None) -> None:
+    """As the interpreter would, but that nothing which was imported is taken apart: that takes a second of a core.
+
+    Ctrl-C is left to the interpreter.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return
     code = error.code if isinstance(error, SystemExit) else int(error is not None)
     if isinstance(error, Exception):
         sys.excepthook(type(error), error, error.__traceback__)
@@ -179,6 +183,5 @@ if __name__ == "__main__":
     words = Server(socket.socket(fileno=int(number))).serve()
     try:
         run(words, executable)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 (shown, as the interpreter would)
-        end(error)
-    end(None)
+    finally:
+        end(sys.exception())
