@@ -17,7 +17,7 @@ from contextlib import suppress
 HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 PR_SET_PDEATHSIG = 1
 OUTLIVES = "multiprocessing.resource_tracker"
-"""Cleans up behind whoever has started it."""
+"""Cleans up after the process that has started it."""
 
 
 def open_files() -> list[int]:

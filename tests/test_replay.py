@@ -83,7 +83,7 @@ def test_one_rank_repeats_what_two_have_recorded(run, recorded, shipped):
     assert run.rollouts("alone") == run.rollouts("recorded")
 
 
-def test_targets_are_made_anew(run, recorded):
+def test_targets_are_built_again(run, recorded):
     """The same answers, learned in another way than when they were recorded; A's step before them is the same."""
     target = {"stage2_ab.channel_b.target": "append"}
     losses, _ = replayed(run, "appended", 2, **target, **{"training.max_steps": 2, "data.validation": None})

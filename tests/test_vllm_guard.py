@@ -170,7 +170,7 @@ def greediest_row(bench, sample, response):
 
 
 def test_an_evaluation_with_a_server_is_ranked_like_one_without(shipped, server, tmp_path):
-    """11 samples on two ranks under ZeRO 3: one scores a stand-in while the other scores its sixth answer."""
+    """11 samples on two ranks under ZeRO 3: one scores a dummy while the other scores its sixth answer."""
     changes = {
         "training.max_steps": 1,
         "training.learning_rate": 0.001,

@@ -16,7 +16,7 @@ from tests.parts import ROOT, config_values, free_port, merged, write_config
 
 PYTHON = Path(os.environ.get("DS_STAGE2AB_VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
 # Ends the server with the tests, also when those are killed.
-KEEPER = (sys.executable, "-m", "ds_stage2ab.launch.supervisor", "5", "child")
+SUPERVISOR = (sys.executable, "-m", "ds_stage2ab.launch.supervisor", "5", "child")
 STOP_S = 30
 LONGEST_START_S = 600  # a minute on a machine with nothing else to do
 MAX_PIXELS = 80 * 80  # below many scenes: the server must reduce them alike
@@ -24,7 +24,7 @@ MATCHING = "custom.extra.rollout_matching"
 
 
 class Server:
-    """One running server, below its keeper."""
+    """One running server, below its supervisor."""
 
     def __init__(self, process: subprocess.Popen, base_url: str, log: Path) -> None:
         self.process, self.base_url, self.log = process, base_url, log
@@ -69,7 +69,7 @@ def running(parts, folder: Path, *more: str):
     log = folder / "server.log"
     with log.open("w") as file:
         process = subprocess.Popen(
-            [*KEEPER, *words, "--worker-extension-cls", "tests.vllm_tools.Tools", *more],
+            [*SUPERVISOR, *words, "--worker-extension-cls", "tests.vllm_tools.Tools", *more],
             cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=file, stderr=file, start_new_session=True,
         )  # fmt: skip
     server = Server(process, base_url, log)

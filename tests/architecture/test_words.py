@@ -1,14 +1,15 @@
-"""The package's names and comments use the field's words: a few of our own are refused."""
+"""The names and comments of package and tests use the field's words: a few of our own are refused."""
 
 import ast
 import io
 import re
 import tokenize
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.architecture.sources import package_files, relative
+from tests.architecture.sources import ROOT, package_files, relative
 
 BANNED = (
     *("whoever", "keeper", "household", "lockstep", "outlook", "guilty", "lend", "lends", "lent", "anew"),
@@ -42,7 +43,9 @@ def _docstring_lines(source: str) -> Iterator[tuple[int, str]]:
 
 
 def test_no_banned_word():
-    sources = ((relative(path), path.read_text(encoding="utf-8")) for path in package_files())
+    """In the package and in its tests, this file left out."""
+    files = [*package_files(), *(path for path in sorted((ROOT / "tests").rglob("*.py")) if path != Path(__file__))]
+    sources = ((relative(path), path.read_text(encoding="utf-8")) for path in files)
     found = [f"{name}:{line}: {word}" for name, source in sources for line, word in banned_words(source)]
     assert found == []
 

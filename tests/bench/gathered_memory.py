@@ -1,9 +1,9 @@
-"""One of the ranks of a ZeRO 3 engine: lends the whole model LOANS times, and writes what that took to OUT/rank-N.json.
+"""One of the ranks of a ZeRO 3 engine: gathers the whole model ROUNDS times, and writes the cost to OUT/rank-N.json.
 
     MALLOC_MMAP_THRESHOLD_=1000000 deepspeed --num_gpus 2 tests/bench/gathered_memory.py CONFIG OUT
 
 Bytes: `weights` of the model, `largest` of its tensors; above what the process had before the first loan, the `peak` of
-all loans, `lent` in the last, `left` after it.
+all rounds, `gathered` in the last, `left` after it.
 
 The C library gives tensors above the threshold back as soon as they are free. By default it keeps them, and the holes
 of DeepSpeed's gathers, those of every forward pass too, make the process larger than what is alive in it.
@@ -24,7 +24,7 @@ from ds_stage2ab.runtime.ranks import World
 from ds_stage2ab.tools.tiny_model import TinySize, build_config, build_model, build_tokenizer
 
 SIZE = TinySize(text_width=768, text_layers=20, text_mlp=2304, vision_width=96, vision_layers=4, vision_mlp=288)
-LOANS = 3
+ROUNDS = 3
 PEAK_OF_NOW = "5"  # written to clear_refs: the kernel begins its record of the largest resident set again
 
 
@@ -49,15 +49,15 @@ def main(config_path: str, out: str) -> None:
     assert kept < 0.6 * sum(sizes.values()), "the weights are not shared out"
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text(PEAK_OF_NOW)
-    for _ in range(LOANS):
-        with whole_model() as lent:
+    for _ in range(ROUNDS):
+        with whole_model() as whole:
             peak, now = resident("VmHWM"), resident("VmRSS")
-            assert {name: parameter.sum().item() for name, parameter in lent.named_parameters()} == sums
+            assert {name: parameter.sum().item() for name, parameter in whole.named_parameters()} == sums
     figures = {
         "weights": sum(sizes.values()),
         "largest": max(sizes.values()),
         "peak": peak - before,
-        "lent": now - before,
+        "gathered": now - before,
         "left": resident("VmRSS") - before,
     }
     (Path(out) / f"rank-{world.rank}.json").write_text(json.dumps(figures))

@@ -244,7 +244,7 @@ def tempting(bench: Bench) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", ["hf", "vllm"])
-def test_held_out_samples_are_answered_and_judged_by_whoever_has_the_weights(backends, kind):
+def test_held_out_samples_are_answered_and_judged_by_the_backend_that_has_the_weights(backends, kind):
     """Evaluations count their draws downwards from -1. They are not recorded, so `replay` leaves them to these two."""
     backend, sampling = backends(kind, "greedy"), replace(GREEDY, with_probabilities=True)
     held_out = [replace(sample, draw=-1 - index) for index, sample in enumerate(backends.bench.samples[:3])]

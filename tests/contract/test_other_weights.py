@@ -71,7 +71,7 @@ SWALLOWED = {
 
 @pytest.mark.parametrize(("swallowed", "words"), SWALLOWED.values(), ids=SWALLOWED)
 def test_weights_of_an_earlier_start_do_not_pass(bench, server, world, swallowed, words):
-    """They are of as many steps. Whoever comes next finds a server that takes weights."""
+    """They are of as many steps. The next run finds a server that takes weights."""
     with disturbed(bench.model):
         by_server(bench, server.base_url, world, start_id="earlier").verify_weights(STEPS)
     with Proxy(server.base_url, swallowed=swallowed) as proxy:

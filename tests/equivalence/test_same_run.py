@@ -229,7 +229,7 @@ def test_the_runs_move_every_weight(plainest, start):
 
 @pytest.mark.soak
 def test_ranks_with_unequal_packs_were_among_them(run):
-    """An odd number of packs on two ranks: one of them ran the pack of weight zero."""
+    """An odd number of packs on two ranks: one of them ran a dummy pack."""
     name = "two-ranks-zero-2-unequal-packs"
     variant(run, name)
     steps = run.history(name).steps

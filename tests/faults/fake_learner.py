@@ -1,6 +1,6 @@
 """Takes the place of a vLLM server or of a learner rank; each has a child that leads its own process group.
 
-STAND_IN says what a server does: `dies` with words, `stays` without ever answering and deaf to SIGTERM, `serves`
+FAKE says what a server does: `dies` with words, `stays` without ever answering and deaf to SIGTERM, `serves`
 /health, `serves-on` deaf to SIGTERM, or `talks` at length before. It ends with words and code 3 when FOLDER/end-PORT is
 there. A rank writes each SIGTERM to FOLDER/rank-N and leaves with 75; it leaves with 5 when FOLDER/go is there, with 4
 when FOLDER/fault is. Asked for its NCCL, as a server's Python may be, it does not answer.
@@ -50,7 +50,7 @@ def end_when_told(sign):
 
 
 def serve(port, folder):
-    kind = os.environ["STAND_IN"]
+    kind = os.environ["FAKE"]
     print(f"a server that {kind} at {port}", flush=True)
     if kind == "dies":
         sys.exit("no memory for the cache")

@@ -17,7 +17,7 @@ from ds_stage2ab.runtime.shutdown import exit_now, report_error
 
 
 class Provider:
-    """As `engine.whole_model` lends under ZeRO 3: the others have their copies when one has none."""
+    """As `engine.whole_model` gathers under ZeRO 3: the others have their copies when one has none."""
 
     def __init__(self, world):
         self.world = world

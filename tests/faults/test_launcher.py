@@ -1,6 +1,6 @@
 """`ds-stage2ab launch` with real processes: whatever ends it, nothing is left, and one line says what was stopped.
 
-Stand-ins take the place of vLLM and of the learner's ranks; between them stand the real launcher and DeepSpeed's.
+Fakes take the place of vLLM and of the learner's ranks; between them stand the real launcher and DeepSpeed's.
 """
 
 import os
@@ -29,7 +29,7 @@ ON_GPUS = ("--rollout-gpus", "0,1", "--train-gpus", "2,3")
 
 
 class Launch(Launched):
-    """A launcher of stand-ins."""
+    """A launcher of fakes."""
 
     def __init__(self, quickstart, folder, kind, *arguments, changes=None, ports=None, where=ON_CPU):
         self.ports = [free_port() for _ in range(SERVERS)] if ports is None else ports
@@ -42,7 +42,7 @@ class Launch(Launched):
         command = [sys.executable, "tests/faults/launched.py", "launch", "--config", str(config), *where]
         command += ["--server-python", str(python), *arguments]
         path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-        super().__init__(command, folder, {"STAND_IN": kind, "FOLDER": str(folder), "PYTHONPATH": path})
+        super().__init__(command, folder, {"FAKE": kind, "FOLDER": str(folder), "PYTHONPATH": path})
 
     def logs(self, server):
         return self.folder / "runs" / "small.launch-logs" / f"server-{self.ports[server]}.log"
@@ -56,7 +56,7 @@ class Launch(Launched):
         self.wait_for(lambda: not self.with_words("ds_stage2ab.launch.supervisor", "ranks"), STOP_S)
 
     def kill_server(self, port):
-        """With SIGKILL, which its keeper survives."""
+        """With SIGKILL, which its supervisor survives."""
         fake_learners = self.with_words("fake_learner.py", f"{port}")
         ranks = (pid for pid in fake_learners if b"ds_stage2ab.launch.supervisor" not in read(pid, "cmdline"))
         os.kill(next(ranks), signal.SIGKILL)
@@ -227,7 +227,7 @@ def test_the_line_of_progress_goes_on_until_the_servers_are_found_right(learning
     assert learning.said.count("has not yet found") == said
 
 
-def test_a_killed_keeper_leaves_no_server(waiting):
+def test_a_killed_supervisor_leaves_no_server(waiting):
     supervisor = next(pid for pid in waiting.with_words("ds_stage2ab.launch.supervisor", f"{waiting.ports[0]}"))
     os.kill(supervisor, signal.SIGKILL)
     assert waiting.ends(STOP_S) == EXIT_ENVIRONMENT

@@ -130,7 +130,7 @@ def test_a_stage_fails(world, path, kind):
 
 @pytest.mark.parametrize("path", ["/init_weight_transfer_engine", "/update_weights", "/finish_weight_update"])
 def test_the_next_transfer_to_the_same_server_succeeds(world, path):
-    """Of the same learner and of a new one; an update that was left open is closed, and all weights come anew."""
+    """Of the same learner and of a new one; an update that was left open is closed, and all weights are sent again."""
     with FakeServer(workers=Worker(), faults=(Fault("500", path=path, when={0}),)) as server:
         sync, _ = syncing(world, server)
         fault_of_bringing(sync)

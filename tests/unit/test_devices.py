@@ -1,4 +1,4 @@
-"""What computes on a GPU never mixes it with the CPU, shown by a stand-in: see `tests/device_stand_in.py`."""
+"""What computes on a GPU never mixes it with the CPU, shown by a fake one: see `tests/fake_device.py`."""
 
 import inspect
 import math
@@ -31,7 +31,7 @@ from ds_stage2ab.rollout.server import logprob_probe
 from ds_stage2ab.rollout.server.api import ServerApi
 from ds_stage2ab.rollout.server.logprob_probe import Probe
 from ds_stage2ab.runtime.ranks import World
-from tests.device_stand_in import GPU, Mixture, StandIn
+from tests.fake_device import GPU, FakeDevice, Mixture
 from tests.fakes import FakeServer
 from tests.unit.parts import greedy_sampling, load_bench
 from tests.unit.serving import LONG, needs_of
@@ -57,8 +57,8 @@ def on_host(quickstart):
 
 
 @pytest.fixture
-def gpu() -> Iterator[StandIn]:
-    with StandIn() as mode:
+def gpu() -> Iterator[FakeDevice]:
+    with FakeDevice() as mode:
         yield mode
 
 
@@ -69,7 +69,7 @@ def bench(quickstart, gpu):
 
 @pytest.fixture
 def away(world):
-    """The one rank, with its device on the stand-in."""
+    """The one rank, with the fake device."""
     there = object.__new__(World)
     there.__dict__.update(world.__dict__, device=str(GPU))
     return there
@@ -85,15 +85,15 @@ def answers(bench, whole_model):
         return backend.generate(bench.samples, EVERYTHING, finished_steps=0)
 
 
-def lent(bench, world: World) -> WholeModel:
+def whole_model_of(bench, world: World) -> WholeModel:
     """As a run under ZeRO 3 does it: the layout is made where the model was loaded, then the engine moves the model."""
     whole_model = WholeModel(bench.model, world, is_partitioned=True)
     bench.model.to(world.device)
     return whole_model
 
 
-def test_rollouts_of_a_lent_model(bench, on_host, away, world):
-    seen = answers(bench, lent(bench, away))
+def test_rollouts_of_a_gathered_model(bench, on_host, away, world):
+    seen = answers(bench, whole_model_of(bench, away))
     expected = answers(on_host, WholeModel(on_host.model, world, is_partitioned=False))
     assert [one.response_ids for one in seen] == [one.response_ids for one in expected]
     for one, other in zip(seen, expected, strict=True):
@@ -158,7 +158,7 @@ def test_an_export(kind, partitioned, quickstart, bench, on_host, away, world, t
     for one in (bench, plain):
         adapted(one, kind)
     if partitioned:
-        whole_model = lent(bench, away)
+        whole_model = whole_model_of(bench, away)
         answers(bench, whole_model)
     else:
         whole_model = WholeModel(bench.model.to(GPU), away, is_partitioned=False)
@@ -260,7 +260,7 @@ IN_PROBE = [
 
 @pytest.mark.parametrize("plant", one_and_more(IN_HF))
 def test_a_mixture_in_hf(plant, bench, away, monkeypatch):
-    whole_model = lent(bench, away)
+    whole_model = whole_model_of(bench, away)
     caught(lambda: answers(bench, whole_model), plant, monkeypatch)
 
 
@@ -273,7 +273,7 @@ def test_a_mixture_in_scoring(plant, bench, monkeypatch):
 @pytest.mark.parametrize("plant", one_and_more(IN_EXPORT))
 def test_a_mixture_in_the_export(plant, quickstart, bench, away, tmp_path, monkeypatch):
     adapted(bench, "lora")
-    whole_model = lent(bench, away)
+    whole_model = whole_model_of(bench, away)
     caught(lambda: exported(whole_model, quickstart.model, tmp_path / "hf"), plant, monkeypatch)
 
 

@@ -57,7 +57,7 @@ def test_urls(root, text):
     assert "is a URL" in refused_path(root, text).why
 
 
-def test_links_that_stand_in_the_root_are_followed(root, tmp_path):
+def test_links_inside_the_root_are_followed(root, tmp_path):
     """Files that are linked one by one, as a hub's cache has them, a linked folder, and a link to a link."""
     blob = tmp_path / "blobs" / "0f3a"
     blob.parent.mkdir()

@@ -38,8 +38,8 @@ def run(made):
 
 def test_a_copy_that_fails_is_told_when_all_is_gathered(run):
     (first, second), _ = run
-    assert second["lent"].startswith("RuntimeError: ")
-    assert first["lent"] == f"Stage2Error: rank 1: {second['lent']}"
+    assert second["gathered"].startswith("RuntimeError: ")
+    assert first["gathered"] == f"Stage2Error: rank 1: {second['gathered']}"
 
 
 def test_the_next_loan_is_whole(run):

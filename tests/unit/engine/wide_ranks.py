@@ -46,7 +46,7 @@ def main(config_path: str, source: str, folder: str, room: str) -> None:
     processor = Qwen2VLImageProcessorPil.from_pretrained(source)
     parts = (Path(folder), Path(source), processor, engine, whole_model, world)
     checkpoints = checkpoint.Checkpoints(*parts, section=section(), warn=print)
-    seen = {"lent": lent(whole_model, list(sums), world)}
+    seen = {"gathered": gathered(whole_model, list(sums), world)}
     with whole_model() as whole:
         seen["whole"] = sums_of(whole) == sums
     seen["given back"] = not any(parameter.numel() for parameter in whole_model.layout.parameters())
@@ -68,7 +68,7 @@ def sums_of(model):
     return {name: parameter.sum().item() for name, parameter in model.named_parameters()}
 
 
-def lent(whole_model, names, world):
+def gathered(whole_model, names, world):
     """What comes out of a loan that rank 1 has no place for."""
     try:
         with world.raise_together("lending"), whole_model.part(names, NOWHERE if world.rank == 1 else "cpu"):

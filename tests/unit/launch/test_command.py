@@ -268,7 +268,7 @@ def test_a_wrong_command_line_is_exit_code_2(capsys, words):
 
 
 class Rounds:
-    """A household, its learner and its servers; each of these is (its code, after how many pauses it has ended)."""
+    """A process group, its learner and its servers; each of these is (its code, after how many pauses it has ended)."""
 
     def __init__(self, learner, *servers):
         self.pauses = 0

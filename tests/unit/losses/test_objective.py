@@ -1,4 +1,4 @@
-"""The objective on the real tiny model: packing, passes, zero weight."""
+"""The objective on the real tiny model: packing, passes, dummy packs."""
 
 from dataclasses import replace
 

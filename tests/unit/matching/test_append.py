@@ -173,7 +173,7 @@ def test_nothing_generated_and_nothing_true(vocabulary):
     assert target.slots == ()
 
 
-def test_matched_objects_stand_in_generated_order(vocabulary):
+def test_matched_objects_are_in_generated_order(vocabulary):
     target = target_of(vocabulary, spell(vocabulary, f"{OPENING}{DOG_TEXT}, {GHOST}, {NEAR_CAT}]}}"), [CAT, DOG])
     assert target.bins == (*DOG.box, *CAT.box)
     generated = [vocabulary.coordinate_bins[target.ids[slot]] for slot in target.slots]

@@ -62,7 +62,7 @@ def test_the_token_that_goes_on_counts_where_a_true_object_is_to_come(vocabulary
             assert target.weights[target.ids.index(new)] == weight
 
 
-def test_the_token_of_the_cut_is_encoded_anew_and_counts(vocabulary):
+def test_the_token_of_the_cut_is_encoded_again_and_counts(vocabulary):
     longer, (new,) = with_tokens(by_bytes(vocabulary), b"}]}")
     head = f"{OPENING}{NEAR_CAT}"[:-1]
     target = target_of(longer, [*spell(longer, head), new], [CAT, DOG])

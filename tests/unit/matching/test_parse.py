@@ -206,7 +206,7 @@ def test_the_text_of_a_coordinate_token_is_no_coordinate(vocabulary):
     assert parsed.objects == ()
 
 
-def test_a_cut_inside_a_token_spells_only_that_token_anew(vocabulary):
+def test_a_cut_inside_a_token_spells_only_that_token_again(vocabulary):
     # The last value ends inside `]}`.
     fused = vocabulary.token_bytes.index(b"]}")
     ids = [*spell(vocabulary, f"{OPENING}["), fused]
@@ -322,7 +322,7 @@ def test_anything_gives_a_prefix_that_can_be_closed(vocabulary, raw, opened, tok
         assert parsed.num_anchored <= parsed.num_whole
     else:
         assert (list(parsed.prefix_ids), parsed.num_whole) == (vocabulary.encode(OPENING), 0)
-    # The prefix and the close are one document of the same values, whoever reads it.
+    # The prefix and the close are one document of the same values for every parser.
     closed = parse_rollout([*parsed.prefix_ids, *spell(vocabulary, "]}")], vocabulary, ARRAY)
     assert closed.state == ("ok" if parsed.objects or parsed.dropped else "empty_answer")
     assert (closed.objects, closed.dropped) == (parsed.objects, parsed.dropped)

@@ -122,7 +122,7 @@ def test_a_pack_is_handed_out_while_segments_still_come():
     assert rest == [(("b",), False), (("c",), False), (("d",), False), (("e",), True)]
 
 
-def test_a_zero_weight_pack_holds_everything_and_is_not_real():
+def test_a_dummy_pack_holds_everything_and_is_not_real():
     pack = dummy_pack(C, num_passes=4)
     assert not pack.real and pack.num_passes == 4
     whole = collate([C], num_passes=4)

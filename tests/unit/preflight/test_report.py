@@ -1,4 +1,4 @@
-"""The outlook as users get it: numbers by hand, the words, and what is not known."""
+"""The preflight report as users get it: numbers by hand, the words, and what is not known."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Recorded rollouts looked up by draw: whoever wrote them, whoever asks, and nothing that is not the same request."""
+"""Recorded rollouts looked up by draw: of any backend, for any rank, and nothing that is not the same request."""
 
 from dataclasses import replace
 

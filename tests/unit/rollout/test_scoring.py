@@ -84,7 +84,7 @@ def evaluated(bench, parts, world, backend):
     return {name: value for name, value in judge.run(0).figures.items() if "second" not in name}
 
 
-def test_an_evaluation_is_ranked_whoever_says_how_probable_answers_are(bench, shipped, world):
+def test_an_evaluation_is_ranked_by_the_probabilities_of_either_backend(bench, shipped, world):
     recorded = evaluated(bench, shipped, world, backend_of(bench))
     scored = evaluated(bench, shipped, world, Mute(bench, scorer_of(bench)))
     assert scored == pytest.approx(recorded, rel=1e-5)
@@ -110,7 +110,7 @@ class ShortRank:
 
 
 def test_a_rank_with_fewer_samples_scores_as_often_as_the_others(bench, shipped):
-    """5 of 11 samples: five answers and one stand-in, before anything else is exchanged."""
+    """5 of 11 samples: five answers and one dummy, before anything else is exchanged."""
     diary = []
 
     def score(sample, response):

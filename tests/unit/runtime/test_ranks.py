@@ -85,12 +85,12 @@ def test_ranks_know_who_they_are(collectives):
     assert [seen["who"] for seen in collectives] == [[0, 2], [1, 2]]
 
 
-def test_all_max(collectives):
+def test_all_reduce_max(collectives):
     # 3 and 7; 0 and -1
     assert [seen["max"] for seen in collectives] == [[7, 0], [7, 0]]
 
 
-def test_all_sum_is_in_double_and_leaves_its_argument_alone(collectives):
+def test_all_reduce_sum_is_in_double_and_leaves_its_argument_alone(collectives):
     # 1 + 2, 10 + 10
     assert collectives[0]["sum"] == [[3.0, 20.0], "torch.float64", [1.0, 10.0]]
     assert collectives[1]["sum"] == [[3.0, 20.0], "torch.float64", [2.0, 10.0]]
@@ -102,7 +102,7 @@ def test_gather_is_by_rank_on_every_rank(collectives):
     assert [seen["gather"] for seen in collectives] == [expected, expected]
 
 
-def test_from_first_is_rank_0s_value(collectives):
+def test_broadcast_object_gives_rank_0s_value(collectives):
     assert [seen["first"] for seen in collectives] == ["id of 0"] * 2
 
 

@@ -1,8 +1,8 @@
 """A GPU that is not there: tensors that lie on the CPU and count as lying on `cuda:0`, for code that moves tensors.
 
-Inside `stand_in()` whatever is moved to or made on `cuda` is computed on the CPU with true numbers, says `cuda:0` when
-asked for its device, and cannot meet a tensor of the CPU but where a GPU's could: a copy, an index, a single value.
-What a tensor counts as belongs to its storage, so views, `.data` and parameters made of it count alike.
+Inside `fake_device()` whatever is moved to or made on `cuda` is computed on the CPU with true numbers, says `cuda:0`
+when asked for its device, and cannot meet a tensor of the CPU but where a GPU's could: a copy, an index, a single
+value. What a tensor counts as belongs to its storage, so views, `.data` and parameters made of it count alike.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ class Mixture(RuntimeError):
     """Tensors of two devices in one operation, as torch says it."""
 
 
-class StandIn(TorchFunctionMode):
+class FakeDevice(TorchFunctionMode):
     """Follows every call of torch's Python interface."""
 
     def __init__(self) -> None:
@@ -96,8 +96,8 @@ class StandIn(TorchFunctionMode):
 
 
 @contextmanager
-def stand_in() -> Iterator[StandIn]:
-    with StandIn() as mode:
+def fake_device() -> Iterator[FakeDevice]:
+    with FakeDevice() as mode:
         yield mode
 
 
