@@ -13,6 +13,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
@@ -27,6 +28,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 64_000_000  # 192 MB as RGB, checked in the header before anything is decoded
 MAX_BYTES = 256 * 2**20  # no image of MAX_PIXELS in these formats needs more
 EXIF_ORIENTATION = 0x0112
+ORIENTATIONS = range(1, 9)  # those of EXIF
 WITH_ALPHA = ("RGBA", "LA", "PA")  # modes
 QUARTER_TURNS = range(5, 9)  # EXIF orientations that swap width and height
 
@@ -47,6 +49,23 @@ _DECODER_ERRORS = (
 
 class Unusable(DataError):
     """The path of an image is valid, but the file is missing or empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """What an image file says of itself."""
+
+    width: int
+    height: int
+    # pixels, as they are stored
+    orientation: int
+    # EXIF, 1..8; 1 where the file says nothing, or nothing sensible
+
+    @property
+    def shown(self) -> tuple[int, int]:
+        """(width, height) with the orientation applied."""
+        turned = self.orientation in QUARTER_TURNS
+        return (self.height, self.width) if turned else (self.width, self.height)
 
 
 def check_path(text: str) -> None:
@@ -99,8 +118,22 @@ def check_image(record: Record) -> None:
         DataError: missing, not an image, too large or thin, 16 bits deep, or not `width` x `height` after EXIF
             orientation.
     """
-    with _explained(record), record.image.open("rb") as file, Image.open(file, formats=FORMATS) as image:
+    path = record.image
+    with _explained(path, record.where), path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
         _check_header(record, image)
+
+
+def read_header(path: Path, where: str) -> Header:
+    """The size and orientation of an image; nothing is decoded.
+
+    Args:
+        where: of an error, e.g. the line that names the image.
+
+    Raises:
+        DataError: missing, not an image, too large or thin, or 16 bits deep.
+    """
+    with _explained(path, where), path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
+        return _header(path, where, image)
 
 
 def load_image(record: Record) -> tuple[bytes, Image.Image]:
@@ -111,7 +144,7 @@ def load_image(record: Record) -> tuple[bytes, Image.Image]:
     Raises:
         DataError: as `check_image`, or the pixels are corrupt or truncated.
     """
-    with _explained(record):
+    with _explained(record.image, record.where):
         content = record.image.read_bytes()
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_header(record, image)
@@ -131,50 +164,56 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     return shown
 
 
-def _check_header(record: Record, image: Image.Image) -> None:
+def _header(path: Path, where: str, image: Image.Image) -> Header:
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise _fault(record, f"has {width * height} pixels, the limit is {MAX_PIXELS}", "make it smaller")
+        raise _fault(path, where, f"has {width * height} pixels, the limit is {MAX_PIXELS}", "make it smaller")
     if image.mode.startswith(("I", "F")):
-        raise _fault(record, f"has pixels of mode {image.mode}", "convert it to 8 bits per channel")
-    if image.getexif().get(EXIF_ORIENTATION) in QUARTER_TURNS:
-        width, height = height, width
+        raise _fault(path, where, f"has pixels of mode {image.mode}", "convert it to 8 bits per channel")
+    said = image.getexif().get(EXIF_ORIENTATION)
+    header = Header(width=width, height=height, orientation=said if said in ORIENTATIONS else 1)
+    if why := too_thin(header.shown):
+        raise _fault(path, where, why, THIN_FIX)
+    return header
+
+
+def _check_header(record: Record, image: Image.Image) -> None:
+    width, height = _header(record.image, record.where, image).shown
     if (width, height) != (record.width, record.height):
         raise _fault(
-            record,
+            record.image,
+            record.where,
             f"is {width} x {height} pixels (EXIF orientation applied), the record says"
             f" {record.width} x {record.height}",
             "correct width and height, and check that the boxes belong to this image",
         )
-    if why := too_thin((width, height)):
-        raise _fault(record, why, THIN_FIX)
 
 
 @contextmanager
-def _explained(record: Record) -> Iterator[None]:
+def _explained(path: Path, where: str) -> Iterator[None]:
     """Check the file before it is opened, and convert a decoder's error to a DataError."""
     try:
-        status = os.stat(record.image)
+        status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            raise _fault(record, f"is {_kind(status.st_mode)}, not a file", "put the image file back")
+            raise _fault(path, where, f"is {_kind(status.st_mode)}, not a file", "put the image file back")
         if status.st_size > MAX_BYTES:
-            raise _fault(record, f"is {status.st_size} bytes long, the limit is {MAX_BYTES}", "make it smaller")
+            raise _fault(path, where, f"is {status.st_size} bytes long, the limit is {MAX_BYTES}", "make it smaller")
         with warnings.catch_warnings():
             # Our own limit is below the size at which Pillow raises; its warning would only repeat it.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             yield
     except Image.DecompressionBombError as error:
-        raise _fault(record, f"is too large ({error})", "make it smaller") from None
+        raise _fault(path, where, f"is too large ({error})", "make it smaller") from None
     except UnidentifiedImageError:
-        raise _fault(record, f"is no image of a supported format ({', '.join(FORMATS)})", "convert it") from None
+        raise _fault(path, where, f"is no image of a supported format ({', '.join(FORMATS)})", "convert it") from None
     except FileNotFoundError:
-        raise _fault(record, "is gone", "put it back") from None
+        raise _fault(path, where, "is gone", "put it back") from None
     except _DECODER_ERRORS as error:
-        raise _fault(record, f"cannot be read: {error}", "fetch or export it again") from None
+        raise _fault(path, where, f"cannot be read: {error}", "fetch or export it again") from None
 
 
-def _fault(record: Record, why: str, fix: str) -> DataError:
-    return DataError(f"image {printable(str(record.image))} {why}", where=record.where, fix=fix)
+def _fault(path: Path, where: str, why: str, fix: str) -> DataError:
+    return DataError(f"image {printable(str(path))} {why}", where=where, fix=fix)
 
 
 def _kind(mode: int) -> str:
