@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ds_stage2ab import __version__, validate
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.overrides import add_set_option, read_overrides
 from ds_stage2ab.errors import EXIT_OK, Stage2Error, exit_code, printable
+from ds_stage2ab.formats.options import add_export_options, add_import_options
 from ds_stage2ab.launch.command import launch
 from ds_stage2ab.launch.options import add_launch_options, whole_number
 from ds_stage2ab.runtime.shutdown import (
@@ -122,6 +124,29 @@ def _checkpoints(options: argparse.Namespace) -> None:
     Console().print(checkpoints_table(options.run_folder, verify=options.verify))
 
 
+def _import(options: argparse.Namespace) -> None:
+    from ds_stage2ab.formats.command import run_import
+
+    _say(run_import(options))
+
+
+def _export(options: argparse.Namespace) -> None:
+    from ds_stage2ab.formats.command import run_export
+
+    _say(run_export(options))
+
+
+def _say(parts: Iterable[object]) -> None:
+    """Lines and tables."""
+    from rich.console import Console
+
+    for part in parts:
+        if isinstance(part, str):
+            print(part)
+        else:
+            Console().print(part)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=COMMAND,
@@ -153,6 +178,14 @@ def _parser() -> argparse.ArgumentParser:
     checkpoints.add_argument("run_folder", type=Path, metavar="RUN_DIR", help="folder of one run")
     checkpoints.add_argument("--verify", action="store_true", help="read every file and compare its digest")
     checkpoints.set_defaults(run=_checkpoints)
+
+    importing = commands.add_parser("import", help="make JSONL of COCO, YOLO, VOC, LVIS, ODVG or ms-swift annotations")
+    add_import_options(importing)
+    importing.set_defaults(run=_import)
+
+    exporting = commands.add_parser("export", help="write predictions or truth as COCO's JSON")
+    add_export_options(exporting)
+    exporting.set_defaults(run=_export)
 
     report = commands.add_parser("report", help="draw the curves of a run again and print its closing table")
     report.add_argument("run_folder", type=Path, metavar="RUN_DIR", help="folder of one run")

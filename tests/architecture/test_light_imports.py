@@ -18,6 +18,7 @@ LIGHT = (
     "ds_stage2ab.data.records",
     "ds_stage2ab.errors",
     "ds_stage2ab.evaluation.f1",
+    "ds_stage2ab.formats.command",
     "ds_stage2ab.launch.command",
     "ds_stage2ab.launch.supervisor",
     "ds_stage2ab.matching.assign",
