@@ -59,6 +59,7 @@ def _plan(options: argparse.Namespace) -> None:
         learners=options.learners,
         rollout_devices=options.rollout_gpus,
         records=options.records,
+        gpu_gib=options.gpu_memory,
     )
     print(json.dumps(as_data(report), indent=2) if options.format == "json" else as_text(report))
 
@@ -124,6 +125,15 @@ def _checkpoints(options: argparse.Namespace) -> None:
     Console().print(checkpoints_table(options.run_folder, verify=options.verify))
 
 
+def _init(options: argparse.Namespace) -> None:
+    from ds_stage2ab.tools.init_config import init_config
+
+    hints = init_config(options.file, lora=options.lora, model=options.model, data=options.data)
+    print(f"{printable(str(options.file))}: written; next")
+    for hint in hints:
+        print(f"  {printable(hint)}")
+
+
 def _import(options: argparse.Namespace) -> None:
     from ds_stage2ab.formats.command import run_import
 
@@ -179,6 +189,8 @@ def _parser() -> argparse.ArgumentParser:
     checkpoints.add_argument("--verify", action="store_true", help="read every file and compare its digest")
     checkpoints.set_defaults(run=_checkpoints)
 
+    _add_init(commands.add_parser("init", help="write a config for your own model and data"))
+
     importing = commands.add_parser("import", help="make JSONL of COCO, YOLO, VOC, LVIS, ODVG or ms-swift annotations")
     add_import_options(importing)
     importing.set_defaults(run=_import)
@@ -199,9 +211,19 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
     plan.add_argument(
         "--records", type=whole_number, metavar="N", help="training records, if data.train is not on this machine"
     )
+    what = "memory of one GPU: say whether a learner fits, and what to change if not"
+    plan.add_argument("--gpu-memory", type=whole_number, metavar="GIB", help=what)
     plan.add_argument("--format", choices=("text", "json"), default="text", help="of the answer (default: text)")
     add_set_option(plan)
     plan.set_defaults(run=_plan)
+
+
+def _add_init(init: argparse.ArgumentParser) -> None:
+    init.add_argument("file", type=Path, metavar="FILE", help="YAML file to write")
+    init.add_argument("--lora", action="store_true", help="train adapters (default: the whole language model)")
+    init.add_argument("--model", type=Path, metavar="DIR", help="checkpoint folder (Hugging Face layout)")
+    init.add_argument("--data", type=Path, metavar="DIR", help="folder with train.jsonl and validation.jsonl")
+    init.set_defaults(run=_init)
 
 
 def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:

@@ -24,6 +24,7 @@ from ds_stage2ab.model_folder.images import THIN_FIX, Size, image_limits, too_th
 from ds_stage2ab.model_folder.read import ModelFolder
 from ds_stage2ab.plan import Cadence, RunPlan, make_plan, server_slots, split_requests
 from ds_stage2ab.preflight.descriptions import check_files
+from ds_stage2ab.preflight.fit import Fit, fit
 from ds_stage2ab.preflight.lengths import Lengths, image_sizes, share_of_room
 from ds_stage2ab.preflight.memory import Memory, estimate
 from ds_stage2ab.preflight.model_shape import ModelShape, read_shape
@@ -47,6 +48,8 @@ class PreflightReport:
     memory: Memory | None
     no_memory: str
     # why there is no estimate; empty if there is one
+    fit: Fit | None
+    # with the GPU that was asked about; None: none was, or there is no estimate
     warnings: tuple[str, ...]
 
     @property
@@ -65,7 +68,13 @@ class PreflightReport:
 
 
 def preflight_report(
-    file: Path, overrides: Node | None, *, learners: int | None, rollout_devices: int | None, records: int | None
+    file: Path,
+    overrides: Node | None,
+    *,
+    learners: int | None,
+    rollout_devices: int | None,
+    records: int | None,
+    gpu_gib: float | None = None,
 ) -> PreflightReport:
     """Work out a run from its config and a topology.
 
@@ -75,6 +84,7 @@ def preflight_report(
         learners: learner ranks; None: the number that the config implies.
         rollout_devices: devices of all rollout servers together; None: one replica per server.
         records: number of training records, for where `data.train` is not on this machine.
+        gpu_gib: memory of one GPU, GiB; None: it is not compared.
 
     Raises:
         ConfigError: the file has problems (all are in the message), or its numbers cannot be run.
@@ -107,6 +117,7 @@ def preflight_report(
         lengths=_lengths(config, train, folder, shape),
         memory=shape and estimate(shape, config, learners=plan.learners, zero_stage=plan.zero_stage),
         no_memory=no_memory,
+        fit=shape and gpu_gib and fit(shape, config, learners=plan.learners, gpu_gib=gpu_gib),
         warnings=(
             *run_warnings(config, plan),
             *warnings_of(folder),
@@ -245,6 +256,7 @@ def as_data(report: PreflightReport) -> dict:
         "checkpoint_after_steps": due_steps(plan.save) if steps_known else None,
         "deepspeed_config": plan.deepspeed_config,
         "memory_per_learner": report.memory and {**asdict(report.memory), "total": report.memory.total},
+        "fit": _fit_as_data(report.fit),
         "idle": {
             "devices": report.rollout_devices,
             "share_of_steps": report.waiting_steps if report.rollout_devices else 0.0,
@@ -252,6 +264,10 @@ def as_data(report: PreflightReport) -> dict:
         },
         "warnings": list(report.warnings),
     }
+
+
+def _fit_as_data(found: Fit | None) -> dict | None:
+    return found and {"fits": found.fits, "room": found.room, **asdict(found)}
 
 
 def _servers_as_data(plan: RunPlan, decode_batch_size: int) -> dict:

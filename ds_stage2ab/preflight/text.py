@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ds_stage2ab.config.batch import counted
 from ds_stage2ab.errors import printable
 from ds_stage2ab.plan import Cadence, RunPlan, split_requests
+from ds_stage2ab.preflight.fit import RESERVE_GIB, Change, Fit
 from ds_stage2ab.preflight.lengths import Lengths
 from ds_stage2ab.preflight.report import NUM_FIRST, RECORDS, PreflightReport, due_steps, first_steps
 
@@ -25,6 +26,7 @@ def as_text(report: PreflightReport) -> str:
         f"{printable(str(report.file))} on {devices}",
         two_columns(_rows(report)),
         _memory_text(report),
+        "" if report.fit is None else _fit_text(report.fit),
         f"DeepSpeed's configuration\n{json.dumps(report.plan.deepspeed_config, indent=2)}",
         "\n".join(f"warning: {warning}" for warning in report.warnings),
     ]
@@ -174,6 +176,23 @@ def _memory_text(report: PreflightReport) -> str:
     ]
     head = "memory per learner, estimated by arithmetic and not measured"
     return "\n".join([head, two_columns([(name, f"{in_words(size):>9}  {note}") for name, size, note in rows])])
+
+
+def _fit_text(found: Fit) -> str:
+    """Whether it fits, and what to change if not."""
+    gpu, need = f"a GPU of {found.gpu_gib:g} GiB", f"{in_words(found.total)} and {RESERVE_GIB} GiB for the libraries"
+    if found.fits:
+        return f"fits {gpu}: {need}"
+    head = f"does not fit {gpu}: {need}"
+    if found.alone:
+        return "\n".join([f"{head}; each of these alone makes it fit", two_columns(_change_rows(found.alone))])
+    if found.together:
+        return "\n".join([f"{head}; these together make it fit", two_columns(_change_rows(found.together))])
+    return f"{head}; no change of the config makes it fit: take a smaller model, or larger GPUs"
+
+
+def _change_rows(changes: Sequence[Change]) -> list[tuple[str, str]]:
+    return [(one.setting, in_words(one.total)) for one in changes]
 
 
 def in_words(size: int) -> str:

@@ -30,6 +30,7 @@ LIGHT = (
     "ds_stage2ab.preflight.report",
     "ds_stage2ab.preflight.text",
     "ds_stage2ab.schedule",
+    "ds_stage2ab.tools.init_config",
     "ds_stage2ab.validate",
 )
 # What a process prints: the heavy packages that importing the named module brought in.
