@@ -150,7 +150,10 @@ def test_run_folder_is_complete_and_released(trained):
     _, run, _ = trained
     names = {path.name for path in run.iterdir()}
     records = {"config.json", "sampling.json", "metrics.jsonl", "rollouts", "tensorboard"}
-    assert names == records | {"curves.png", "pictures", "checkpoints"}
+    assert names == records | {"curves.png", "evaluations", "pictures", "checkpoints"}
+    answers = sorted((run / "evaluations").iterdir())
+    assert [path.name for path in answers] == ["step-000000.jsonl", f"step-{STEPS:06d}.jsonl"]
+    assert [len(path.read_text().splitlines()) for path in answers] == [12, 12]
     assert {path.name for path in (run / "pictures").glob("*.png")} == {"step_000000.png", f"step_0000{STEPS}.png"}
     assert len(list((run / "pictures" / "step_000000").glob("*.png"))) == 2
     assert any((run / "tensorboard").iterdir())

@@ -187,6 +187,7 @@ def _evaluation(parts: Parts, backend: RolloutBackend, metrics: Metrics) -> Call
         pictures=parts.folder.pictures,
         num_pictures=parts.config.evaluation.num_pictures,
         warn=metrics.warn,
+        answers=parts.folder.evaluations,
     )
     return lambda finished_steps: evaluator.run(finished_steps).figures
 

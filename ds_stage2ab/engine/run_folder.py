@@ -53,6 +53,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.tensorboard = path / "tensorboard"
         self.pictures = path / "pictures"
+        self.evaluations = path / "evaluations"
         self.rollouts = path / "rollouts"
         self.checkpoints = path / "checkpoints"
         self._lock: TextIO | None = None

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.data.images import load_image
 from ds_stage2ab.data.stream import evaluation_draw
 from ds_stage2ab.errors import DataError
+from ds_stage2ab.evaluation.answers import answer_line, save_answers
 from ds_stage2ab.evaluation.average_precision import Detections, average_precision
 from ds_stage2ab.evaluation.f1 import DescriptionCounts, ImageScore, count_by_description, score_image, set_score
 from ds_stage2ab.evaluation.pictures import Picture, save_pictures
@@ -41,6 +43,10 @@ class Outcome:
     dropped: tuple[str, ...]
     # the reason for each dropped value
     well_formed: bool
+    text: str
+    # the answer, for people
+    state: str
+    # how far it could be parsed
     finish: str
     num_tokens: int
     coordinate_mass: tuple[float, int]
@@ -86,6 +92,7 @@ class Evaluator:
         pictures: folder of the PNG files.
         num_pictures: how many records are drawn, from the first.
         warn: says what could not be written.
+        answers: folder of the JSONL files, one for each evaluation; None: none is written.
     """
 
     def __init__(
@@ -101,6 +108,7 @@ class Evaluator:
         pictures: Path,
         num_pictures: int,
         warn: Callable[[str], None],
+        answers: Path | None = None,
     ) -> None:
         self.records = records
         self.encode = encode
@@ -112,6 +120,7 @@ class Evaluator:
         self.pictures = pictures
         self.num_pictures = num_pictures
         self.warn = warn
+        self.answers = answers
 
     def run(self, finished_steps: int) -> Evaluation:
         """Evaluate the weights after `finished_steps` steps, the same on every rank; rank 0 draws pictures."""
@@ -127,8 +136,9 @@ class Evaluator:
         outcomes = sorted((o for part in self.world.gather(mine) for o in part), key=lambda outcome: outcome.index)
         assert [outcome.index for outcome in outcomes] == list(range(len(self.records))), "each sample exactly once"
         seconds = max(self.world.gather(time.monotonic() - start))
-        with self.world.raise_together("drawing the pictures"):
+        with self.world.raise_together("writing the answers and drawing the pictures"):
             if self.world.rank == 0:
+                self._save(outcomes, finished_steps)
                 self._draw(outcomes, finished_steps)
         return evaluated(outcomes, self.records, seconds)
 
@@ -168,6 +178,8 @@ class Evaluator:
             scores=_scores(parsed, rollout.probabilities),
             dropped=parsed.dropped,
             well_formed=parsed.state in WELL_FORMED and rollout.finish == "stop",
+            text=self.vocabulary.written_all(rollout.response_ids).decode(errors="replace"),
+            state=parsed.state,
             finish=rollout.finish,
             num_tokens=len(rollout.response_ids),
             coordinate_mass=self._coordinate_mass(rollout),
@@ -178,6 +190,16 @@ class Evaluator:
             return 0.0, 0
         is_coordinate = self.vocabulary.kinds_of(np.array(rollout.response_ids, dtype=np.int64)) >= 0
         return float(rollout.probabilities.coordinate_mass[is_coordinate].sum()), int(is_coordinate.sum())
+
+    def _save(self, outcomes: list[Outcome], finished_steps: int) -> None:
+        """Write the answers; where that fails the figures are whole all the same."""
+        if self.answers is None:
+            return
+        try:
+            lines = (_line(record, outcome) for record, outcome in zip(self.records, outcomes, strict=True))
+            save_answers(self.answers, finished_steps, lines)
+        except OSError as error:
+            self.warn(f"the answers are not written: {error}")
 
     def _draw(self, outcomes: list[Outcome], finished_steps: int) -> None:
         """Draw; where that fails the figures are whole all the same."""
@@ -272,6 +294,19 @@ def _row(name: str, count: DescriptionCounts, ap: float | None) -> DescriptionRo
 
 def _quotient(part: float, whole: int) -> float | None:
     return part / whole if whole else None
+
+
+def _line(record: Record, outcome: Outcome) -> dict[str, Any]:
+    return answer_line(
+        record,
+        predicted=outcome.predicted,
+        scores=outcome.scores,
+        score=outcome.score,
+        text=outcome.text,
+        state=outcome.state,
+        finish=outcome.finish,
+        dropped=outcome.dropped,
+    )
 
 
 def _picture(record: Record, outcome: Outcome) -> Picture:

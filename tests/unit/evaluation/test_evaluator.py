@@ -1,5 +1,7 @@
 """Held-out figures: arithmetic on hand-made outcomes, and whole evaluations of the tiny model."""
 
+import json
+import re
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from ds_stage2ab.engine.build import position_index
 from ds_stage2ab.evaluation import evaluator as module
 from ds_stage2ab.evaluation.evaluator import Evaluator, Outcome, evaluated
 from ds_stage2ab.evaluation.f1 import ImageScore
+from ds_stage2ab.formats.export_coco import export_coco
 from ds_stage2ab.matching.parse import REASONS, parse_rollout
 from ds_stage2ab.metrics.registry import METRICS, check_channel
 from ds_stage2ab.rollout.hf import HfBackend
@@ -73,7 +76,7 @@ def records(quickstart):
 def evaluator(bench, records, world, tmp_path):
     """Makes an evaluator; the diary gets (sample id, draw) of whatever is encoded."""
 
-    def build(backend, *, num_pictures=0, diary=None, warnings=None):
+    def build(backend, *, num_pictures=0, diary=None, warnings=None, answers=None):
         def encode(record, draw):
             if diary is not None:
                 diary.append((record.id, draw))
@@ -90,6 +93,7 @@ def evaluator(bench, records, world, tmp_path):
             pictures=tmp_path / "pictures",
             num_pictures=num_pictures,
             warn=(warnings if warnings is not None else []).append,
+            answers=answers,
         )
 
     return build
@@ -108,6 +112,8 @@ def outcome(index, *, finish="stop", well_formed=True, num_tokens, dropped=(), m
         scores=None,
         dropped=dropped,
         well_formed=well_formed,
+        text="",
+        state="ok",
         finish=finish,
         num_tokens=num_tokens,
         coordinate_mass=mass,
@@ -189,6 +195,40 @@ def test_figures_are_the_declared_ones(bench, records, evaluator):
     without = evaluator(Scripted(answers)).run(0).figures
     check_channel(without, "eval")
     assert declared - set(without) == {"eval/coord_mass", *(name for name in declared if "by_probability" in name)}
+
+
+def test_answers_are_written_one_line_each(bench, records, evaluator, tmp_path):
+    """Every held-out image in its order; COCO's JSON is made of the file as it is."""
+    ids = truth_of(records[0], bench)
+    known = Probabilities(log_probs=np.full(len(ids) - 3, -0.01), coordinate_mass=np.ones(len(ids) - 3))
+    scripted = {one.id: (truth_of(one, bench), "stop") for one in records}
+    evaluator(Scripted(scripted), answers=tmp_path / "evaluations").run(100)
+    lines = [json.loads(line) for line in (tmp_path / "evaluations" / "step-000100.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [one.id for one in records]
+    for line, one in zip(lines, records, strict=True):
+        truth = [{"desc": truth.desc, "bbox_2d": list(truth.box)} for truth in one.objects]
+        assert line["truth"] == truth
+        assert line["objects"] == [{**found, "score": None} for found in truth]
+        assert sorted(line["pairs"]) == [[place, place] for place in range(len(truth))]
+        assert (line["image"], line["state"], line["finish"]) == (str(one.image), "ok", "stop")
+        assert json.loads(re.sub(r"<[|]coord_(\d+)[|]>", r"\1", line["text"])) == {"objects": truth}
+
+    cut = Scripted({one.id: (ids[:-3], "length") for one in records}, known)
+    evaluator(cut, answers=tmp_path / "evaluations").run(200)
+    line = json.loads((tmp_path / "evaluations" / "step-000200.jsonl").read_text().splitlines()[0])
+    assert (line["state"], line["finish"]) != ("ok", "stop")
+    assert all(0.5 < found["score"] < 1 for found in line["objects"])
+    for name, step in (("a", 100), ("b", 200)):
+        export_coco(tmp_path / "evaluations" / f"step-{step:06d}.jsonl", tmp_path / f"{name}.json", None)
+
+
+def test_answers_that_cannot_be_written_are_a_warning(bench, records, evaluator, tmp_path):
+    warnings = []
+    (tmp_path / "evaluations").write_text("a file")
+    answers = {one.id: (truth_of(one, bench), "stop") for one in records}
+    found = evaluator(Scripted(answers), answers=tmp_path / "evaluations", warnings=warnings).run(0)
+    assert found.figures["eval/f1"] == 1
+    assert len(warnings) == 1 and warnings[0].startswith("the answers are not written: ")
 
 
 def test_scores_are_products_of_probabilities(bench, records, evaluator):
