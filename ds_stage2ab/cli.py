@@ -15,6 +15,7 @@ from pathlib import Path
 from ds_stage2ab import __version__, validate
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.overrides import add_set_option, read_overrides
+from ds_stage2ab.data.box_forms import FORMS
 from ds_stage2ab.errors import EXIT_OK, Stage2Error, exit_code, printable
 from ds_stage2ab.formats.options import add_export_options, add_import_options
 from ds_stage2ab.launch.command import launch
@@ -134,6 +135,12 @@ def _init(options: argparse.Namespace) -> None:
         print(f"  {printable(hint)}")
 
 
+def _data(options: argparse.Namespace) -> None:
+    from ds_stage2ab.data_report.command import run_data
+
+    _say(run_data(options))
+
+
 def _import(options: argparse.Namespace) -> None:
     from ds_stage2ab.formats.command import run_import
 
@@ -189,6 +196,8 @@ def _parser() -> argparse.ArgumentParser:
     checkpoints.add_argument("--verify", action="store_true", help="read every file and compare its digest")
     checkpoints.set_defaults(run=_checkpoints)
 
+    _add_data(commands.add_parser("data", help="say what is in a JSONL, or in those of a config"))
+
     _add_init(commands.add_parser("init", help="write a config for your own model and data"))
 
     importing = commands.add_parser("import", help="make JSONL of COCO, YOLO, VOC, LVIS, ODVG or ms-swift annotations")
@@ -216,6 +225,17 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
     plan.add_argument("--format", choices=("text", "json"), default="text", help="of the answer (default: text)")
     add_set_option(plan)
     plan.set_defaults(run=_plan)
+
+
+def _add_data(data: argparse.ArgumentParser) -> None:
+    data.add_argument("source", type=Path, metavar="CONFIG|JSONL", help="YAML file, or a JSONL of the data contract")
+    data.add_argument("--html", type=Path, metavar="FILE", help="also write one HTML file with pictures")
+    what = "how the boxes of a JSONL are written (default: bins); of a config, data.box_format says it"
+    data.add_argument("--box-format", choices=FORMS, default="bins", help=what)
+    what = "where the image paths of a JSONL start (default: its folder); of a config, data.image_root says it"
+    data.add_argument("--image-root", type=Path, metavar="DIR", help=what)
+    add_set_option(data)
+    data.set_defaults(run=_data)
 
 
 def _add_init(init: argparse.ArgumentParser) -> None:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from functools import partial
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ds_stage2ab.errors import printable
@@ -17,8 +13,7 @@ from ds_stage2ab.formats.importing import Target, import_dataset
 from ds_stage2ab.formats.options import output_name
 from ds_stage2ab.formats.report import REPORT, as_tables
 from ds_stage2ab.formats.source import ReadOptions
-
-T = TypeVar("T")
+from ds_stage2ab.runtime.progress import with_bar
 
 
 def run_import(options: argparse.Namespace) -> list[Table | str]:
@@ -37,7 +32,7 @@ def run_import(options: argparse.Namespace) -> list[Table | str]:
         class_names=options.class_names,
         keep_crowd=options.keep_crowd,
     )
-    report = import_dataset(options.format, read, target, _with_bar)
+    report = import_dataset(options.format, read, target, partial(with_bar, title="import"))
     written = (
         f"{printable(str(options.out / name))}: {count:,} images; {REPORT} beside it says what was left out"
         for name, count in report.written.items()
@@ -49,13 +44,3 @@ def run_export(options: argparse.Namespace) -> list[str]:
     """Export, and give a line for each file."""
     written = export_coco(options.source, options.out, options.annotations)
     return [f"{printable(str(file))}: {what}" for file, what in written]
-
-
-def _with_bar(things: Iterable[T], total: int | None) -> Iterator[T]:
-    """The things, with a progress bar where someone sees it."""
-    if not sys.stderr.isatty():
-        yield from things
-        return
-    columns = (TextColumn("[bold]import"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield from bar.track(things, total=total)

@@ -110,6 +110,7 @@ COMMANDS = {
     "python ds_stage2ab/train.py --config": ("tests/test_typed_by_hand.py", "python ds_stage2ab/train.py --config"),
     "python -m ds_stage2ab.validate": ("tests/unit/test_validate.py", "--learners"),
     "python -m tests.bench.packing_speed": ("tests/bench/test_packing.py", "tests.bench.packing_speed"),
+    "ds-stage2ab data": ("tests/unit/data_report/test_command.py", '"data"'),
     "ds-stage2ab export coco": ("tests/unit/formats/test_export_coco.py", "export_coco"),
     "ds-stage2ab init": ("tests/unit/tools/test_init_config.py", '"init"'),
     "ds-stage2ab plan": ("tests/unit/test_cli.py", "plan"),

@@ -12,7 +12,7 @@ LAYERS = (
     ("codec", "config", "model_folder", "packs", "runtime"),
     ("losses", "matching", "metrics", "plan", "validate"),
     ("data", "engine", "preflight", "rollout", "tools"),
-    ("channels", "evaluation", "formats", "launch", "rollout.server"),
+    ("channels", "data_report", "evaluation", "formats", "launch", "rollout.server"),
     ("assemble", "cli"),
     ("__main__", "train"),
 )

@@ -16,6 +16,8 @@ LIGHT = (
     "ds_stage2ab.config.load",
     "ds_stage2ab.config.sections",
     "ds_stage2ab.data.records",
+    "ds_stage2ab.data_report.command",
+    "ds_stage2ab.data_report.page",
     "ds_stage2ab.errors",
     "ds_stage2ab.evaluation.f1",
     "ds_stage2ab.formats.command",

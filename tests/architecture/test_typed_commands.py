@@ -39,21 +39,6 @@ def all_typed() -> list:
     ]
 
 
-def test_the_longest_answer_is_counted_as_the_runbook_counts_it(shipped):
-    """Its Python, with the paths of the quickstart."""
-    runbook = (ROOT / "docs" / "training" / "STAGE2_RUNBOOK.md").read_text(encoding="utf-8")
-    (program,) = (block for block in BLOCK.findall(runbook) if "encode_answer" in block)
-    paths = {"path/to/with-coordinates": shipped.model, "path/to/train.jsonl": shipped.data / "train.jsonl"}
-    for example, path in paths.items():
-        assert example in program
-        program = program.replace(example, str(path))
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    # three objects at most, of 25 tokens or so each
-    assert 25 < int(done.stdout) < 90
-
-
 @pytest.mark.parametrize("command", all_typed())
 def test_it_does_what_it_says(command, tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")

@@ -1,0 +1,165 @@
+"""What a set of records holds, as numbers; no file but the images' is looked at.
+
+Invariants:
+- Every measure has one value for each image, or one for each object.
+- Images of the same content are found whatever their names are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ds_stage2ab.carriers import Record
+from ds_stage2ab.codec.names import compared
+from ds_stage2ab.config.batch import counted
+from ds_stage2ab.data.images import check_image
+from ds_stage2ab.errors import DataError, printable
+
+BLOCK = 2**20  # bytes read at a time
+QUANTILES = (0.05, 0.5, 0.95)
+
+PER_IMAGE = "objects per image"
+BOX_WIDTH, BOX_HEIGHT = "box width, bins", "box height, bins"
+ASPECT = "box aspect, width / height in pixels"
+IMAGE_WIDTH, IMAGE_HEIGHT = "image width, pixels", "image height, pixels"
+LOGARITHMIC = (BOX_WIDTH, BOX_HEIGHT, ASPECT)
+"""Measures that are drawn over a logarithmic axis."""
+
+Measures = dict[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """Where the values of a measure lie."""
+
+    least: float
+    low: float
+    # 5 % are below
+    median: float
+    high: float
+    # 5 % are above
+    most: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassCount:
+    """One description."""
+
+    name: str
+    objects: int
+    images: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetFigures:
+    """One JSONL."""
+
+    file: Path
+    records: Sequence[Record]
+    objects: int
+    empty: int
+    # images without objects
+    measures: Measures
+    classes: tuple[ClassCount, ...]
+    # by number of objects, most first
+    repeated: tuple[str, ...]
+    # samples that have an object twice: the same name, the same bins
+    spellings: tuple[tuple[str, ...], ...]
+    # names that evaluation compares as equal, and that are written in several ways
+    unusable: tuple[str, ...]
+    # one message for each image that cannot be used
+
+
+def set_figures(file: Path, records: Sequence[Record], unusable: Sequence[str]) -> SetFigures:
+    """The figures of records that were read."""
+    names = [{truth.desc for truth in record.objects} for record in records]
+    objects = Counter(truth.desc for record in records for truth in record.objects)
+    images = Counter(name for found in names for name in found)
+    classes = [ClassCount(name=name, objects=count, images=images[name]) for name, count in objects.most_common()]
+    return SetFigures(
+        file=file,
+        records=records,
+        objects=objects.total(),
+        empty=sum(not record.objects for record in records),
+        measures=_measures(records),
+        classes=tuple(classes),
+        repeated=tuple(record.id for record in records if len(set(record.objects)) < len(record.objects)),
+        spellings=tuple(_spellings(objects)),
+        unusable=tuple(unusable),
+    )
+
+
+def summary(figures: SetFigures) -> str:
+    """`12 images, 3 without objects; 40 objects of 7 descriptions`"""
+    images, objects = counted(len(figures.records), "image"), counted(figures.objects, "object")
+    return f"{images}, {figures.empty:,} without objects; {objects} of {counted(len(figures.classes), 'description')}"
+
+
+def spread(values: NDArray[np.float64]) -> Spread | None:
+    """None if there are no values."""
+    if not len(values):
+        return None
+    low, median, high = np.quantile(values, QUANTILES)
+    least, most = values.min(), values.max()
+    return Spread(least=float(least), low=float(low), median=float(median), high=float(high), most=float(most))
+
+
+def unusable_images(records: Iterable[Record]) -> Iterator[str]:
+    """One message for each image whose header training would refuse."""
+    for record in records:
+        try:
+            check_image(record)
+        except DataError as error:
+            yield f"{printable(error.where)}: {error.why}"
+
+
+def same_images(records: Sequence[Record]) -> list[list[Record]]:
+    """Records whose images have the same content, in groups; only files of one length are read."""
+    by_size: dict[int, list[Record]] = defaultdict(list)
+    for record in records:
+        if os.path.isfile(record.image):
+            by_size[os.path.getsize(record.image)].append(record)
+    groups: dict[bytes, list[Record]] = defaultdict(list)
+    for alike in by_size.values():
+        if len(alike) > 1:
+            for record in alike:
+                groups[_digest(record.image)].append(record)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _digest(file: Path) -> bytes:
+    digest = blake2b(digest_size=16)
+    with file.open("rb") as stream:
+        while block := stream.read(BLOCK):
+            digest.update(block)
+    return digest.digest()
+
+
+def _measures(records: Sequence[Record]) -> Measures:
+    boxes = [(record, truth.box) for record in records for truth in record.objects]
+    widths = np.array([x2 - x1 for _, (x1, _, x2, _) in boxes], dtype=float)
+    heights = np.array([y2 - y1 for _, (_, y1, _, y2) in boxes], dtype=float)
+    sides = np.array([record.width / record.height for record, _ in boxes], dtype=float)
+    return {
+        PER_IMAGE: np.array([len(record.objects) for record in records], dtype=float),
+        BOX_WIDTH: widths,
+        BOX_HEIGHT: heights,
+        ASPECT: widths / heights * sides,
+        IMAGE_WIDTH: np.array([record.width for record in records], dtype=float),
+        IMAGE_HEIGHT: np.array([record.height for record in records], dtype=float),
+    }
+
+
+def _spellings(names: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    written: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        written[compared(name)].append(name)
+    return (tuple(group) for group in written.values() if len(group) > 1)
