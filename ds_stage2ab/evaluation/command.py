@@ -80,22 +80,20 @@ def evaluate_checkpoint(
         say(f"evaluating {source.folder}")
         for warning in (*source.warnings, *encoder.warnings):
             say(f"warning: {warning}")
-    model = source.model.to(world.device)
+    model, codec = source.model.to(world.device), get_codec(config.data.codec)
     backend = HfBackend(
-        lambda: nullcontext(model),
-        vocabulary,
-        position_index(source.model),
+        lambda: nullcontext(model), vocabulary, position_index(source.model),
         decode_batch_size=config.rollout_matching.decode_batch_size,
         start_id="evaluate",
         seed=config.training.seed,
-        codec=get_codec(config.data.codec),
+        codec=codec,
     )
     return Evaluator(
         records,
         encoder.encode,
         backend,
         evaluation_sampling(config.rollout_matching, config.evaluation.decoding),
-        codec=get_codec(config.data.codec),
+        codec=codec,
         vocabulary=vocabulary,
         world=world,
         pictures=pictures or Path(),

@@ -1,4 +1,4 @@
-"""The runbook's lines for schedulers, run with a stand-in for the scheduler alone."""
+"""The runbook's lines for schedulers, run with a fake of the scheduler alone."""
 
 import os
 import re
