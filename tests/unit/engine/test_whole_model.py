@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from ds_stage2ab.errors import EXIT_ENVIRONMENT
 from tests.parts import config_values, merged, write_config
-from tests.ranks import executed
+from tests.ranks import started
 from tests.unit.engine.wide_ranks import LARGE
 
 CHANGES = {"deepspeed.zero_stage": 3, "tuner.type": "lora"}
@@ -21,8 +21,7 @@ def made(quickstart, tmp_path_factory):
         folder = tmp_path_factory.mktemp("wide")
         config = write_config(folder / "c.yaml", merged(config_values(quickstart, folder, "wide"), CHANGES))
         places = (str(config), str(quickstart.model), str(folder / "checkpoints"))
-        # An arena more, which the C library makes for a thread now and then, takes as much of the room as a tensor.
-        with executed(2, "tests/unit/engine/wide_ranks.py", *places, str(room), MALLOC_ARENA_MAX="1") as ranks:
+        with started(2, "tests/unit/engine/wide_ranks.py", *places, str(room)) as ranks:
             said = [rank.communicate(timeout=180) for rank in ranks]
         assert [rank.returncode for rank in ranks] == codes, said
         return [json.loads(out.splitlines()[-1]) for out, _ in said], folder / "checkpoints"

@@ -4,6 +4,7 @@ wide_ranks.py CONFIG MODEL CHECKPOINTS ROOM: rank 0 makes its first checkpoint w
 gather one takes two, as does a copy of it; to merge a layer's adapter takes three. Prints what it saw, as JSON.
 """
 
+import ctypes
 import json
 import resource
 import sys
@@ -27,6 +28,7 @@ from ds_stage2ab.tools.tiny_model import TinySize, build_config, build_model, bu
 from tests.unit.engine.saving import save, section
 
 TIMEOUT_S = 40
+M_ARENA_MAX = -8  # of malloc.h
 SIZE = TinySize(text_layers=1, text_mlp=1 << 17)  # the C library gives tensors of this size back when they are free
 LARGE = SIZE.text_mlp * SIZE.text_width * 4
 NOWHERE = "xla"  # a device that no build of torch has by itself
@@ -94,5 +96,7 @@ def may_grow(room):
 
 
 if __name__ == "__main__":
+    # An arena more, which the C library makes for a thread now and then, takes as much of the room as a tensor.
+    ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
     torch.set_num_threads(1)
     main(*sys.argv[1:])
