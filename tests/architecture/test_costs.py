@@ -17,20 +17,14 @@ BUDGETS = {
     "tests/test_stage2_ab_vllm_server_mode_smoke.py": 85,
     "tests/test_vllm_guard.py": 45,
     # many runs of two ranks
-    "tests/equivalence/test_same_run.py": 140,
-    "tests/faults/test_bad_starts.py": 38,
-    "tests/faults/test_lost_ranks.py": 90,
+    "tests/equivalence/test_same_run.py": 95,
+    "tests/faults/test_lost_ranks.py": 45,
     "tests/faults/test_resume.py": 90,
     "tests/test_keyed.py": 46,
-    "tests/test_stage2_ab_training.py": 48,
-    "tests/unit/runtime/test_ranks.py": 45,
-    # processes that import for themselves, or many engines
-    "tests/unit/data/test_feed.py": 80,
-    "tests/unit/engine/test_accumulation.py": 44,
-    "tests/unit/engine/test_whole_model.py": 45,
+    "tests/test_stage2_ab_training.py": 38,
 }
-ALL_CPU_S = 1480
-"""Two cores have as many in 12.3 minutes."""
+ALL_CPU_S = 1180
+"""Two cores have as many in 9.8 minutes; waiting for one another takes the rest of 12."""
 COSTS = recorded_costs()
 
 
