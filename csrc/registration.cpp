@@ -120,23 +120,31 @@ std::vector<std::string> lexemes_of(const std::string& words) {
   return lexemes;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> scan_rollout(const Tensor& token_ids, const Tensor& table,
-                                                        const Tensor& offsets, const Tensor& kinds, std::string opening,
-                                                        std::string closing, std::string key_head, bool quoted) {
-  check_tensor("token_ids", token_ids, 1);
-  check_tensor("offsets", offsets, 1);
-  check_tensor("kinds", kinds, 1);
-  TORCH_CHECK_VALUE(table.scalar_type() == at::kByte && table.dim() == 1 && offsets.size(0) == kinds.size(0) + 1,
-                    "table must be uint8 with 1 axis, and offsets one longer than kinds");
-  const Tensor ids = token_ids.contiguous(), bytes = table.contiguous(), bounds = offsets.contiguous(),
-               kind = kinds.contiguous();
-  const cpu::Response response{ids.const_data_ptr<int64_t>(),    ids.size(0),
-                               bytes.const_data_ptr<uint8_t>(),  bytes.size(0),
-                               bounds.const_data_ptr<int64_t>(), kind.const_data_ptr<int64_t>(), kind.size(0)};
-  const cpu::Grammar grammar{lexemes_of(opening), lexemes_of(closing), key_head, quoted};
-  TORCH_CHECK_VALUE(!grammar.opening.empty() && !grammar.closing.empty(), "opening and closing must hold a lexeme each");
-  cpu::Found found;
-  const bool fits = cpu::scan_rollout(grammar, response, found);
+// The tensors of a vocabulary, as long as what points into them.
+struct Tokens {
+  Tensor ids, bytes, bounds, kind;
+
+  Tokens(const Tensor& token_ids, const Tensor& table, const Tensor& offsets, const Tensor& kinds) {
+    check_tensor("token_ids", token_ids, 1);
+    check_tensor("offsets", offsets, 1);
+    check_tensor("kinds", kinds, 1);
+    TORCH_CHECK_VALUE(table.scalar_type() == at::kByte && table.dim() == 1 && offsets.size(0) == kinds.size(0) + 1,
+                      "table must be uint8 with 1 axis, and offsets one longer than kinds");
+    ids = token_ids.contiguous();
+    bytes = table.contiguous();
+    bounds = offsets.contiguous();
+    kind = kinds.contiguous();
+  }
+
+  cpu::Response response() const {
+    return {ids.const_data_ptr<int64_t>(),    ids.size(0),
+            bytes.const_data_ptr<uint8_t>(),  bytes.size(0),
+            bounds.const_data_ptr<int64_t>(), kind.const_data_ptr<int64_t>(), kind.size(0)};
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> tensors_of(const cpu::Found& found, bool fits, const Tokens& tokens) {
+  const Tensor &ids = tokens.ids, &bytes = tokens.bytes;
   TORCH_CHECK_VALUE(fits, "offsets must ascend from 0 to ", bytes.size(0), ", the number of bytes");
   Tensor nodes = ids.new_empty({static_cast<int64_t>(found.nodes.size()), 6});
   Tensor text = bytes.new_empty({static_cast<int64_t>(found.text.size())});
@@ -151,6 +159,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_rollout(const Tensor& token_ids,
   return {nodes, text, starts, summary};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> scan_rollout(const Tensor& token_ids, const Tensor& table,
+                                                        const Tensor& offsets, const Tensor& kinds, std::string opening,
+                                                        std::string closing, std::string key_head, bool quoted) {
+  const Tokens tokens(token_ids, table, offsets, kinds);
+  const cpu::Grammar grammar{lexemes_of(opening), lexemes_of(closing), key_head, quoted};
+  TORCH_CHECK_VALUE(!grammar.opening.empty() && !grammar.closing.empty(), "opening and closing must hold a lexeme each");
+  cpu::Found found;
+  const bool fits = cpu::scan_rollout(grammar, tokens.response(), found);
+  return tensors_of(found, fits, tokens);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> scan_lines(const Tensor& token_ids, const Tensor& table,
+                                                      const Tensor& offsets, const Tensor& kinds) {
+  const Tokens tokens(token_ids, table, offsets, kinds);
+  cpu::Found found;
+  const bool fits = cpu::scan_lines(tokens.response(), found);
+  return tensors_of(found, fits, tokens);
+}
+
 }  // namespace
 }  // namespace ds_stage2ab
 
@@ -161,6 +188,8 @@ TORCH_LIBRARY(ds_stage2ab, library) {
   library.def(
       "scan_rollout(Tensor token_ids, Tensor table, Tensor offsets, Tensor kinds, str opening, str closing, "
       "str key_head, bool quoted) -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "scan_lines(Tensor token_ids, Tensor table, Tensor offsets, Tensor kinds) -> (Tensor, Tensor, Tensor, Tensor)");
   library.def("philox(Tensor counters, Tensor keys) -> Tensor");
   library.def(
       "sample_tokens(Tensor scores, float temperature, SymInt top_k, float top_p, Tensor seeds, Tensor positions) -> "
@@ -172,6 +201,7 @@ TORCH_LIBRARY_IMPL(ds_stage2ab, CPU, library) {
   library.impl("pack_left_positions", ds_stage2ab::pack_left_positions);
   library.impl("trim_responses", ds_stage2ab::trim_responses);
   library.impl("scan_rollout", ds_stage2ab::scan_rollout);
+  library.impl("scan_lines", ds_stage2ab::scan_lines);
   library.impl("philox", ds_stage2ab::philox);
   library.impl("sample_tokens", ds_stage2ab::sample_tokens);
 }

@@ -169,7 +169,7 @@ class ParsedObject:
     span: tuple[int, int]
     # [first, last) bytes of the value in the text of the response
     desc_span: tuple[int, int]
-    # the same for the description, without its quotes
+    # the same for the description, without its quotes; in lines that of the run, before the spans of its later boxes
     tokens: tuple[int, int]
     # [first, last) indices into response_ids of the tokens whose first byte lies in `span`
     slots: tuple[int, int, int, int]
@@ -196,6 +196,8 @@ class ParsedRollout:
     # byte offset of the end of each complete value, kept or dropped, in generated order
     next_number: int
     # number of the next appended object, where objects are numbered: the highest that leaves room, plus one
+    open_desc: str
+    # the description that further boxes behind the prefix would have; empty: an object begins with its description
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

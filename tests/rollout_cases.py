@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from random import Random
 
 from ds_stage2ab.carriers import Box, Truth
-from ds_stage2ab.codec.text import Codec
+from ds_stage2ab.codec.text import CODECS, Codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.matching.parse import OTHER_GEOMETRY_KEYS, POLYGON_KEYS
 from tests.rollout_tokens import ids_of, special, split
 from tests.rollout_writer import WORDS, Writer
 
 Ids = list[int]
+JSON = tuple(name for name, codec in CODECS.items() if not codec.in_lines)
+"""The forms of these cases; `tests/line_cases.py` has those of the other."""
 NEVER = 0x01  # a byte that JSON has nowhere, not even in a string
 NO_OPENING = {
     "array": ("no idea", "[1, 2]", "{", '{"object": [', '{"objects": {', "{'objects': []}", "\u4e2d", "", '"objects"'),

@@ -1,4 +1,4 @@
-"""A tokenizer whose tokens can be read off a text, and the two answer formats as a model writes them.
+"""A tokenizer whose tokens can be read off a text, and the two answer formats in JSON as a model writes them.
 
 The tokenizer splits text as Qwen's does, and a piece is one token if it is among the words below, single bytes
 otherwise.
@@ -21,6 +21,7 @@ from ds_stage2ab.matching.parse import parse_rollout
 from ds_stage2ab.matching.targets import rewritten_target
 from tests.parts import as_tuples
 from tests.real_tokenizers import QWEN_SPLIT
+from tests.rollout_cases import JSON
 
 COSTS = {"candidate_top_k": 10, "iou_gate": 0.3, "fp_cost": 1.0, "fn_cost": 1.0}
 WEIGHTS = {"desc_ce_weight": 0.5, "drop_invalid_struct_ce_multiplier": 3.0, "where": "sample"}
@@ -56,7 +57,7 @@ class Form:
 
 ARRAY, KEYED = (Form("array", '{"objects": [', "]}", ""), Form("keyed", "{", "}", '"'))
 FORMS = tuple(form for form in (ARRAY, KEYED) if form.name in CODECS)
-assert {form.name for form in FORMS} == set(CODECS), "every codec that there is, and no fewer"
+assert {form.name for form in FORMS} == set(JSON), "every codec in JSON that there is, and no fewer"
 
 
 @cache

@@ -7,11 +7,11 @@
 #include <vector>
 
 #include "scan.h"
+#include "utf8.h"
 
 namespace ds_stage2ab::cpu {
 
 constexpr int kMaxDepth = 8;
-constexpr int64_t kMaxValueBytes = 4096;
 
 enum class Fed { taken, done, done_before, refused };
 
@@ -27,7 +27,7 @@ class ValueScan {
   void begin() {
     root_ = static_cast<int64_t>(nodes_.size());
     depth_ = 0;
-    num_utf8_ = 0;
+    character_.clear();
     step_ = Step::begin;
   }
 
@@ -171,9 +171,8 @@ class ValueScan {
   }
 
   Fed take_in_string(uint8_t byte, int64_t at) {
-    if (num_utf8_ > 0) {
-      const auto [low, high] = utf8_[--num_utf8_];
-      return taken_if(low <= byte && byte <= high);
+    if (character_.open()) {
+      return taken_if(character_.take(byte));
     }
     if (byte == '"') {
       return end_string(at);
@@ -181,29 +180,11 @@ class ValueScan {
     if (byte == '\\') {
       return go_on(Step::in_escape);
     }
-    return taken_if(byte >= 0x80 ? expect_continuation(byte) : byte >= 0x20);
-  }
-
-  // What must follow the lead byte of a UTF-8 character, last byte first; false if it can lead none (Unicode, table 3-7).
-  bool expect_continuation(uint8_t lead) {
-    constexpr Range anything{0x80, 0xBF};
-    if (lead >= 0xC2 && lead <= 0xDF) {
-      num_utf8_ = 1;
-      utf8_[0] = anything;
-    } else if (lead >= 0xE0 && lead <= 0xEF) {
-      num_utf8_ = 2;
-      utf8_[0] = anything;
-      utf8_[1] = lead == 0xE0 ? Range{0xA0, 0xBF} : lead == 0xED ? Range{0x80, 0x9F} : anything;
-    } else if (lead >= 0xF0 && lead <= 0xF4) {
-      num_utf8_ = 3;
-      utf8_[0] = utf8_[1] = anything;
-      utf8_[2] = lead == 0xF0 ? Range{0x90, 0xBF} : lead == 0xF4 ? Range{0x80, 0x8F} : anything;
-    }
-    return num_utf8_ > 0;
+    return taken_if(byte >= 0x80 ? character_.begin(byte) : byte >= 0x20);
   }
 
   Fed coordinate_in_string(int64_t bin, int64_t slot, int64_t first, int64_t last) {
-    if (step_ != Step::in_string || num_utf8_ > 0) {
+    if (step_ != Step::in_string || character_.open()) {
       return Fed::refused;
     }
     if (first == nodes_[scalar_].first + 1) {
@@ -283,10 +264,6 @@ class ValueScan {
     return rest_.empty() ? complete(scalar_, at + 1, false) : Fed::taken;
   }
 
-  struct Range {
-    uint8_t low, high;
-  };
-
   const bool quoted_;
   std::vector<Node>& nodes_;
   Step step_ = Step::begin;
@@ -298,8 +275,7 @@ class ValueScan {
   std::string_view rest_;  // of a literal
   Number number_ = Number::none;
   int num_hex_ = 0;                // hexadecimal digits still to come in an escape
-  std::array<Range, 3> utf8_{};    // what the next bytes of a character must be, the next one last
-  int num_utf8_ = 0;
+  Character character_;            // of several bytes, being read
   int64_t coordinate_end_ = -1;  // offset behind the coordinate that a string began with
 };
 

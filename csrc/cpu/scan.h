@@ -1,4 +1,4 @@
-// What the scan of a response takes and gives; the words are those of ds_stage2ab/ops/scan.py.
+// What a scan of a response takes and gives; the words are those of ds_stage2ab/ops/scan.py and ops/lines.py.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +6,9 @@
 #include <vector>
 
 namespace ds_stage2ab::cpu {
+
+constexpr int64_t kText = -1, kSpecial = -2;  // kinds of ids that are no coordinate
+constexpr int64_t kMaxValueBytes = 4096;
 
 enum class Kind { object, array, string, number, literal, coordinate };  // reference.KINDS
 enum class Ended { closed, refused, end };                               // reference.ENDED
@@ -39,7 +42,30 @@ struct Found {
   bool behind = false;
 };
 
-// False if the table does not hold the bytes of some id; nothing is read outside of it.
+// The text of the response, where its tokens start, and their kinds. False if the table does not hold the bytes of some
+// id; nothing is read outside of it.
+inline bool read_tokens(const Response& response, std::vector<int64_t>& kinds, Found& found) {
+  kinds.reserve(response.num_ids);
+  found.starts.reserve(response.num_ids + 1);
+  found.starts.push_back(0);
+  for (int64_t slot = 0; slot < response.num_ids; ++slot) {
+    const int64_t id = response.ids[slot];
+    const bool known = id >= 0 && id < response.vocabulary;
+    kinds.push_back(known ? response.kinds[id] : kSpecial);
+    if (known) {
+      const int64_t first = response.offsets[id], last = response.offsets[id + 1];
+      if (first < 0 || last < first || last > response.num_bytes) {
+        return false;
+      }
+      found.text.append(reinterpret_cast<const char*>(response.table) + first, last - first);
+    }
+    found.starts.push_back(static_cast<int64_t>(found.text.size()));
+  }
+  return true;
+}
+
+// False as that of `read_tokens`.
 bool scan_rollout(const Grammar& grammar, const Response& response, Found& found);
+bool scan_lines(const Response& response, Found& found);
 
 }  // namespace ds_stage2ab::cpu

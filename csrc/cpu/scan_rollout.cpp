@@ -4,7 +4,6 @@
 namespace ds_stage2ab::cpu {
 namespace {
 
-constexpr int64_t kText = -1, kSpecial = -2;
 constexpr int kMaxKeyDigits = 9;
 const std::vector<std::string> kBehindNumber = {"\"", ":"};
 
@@ -222,21 +221,8 @@ int64_t feed_token(Document& document, const std::string& text, int64_t kind, in
 
 bool scan_rollout(const Grammar& grammar, const Response& response, Found& found) {
   std::vector<int64_t> kinds;
-  kinds.reserve(response.num_ids);
-  found.starts.reserve(response.num_ids + 1);
-  found.starts.push_back(0);
-  for (int64_t slot = 0; slot < response.num_ids; ++slot) {
-    const int64_t id = response.ids[slot];
-    const bool known = id >= 0 && id < response.vocabulary;
-    kinds.push_back(known ? response.kinds[id] : kSpecial);
-    if (known) {
-      const int64_t first = response.offsets[id], last = response.offsets[id + 1];
-      if (first < 0 || last < first || last > response.num_bytes) {
-        return false;
-      }
-      found.text.append(reinterpret_cast<const char*>(response.table) + first, last - first);
-    }
-    found.starts.push_back(static_cast<int64_t>(found.text.size()));
+  if (!read_tokens(response, kinds, found)) {
+    return false;
   }
   Document document(grammar, found);
   for (int64_t slot = 0; slot < response.num_ids && found.ended == Ended::end; ++slot) {

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ds_stage2ab.carriers import Record
+from ds_stage2ab.codec.text import get_codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.load import LoadedConfig
 from ds_stage2ab.config.rules import rollout_fits_length
@@ -95,7 +96,7 @@ def _load(
     freeze_parts(source.model, config.model.freeze)
     vocabulary = Vocabulary.from_tokenizer(source.tokenizer)
     embedding_holds_coordinates(source, vocabulary)
-    assert_answerable([*datasets.train, *datasets.validation], vocabulary)
+    assert_answerable([*datasets.train, *datasets.validation], vocabulary, get_codec(config.data.codec))
     if config.tuner.type != FULL:
         add_adapters(
             source.model,

@@ -1,17 +1,13 @@
-"""Descriptions that hold the text of an added token, which is an id to a tokenizer and never text."""
+"""Descriptions that no answer can hold, above all those with the text of an added token, which is an id and no text."""
 
 from collections.abc import Callable, Iterable
 
+from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.errors import DataError
 
 
-def without_an_escape(added: Iterable[str]) -> list[str]:
-    """Texts of added tokens that no answer can hold; one with a "<" is written as an escape of JSON instead."""
-    return [text for text in added if "<" not in text]
-
-
 def check_descriptions(
-    described: Iterable[tuple[str, str]], added: Iterable[str], normalise: Callable[[str], str]
+    described: Iterable[tuple[str, str]], added: Iterable[str], normalise: Callable[[str], str], codec: Codec
 ) -> None:
     """Refuse a description that can neither be taught nor answered.
 
@@ -19,18 +15,37 @@ def check_descriptions(
         described: (file:line, description) of every object.
         added: texts that the tokenizer turns into added tokens.
         normalise: the tokenizer's.
+        codec: the text form of answers.
 
     Raises:
-        DataError: one holds such a text.
+        DataError: an answer cannot hold one.
     """
-    texts, held = without_an_escape(added), {}
-    for where, desc in described if texts else ():
-        if desc not in held:
-            held[desc] = next((text for text in texts if text in normalise(desc)), "")
-        if held[desc]:
-            raise DataError(
-                f"the description {desc!r} holds {held[desc]!r}, which is an added token of model.path:"
-                " an answer's words are never added tokens",
-                where=where,
-                fix="use other words, or a checkpoint whose tokenizer has no such token",
-            )
+    texts, why = refused_texts(added, codec), {}
+    for where, desc in described:
+        if desc not in why:
+            why[desc] = unwritable(normalise(desc), texts, codec)
+        if why[desc]:
+            others = "" if codec.in_lines else ", or a checkpoint whose tokenizer has no such token"
+            raise DataError(f"the description {desc!r} {why[desc]}", where=where, fix=f"use other words{others}")
+
+
+def refused_texts(added: Iterable[str], codec: Codec) -> list[str]:
+    """Texts of added tokens that no description may hold: JSON writes a "<" as an escape, lines escape nothing."""
+    return [text for text in added if codec.in_lines or "<" not in text]
+
+
+def unwritable(desc: str, texts: Iterable[str], codec: Codec) -> str:
+    """Why an answer cannot hold a description; empty if it can.
+
+    Args:
+        desc: normalised.
+        texts: `refused_texts`.
+    """
+    held = next((text for text in texts if text in desc), "")
+    if held:
+        return f"holds {held!r}, which is an added token of model.path: an answer's words are never added tokens"
+    if codec.in_lines and "\n" in desc:
+        return f"holds a newline, which begins another one with data.codec: {codec.name}"
+    if codec.in_lines and desc != desc.strip():
+        return f"begins or ends with a blank, which data.codec: {codec.name} does not write"
+    return ""

@@ -1,8 +1,9 @@
 """Objects -> the assistant's text -> token ids, with the region of every token.
 
 A codec says how objects are written; `encode_answer` tokenises the whole text in one call, as the
-tokenizer would, and gives each token the region of its first byte. The text is one line with the
-separators `", "` and `": "`, and non-ASCII characters stay as they are.
+tokenizer would, and gives each token the region of its first byte. A JSON text is one line with the
+separators `", "` and `": "`, and non-ASCII characters stay as they are; a text of lines is descriptions and coordinate
+tokens alone.
 
 Invariants:
 - The bytes of `ids` without the end of turn are exactly the codec's text of the objects, each description
@@ -10,6 +11,7 @@ Invariants:
 - `ids[-1]` is the end of turn, exactly once.
 - Coordinate tokens are exactly at `slots`, and encode `bins`.
 - A description that contains the text of an added token never becomes that token.
+- In lines, objects that follow each other and have the same description share it, and it belongs to the first.
 - `is_desc` and `is_coord` are never both true.
 """
 
@@ -67,7 +69,8 @@ class Codec:
     """One text form as data: the text around objects, and the parser's grammar.
 
     Example: `array` writes `{"objects": [{"desc": "cat", "bbox_2d": [<|coord_110|>, ...]}, ...]}`, `keyed`
-    `{"object_1": {"desc": "cat", "bbox_2d": ["<|coord_110|>", ...]}, ...}`.
+    `{"object_1": {"desc": "cat", "bbox_2d": ["<|coord_110|>", ...]}, ...}`, `compact` a line `cat<|coord_110|>...` for
+    each description, with all boxes of a run of objects that have it.
     """
 
     name: str
@@ -80,8 +83,13 @@ class Codec:
     # text before and after the number of an object; both empty: objects have no key
     quote: str
     # around a coordinate token, which is then part of a string; empty: it is a value
-    grammar: Mapping[str, Any]
-    # arguments of `ops.scan_rollout`: lexemes with blanks between them
+    grammar: Mapping[str, Any] | None
+    # arguments of `ops.scan_rollout`: lexemes with blanks between them; None: lines, which `ops.scan_lines` reads
+
+    @property
+    def in_lines(self) -> bool:
+        """Whether objects of one description share it, on a line without any structure; else an object is JSON."""
+        return self.grammar is None
 
     def object_pieces(self, truth: Truth, number: int, vocabulary: Vocabulary) -> list[Piece]:
         """One object as pieces.
@@ -89,18 +97,25 @@ class Codec:
         Args:
             number: in its key, if objects have keys.
         """
+        if self.in_lines:
+            return [Piece(vocabulary.normalise(truth.desc), "desc"), *self.box_pieces(truth)]
         head, tail = self.key
         key = f"{head}{number}{tail}" if head else ""
-        pieces = [
+        return [
             Piece(key + '{"desc": "', "structure"),
             Piece(_escaped(truth.desc, vocabulary), "desc"),
             Piece(f'", "bbox_2d": [{self.quote}', "structure"),
+            *self.box_pieces(truth),
+            Piece(f"{self.quote}]}}", "structure"),
         ]
+
+    def box_pieces(self, truth: Truth) -> list[Piece]:
+        """The four coordinates, and what stands between them."""
+        pieces = []
         for place, k in enumerate(truth.box):
-            if place:
+            if place and not self.in_lines:
                 pieces.append(Piece(f"{self.quote}, {self.quote}", "structure"))
             pieces.append(Piece(coordinate_token(k), "coordinate", k))
-        pieces.append(Piece(f"{self.quote}]}}", "structure"))
         return pieces
 
 
@@ -126,6 +141,7 @@ CODECS: Mapping[str, Codec] = MappingProxyType(
                 quote='"',
                 grammar={"opening": "{", "closing": "}", "key_head": '"object_', "quoted": True},
             ),
+            Codec(name="compact", opening="", closing="", separator="\n", key=("", ""), quote="", grammar=None),
         )
     }
 )
@@ -146,24 +162,30 @@ def answer_pieces(objects: Sequence[Truth], vocabulary: Vocabulary, codec: Codec
     """The whole text of an answer, from the opening to the closing."""
     return [
         Piece(codec.opening, "structure"),
-        *appended_pieces(objects, 1, vocabulary, codec, after_a_value=False),
+        *appended_pieces(objects, 1, vocabulary, codec, after_a_value=False, open_desc=""),
     ]
 
 
 def appended_pieces(
-    objects: Sequence[Truth], number: int, vocabulary: Vocabulary, codec: Codec, *, after_a_value: bool
+    objects: Sequence[Truth], number: int, vocabulary: Vocabulary, codec: Codec, *, after_a_value: bool, open_desc: str
 ) -> list[Piece]:
     """The rest of an answer: further objects, and the closing.
 
     Args:
         number: of the first object, if objects are numbered.
         after_a_value: whether a value precedes them.
+        open_desc: the description, as it was written, that a first object which has it too would share; empty: none.
     """
     pieces: list[Piece] = []
     for place, truth in enumerate(objects):
+        desc = vocabulary.normalise(truth.desc)
+        if codec.in_lines and desc == open_desc:
+            pieces.extend(codec.box_pieces(truth))
+            continue
         if place or after_a_value:
             pieces.append(Piece(codec.separator, "structure"))
         pieces.extend(codec.object_pieces(truth, number + place, vocabulary))
+        open_desc = desc
     pieces.append(Piece(codec.closing, "structure"))
     return pieces
 

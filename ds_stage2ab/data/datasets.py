@@ -8,6 +8,7 @@ from itertools import chain
 
 from ds_stage2ab.carriers import Record
 from ds_stage2ab.codec.added_tokens import check_descriptions
+from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.sections import Config, DataSection
 from ds_stage2ab.data.box_space import boxes_of, other_form
@@ -92,14 +93,14 @@ def _unusable(records: Iterable[Record], *, raises: bool) -> list[str]:
     return found
 
 
-def assert_answerable(records: Iterable[Record], vocabulary: Vocabulary) -> None:
-    """Refuse a description that cannot be written as an answer.
+def assert_answerable(records: Iterable[Record], vocabulary: Vocabulary, codec: Codec) -> None:
+    """Refuse a description that can neither be taught nor answered.
 
     Raises:
-        DataError: it holds the text of an added token.
+        DataError: an answer in the form of the codec, by this tokenizer, cannot hold it.
     """
     described = ((record.where, truth.desc) for record in records for truth in record.objects)
-    check_descriptions(described, vocabulary.added_texts, vocabulary.normalise)
+    check_descriptions(described, vocabulary.added_texts, vocabulary.normalise, codec)
 
 
 def data_warnings(section: DataSection, datasets: Datasets) -> list[str]:

@@ -67,7 +67,7 @@ def evaluate_checkpoint(
         source = load_checkpoint(section, min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels)
         vocabulary = Vocabulary.from_tokenizer(source.tokenizer)
         embedding_holds_coordinates(source, vocabulary)
-        assert_answerable(records, vocabulary)
+        assert_answerable(records, vocabulary, get_codec(config.data.codec))
         prompts = {"system_prompt": config.data.system_prompt, "user_prompt": config.data.user_prompt}
         encoder = Encoder(source.tokenizer, source.image_processor, vocabulary, **prompts)
         rollout_fits_length(

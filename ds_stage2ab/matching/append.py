@@ -13,6 +13,11 @@ still to come: at the token with the first byte after the value, and at the one 
 writes "the end, and another follows" in one token (`]},`) decides to stop by writing the end alone (`]}`).
 A target costs time in proportion to its length.
 
+In lines a value ends with a coordinate, so nothing merges across the border, and the token behind it decides alone: a
+newline, the first coordinate of a further box of the same description, or the end of turn. Such a coordinate has weight
+0 as all have: where its box is taught, the coordinate terms of its slot teach that one comes. A missed object that has
+the description of the last value follows it as a further box, as Channel A would write it.
+
 Invariants:
 - `ids` begin with the anchored ids as they were generated and end with the end of turn, which occurs nowhere else.
 - The text of `ids` is one document of the codec's grammar: the generated values, then the missed objects in their
@@ -21,7 +26,8 @@ Invariants:
   missed ones.
 - Every true object is either matched or appended, once, and has four slots.
 - Every slot holds a coordinate token of weight 0.
-- A decision to go on has weight 0 exactly if no true object is still to come (or the multiplier is 0).
+- A decision to go on has weight 0 exactly if no true object is still to come, or it is a coordinate (or the multiplier
+  is 0).
 """
 
 from __future__ import annotations
@@ -90,38 +96,67 @@ def appended_target(
     assert len(match.pairs) + len(match.missed) == len(truth), "the match is of other true objects"
     assert len(match.pairs) + len(match.spurious) == len(parsed.objects), "the match is of other predictions"
     missed = [truth[place] for place in match.missed]
-    pieces = appended_pieces(missed, parsed.next_number, vocabulary, codec, after_a_value=bool(parsed.value_ends))
+    said_any = bool(parsed.value_ends)
+    pieces = appended_pieces(
+        missed, parsed.next_number, vocabulary, codec, after_a_value=said_any, open_desc=parsed.open_desc
+    )
     written = _write(parsed, pieces, vocabulary, where)
     structure = float(drop_invalid_struct_ce_multiplier if parsed.dropped else 1)
     regions = np.concatenate([np.full(written.num_kept, -1), region_of_bytes(pieces)])
     first = np.minimum(written.starts[:-1], len(regions) - 1)  # a last token without bytes takes the last one
     is_desc = regions[first] == REGIONS.index("desc")
 
-    weights = np.where(is_desc, float(desc_ce_weight), structure)
     is_generated = written.starts[:-1] < written.num_kept
-    weights[is_generated] = _generated_weights(parsed, match, written)[is_generated]
+    is_coordinate = vocabulary.kinds_of(written.ids) >= 0
+    slots = np.concatenate([_matched_slots(parsed, match), np.flatnonzero(is_coordinate & ~is_generated)])
+    bins = [truth[place].box for _, place in match.pairs] + [one.box for one in missed]
+
+    weights = np.append(np.where(is_desc, float(desc_ce_weight), structure), 1.0)  # the last is the end of turn's
+    weights[:-1][is_generated] = _generated_weights(parsed, match, written)[is_generated]
     go_on = _still_to_come(parsed, match)
+    _weigh_decisions(weights, parsed, go_on, written, structure, codec)
+    weights[written.holding(len(regions) - len(codec.closing.encode())) :] = 1.0
+    weights[:-1][is_coordinate] = 0.0
+    return Target(
+        ids=np.append(written.ids, vocabulary.stop_id),
+        weights=weights.astype(np.float32),
+        is_desc=np.append(is_desc, False),
+        slots=slots,
+        bins=np.array(bins, dtype=np.int64).reshape(-1),
+        num_go_on=_num_taught(parsed, go_on, written, is_coordinate, slots) + (len(missed) if structure > 0 else 0),
+        num_stop=1,
+        seam_fallback=written.seam_fallback,
+    )
+
+
+def _weigh_decisions(
+    weights: NDArray[np.float64],
+    parsed: ParsedRollout,
+    go_on: Sequence[bool],
+    written: _Written,
+    structure: float,
+    codec: Codec,
+) -> None:
+    """Set the weights [T + 1] of the decisions behind generated values; the last one's is that of what is appended."""
     for end, counts in zip(parsed.value_ends, [*go_on, True], strict=False):
         if counts:
             weights[written.holding(end - 1)] = 1.0
         weights[written.holding(end)] = float(counts)
-    weights[written.holding(written.num_kept)] = structure  # the last value's decision, or the opening's
-    weights[written.holding(len(regions) - len(codec.closing.encode())) :] = 1.0
-    is_coordinate = vocabulary.kinds_of(written.ids) >= 0
-    weights[is_coordinate] = 0.0
+    if parsed.value_ends or not codec.in_lines:  # lines have no opening: what would decide to begin is a description
+        weights[written.holding(written.num_kept)] = structure
 
-    appended_slots = np.flatnonzero(is_coordinate & ~is_generated)
-    bins = [truth[place].box for _, place in match.pairs] + [one.box for one in missed]
-    return Target(
-        ids=np.append(written.ids, vocabulary.stop_id),
-        weights=np.append(weights, 1.0).astype(np.float32),
-        is_desc=np.append(is_desc, False),
-        slots=np.concatenate([_matched_slots(parsed, match), appended_slots]),
-        bins=np.array(bins, dtype=np.int64).reshape(-1),
-        num_go_on=sum(go_on) + (len(missed) if structure > 0 else 0),
-        num_stop=1,
-        seam_fallback=written.seam_fallback,
-    )
+
+def _num_taught(
+    parsed: ParsedRollout,
+    go_on: Sequence[bool],
+    written: _Written,
+    is_coordinate: NDArray[np.bool_],
+    slots: NDArray[np.int64],
+) -> int:
+    """How many decisions to go on behind generated values are supervised: of coordinates those that are slots."""
+    decisions = [written.holding(end) for end, counts in zip(parsed.value_ends, go_on, strict=False) if counts]
+    supervised = {*slots.tolist()}
+    return sum(not is_coordinate[token] or token in supervised for token in decisions)
 
 
 def _write(parsed: ParsedRollout, pieces: Sequence[Piece], vocabulary: Vocabulary, where: str) -> _Written:

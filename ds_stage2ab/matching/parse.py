@@ -35,7 +35,11 @@ STATES = (
     "truncated_first_object",  # the ids ended before the first value was complete
     "truncated",  # the ids ended before the close
 )
-"""One per rollout: the first that applies."""
+"""One per rollout: the first that applies.
+
+In lines there is no opening and no close: `no_json` and `trailing_garbage` cannot be, an answer without a token is
+empty, and one that ends behind a complete box is closed.
+"""
 
 REASONS = (
     "key_invalid",  # not an object, a key twice (its own included), or a key that is neither `desc` nor a geometry
@@ -47,7 +51,10 @@ REASONS = (
     "non_coord_token",  # one of the four is not a coordinate token
     "bbox_invalid",  # x2 <= x1 or y2 <= y1
 )
-"""Why a complete value was dropped: the first that applies."""
+"""Why a complete value was dropped: the first that applies.
+
+In lines a value has four coordinates and no keys: `missing_desc` (blank, or none) and `bbox_invalid` alone can be.
+"""
 
 MAX_NUMBER = 10**MAX_KEY_DIGITS - 1
 ROOM = 10_000
@@ -73,8 +80,9 @@ def parse_rollout(token_ids: Sequence[int], vocabulary: Vocabulary, codec: Codec
     """
     found = scan(token_ids, vocabulary, codec)
     numbers = [value.number for value in found.values] if codec.key[0] else []
+    judge = _judge_line if codec.in_lines else _judge
     judged = [
-        "key_invalid" if value.number in numbers[:place] else _judge(value, found)
+        "key_invalid" if value.number in numbers[:place] else judge(value, found)
         for place, value in enumerate(found.values)
     ]
     prefix_ids, num_whole = _prefix(token_ids, found, vocabulary, codec)
@@ -87,6 +95,7 @@ def parse_rollout(token_ids: Sequence[int], vocabulary: Vocabulary, codec: Codec
         num_anchored=_num_anchored(token_ids, found, vocabulary),
         value_ends=tuple(value.last for value in found.values),
         next_number=_next_number(numbers),
+        open_desc=_last_desc(found) if codec.in_lines else "",
     )
 
 
@@ -140,18 +149,41 @@ def _judge_box(value: Node, desc_node: Node, desc: str, box: Node, starts: list[
         return "wrong_arity"
     if any(corner.slot < 0 for corner in box.inside):
         return "non_coord_token"
-    x1, y1, x2, y2 = (corner.number for corner in box.inside)
+    return _object(value, desc, (desc_node.first + 1, desc_node.last - 1), box.inside, starts)
+
+
+def _judge_line(value: Node, found: Scan) -> ParsedObject | str:
+    """Of a value in lines the object, or the first of `REASONS` that applies."""
+    desc_node, *corners = value.inside
+    desc = found.text[desc_node.first : desc_node.last].decode()
+    if not desc.strip():
+        return "missing_desc"
+    return _object(value, desc, (desc_node.first, desc_node.last), corners, found.starts)
+
+
+def _object(
+    value: Node, desc: str, desc_span: tuple[int, int], corners: Sequence[Node], starts: list[int]
+) -> ParsedObject | str:
+    x1, y1, x2, y2 = (corner.number for corner in corners)
     if x2 <= x1 or y2 <= y1:
         return "bbox_invalid"
-    first, second, third, fourth = (corner.slot for corner in box.inside)
+    first, second, third, fourth = (corner.slot for corner in corners)
     return ParsedObject(
         desc=desc,
         box=(x1, y1, x2, y2),
         span=(value.first, value.last),
-        desc_span=(desc_node.first + 1, desc_node.last - 1),
+        desc_span=desc_span,
         tokens=_tokens(starts, value.first, value.last),
         slots=(first, second, third, fourth),
     )
+
+
+def _last_desc(found: Scan) -> str:
+    """The description of the last value's line: a further box may stand behind it."""
+    if not found.values:
+        return ""
+    desc = found.values[-1].inside[0]
+    return found.text[desc.first : desc.last].decode()
 
 
 def _string(node: Node, text: bytes) -> str:

@@ -1,4 +1,7 @@
-"""The scan of a response as a tree: the nodes of its values, and the bytes that they point into."""
+"""The scan of a response as a tree: the nodes of its values, and the bytes that they point into.
+
+A value in lines is an array of its description (a string) and its coordinates.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from ds_stage2ab.ops.reference import ENDED, KINDS
 
 
 class Node(NamedTuple):
-    """A JSON value of the answer, or the key of one; an answer of 60 objects has 550 of them."""
+    """A value of the answer, or the key of one; an answer of 60 objects has 550 of them."""
 
     kind: str
     # object, array, string, number, literal, coordinate
@@ -32,7 +35,7 @@ class Node(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
-    """Result of one pass over a response, as described in `ds_stage2ab/ops/scan.py`."""
+    """Result of one pass over a response: `ds_stage2ab/ops/scan.py`, or in lines `ds_stage2ab/ops/lines.py`."""
 
     values: tuple[Node, ...]
     # the complete values, in generated order
@@ -54,7 +57,9 @@ def scan(token_ids: Sequence[int], vocabulary: Vocabulary, codec: Codec) -> Scan
     Args:
         token_ids: [T] response ids, the stop token removed. Any ids are legal.
     """
-    nodes, text, starts, summary = ops.scan_rollout(*scan_arguments(token_ids, vocabulary), **codec.grammar)
+    arguments = scan_arguments(token_ids, vocabulary)
+    made = ops.scan_lines(*arguments) if codec.grammar is None else ops.scan_rollout(*arguments, **codec.grammar)
+    nodes, text, starts, summary = made
     opening_end, ended, behind = summary.tolist()
     return Scan(
         values=_values(nodes.tolist()),
@@ -67,7 +72,7 @@ def scan(token_ids: Sequence[int], vocabulary: Vocabulary, codec: Codec) -> Scan
 
 
 def scan_arguments(token_ids: Sequence[int], vocabulary: Vocabulary) -> tuple[torch.Tensor, ...]:
-    """The tensors of `ops.scan_rollout`: ids [T], and the vocabulary's table, offsets and kinds."""
+    """The tensors of both scans: ids [T], and the vocabulary's table, offsets and kinds."""
     tables = vocabulary.tables
     arrays = (tables.content, tables.offsets, tables.kinds)
     return (torch.tensor(token_ids, dtype=torch.int64), *map(torch.from_numpy, arrays))

@@ -115,6 +115,24 @@ def scan_rollout(
     return _BOUND.ops.scan_rollout(token_ids, table, offsets, kinds, opening, closing, key_head, quoted)
 
 
+def scan_lines(
+    token_ids: Tensor, table: Tensor, offsets: Tensor, kinds: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Which boxes of an answer in lines are complete, and where: `ds_stage2ab/ops/lines.py` has the grammar.
+
+    Args:
+        token_ids, table, offsets, kinds: as in `scan_rollout`.
+
+    Returns:
+        as `scan_rollout`: each value is an array of its line's description (a string) and its coordinates; "closed"
+        means that the answer may end where it does.
+
+    Raises:
+        ValueError: as in `scan_rollout`.
+    """
+    return _BOUND.ops.scan_lines(token_ids, table, offsets, kinds)
+
+
 def philox(counters: Tensor, keys: Tensor) -> Tensor:
     """The generator Philox 4x32-10 (Salmon et al. 2011): four words of 32 bits from a counter of four and a key of two.
 

@@ -16,7 +16,7 @@ import ds_stage2ab
 from ds_stage2ab.ops import reference
 
 LIBRARY = "ds_stage2ab._C"
-NAMES = ("pack_left", "pack_left_positions", "trim_responses", "scan_rollout", "philox", "sample_tokens")
+NAMES = ("pack_left", "pack_left_positions", "trim_responses", "scan_rollout", "scan_lines", "philox", "sample_tokens")
 OFF = "DS_STAGE2AB_NO_EXT"
 
 
@@ -53,7 +53,8 @@ def self_test(ops: Any) -> str:
         "pack_left": (tokens, offsets, order, 1, 4),
         "pack_left_positions": (torch.stack([tokens, -tokens, tokens * 2]), offsets, order, 4),
         "trim_responses": (torch.tensor([[5, 1, 6], [1, 5, 6], [5, 6, 7]]), 1),
-        "scan_rollout": _scan_example(),
+        "scan_rollout": (*_scan_example(), "[", "]", "", False),
+        "scan_lines": _scan_example(),
         "philox": (torch.stack([tokens[:4], -tokens[1:]]), tokens[:4].reshape(2, 2)),
         "sample_tokens": (tokens[None].float(), 1.0, 4, 0.9, tokens[:1], tokens[1:2]),
     }
@@ -74,7 +75,7 @@ def _scan_example() -> tuple[Any, ...]:
     offsets = torch.tensor([0, *map(len, pieces)]).cumsum(0)
     table = torch.tensor(list(b"".join(pieces)), dtype=torch.uint8)
     kinds = torch.tensor([-1, -1, 7, -1, -1, -2])
-    return torch.arange(6), table, offsets, kinds, "[", "]", "", False
+    return torch.arange(6), table, offsets, kinds
 
 
 def _load(path: str) -> str:

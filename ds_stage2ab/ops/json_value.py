@@ -197,7 +197,7 @@ class ValueScan:
         if byte == ord("\\"):
             self._step = self._in_escape
         elif byte >= 0x80:
-            self._utf8 = _continuation(byte)
+            self._utf8 = continuation(byte)
             return "taken" if self._utf8 else "refused"
         return "taken" if byte >= 0x20 else "refused"
 
@@ -238,7 +238,7 @@ class ValueScan:
         return "taken" if self._rest else self._complete(self._scalar, at + 1)
 
 
-def _continuation(lead: int) -> list[range]:
+def continuation(lead: int) -> list[range]:
     """What must follow the lead byte of a UTF-8 character; [] if it can lead none (Unicode, table 3-7)."""
     anything = range(0x80, 0xC0)
     if 0xC2 <= lead <= 0xDF:

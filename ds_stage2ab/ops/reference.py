@@ -1,7 +1,8 @@
 """The meaning of each op in plain PyTorch: what the compiled ones are compared with, and the fallback.
 
-Shapes as in `ds_stage2ab/ops/__init__.py`. No loop over tokens or rows but in `scan_rollout`, which is the plain Python
-of `ds_stage2ab/ops/scan.py`; `philox` and `sample_tokens` stand in `ds_stage2ab/ops/sampling.py`.
+Shapes as in `ds_stage2ab/ops/__init__.py`. No loop over tokens or rows but in the scans, which are the plain Python
+of `ds_stage2ab/ops/scan.py` and `ds_stage2ab/ops/lines.py`; `ds_stage2ab/ops/sampling.py` has `philox` and
+`sample_tokens`.
 
 Invariants:
 - a row of a packed rectangle is padding, then its prompt: nothing is lost, and the mask says which is which
@@ -17,11 +18,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ds_stage2ab.ops import lines
 from ds_stage2ab.ops.json_value import Node
 from ds_stage2ab.ops.sampling import philox, sample_tokens
-from ds_stage2ab.ops.scan import SPECIAL, Grammar, scan
+from ds_stage2ab.ops.scan import SPECIAL, Grammar, Scan, scan
 
-__all__ = ["pack_left", "pack_left_positions", "philox", "sample_tokens", "scan_rollout", "trim_responses"]
+__all__ = [
+    "pack_left",
+    "pack_left_positions",
+    "philox",
+    "sample_tokens",
+    "scan_lines",
+    "scan_rollout",
+    "trim_responses",
+]
 
 KINDS = ("object", "array", "string", "number", "literal", "coordinate")
 ENDED = ("closed", "refused", "end")
@@ -54,14 +64,34 @@ def scan_rollout(
     token_ids: Tensor, table: Tensor, offsets: Tensor, kinds: Tensor, opening: str, closing: str, key_head: str,
     quoted: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """(nodes, text, starts, summary) of one response."""
+    """(nodes, text, starts, summary) of one response in JSON."""
+    written, kind = _tokens_of(token_ids, table, offsets, kinds)
+    _require(bool(opening.split() and closing.split()), "opening and closing must hold a lexeme each")
+    grammar = Grammar(
+        opening=tuple(opening.encode().split()),
+        closing=tuple(closing.encode().split()),
+        key_head=key_head.encode(),
+        quoted=quoted,
+    )
+    return _tensors_of(scan(written, kind, grammar), written, table)
+
+
+def scan_lines(
+    token_ids: Tensor, table: Tensor, offsets: Tensor, kinds: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(nodes, text, starts, summary) of one response in lines."""
+    written, kind = _tokens_of(token_ids, table, offsets, kinds)
+    return _tensors_of(lines.scan(written, kind), written, table)
+
+
+def _tokens_of(token_ids: Tensor, table: Tensor, offsets: Tensor, kinds: Tensor) -> tuple[list[bytes], list[int]]:
+    """The bytes and the kind of each token."""
     for name, tensor in {"token_ids": token_ids, "offsets": offsets, "kinds": kinds}.items():
         _check_tensor(name, tensor, 1)
     _require(
         table.dtype == torch.uint8 and table.dim() == 1 and len(offsets) == len(kinds) + 1,
         "table must be uint8 with 1 axis, and offsets one longer than kinds",
     )
-    _require(bool(opening.split() and closing.split()), "opening and closing must hold a lexeme each")
     known_T = (token_ids >= 0) & (token_ids < len(kinds))
     ids_T = token_ids[known_T]
     first_T, last_T = (
@@ -73,14 +103,11 @@ def scan_rollout(
         f"offsets must ascend from 0 to {len(table)}, the number of bytes",
     )
     content = table.numpy()
-    written = [content[first:last].tobytes() for first, last in zip(first_T.tolist(), last_T.tolist(), strict=True)]
-    grammar = Grammar(
-        opening=tuple(opening.encode().split()),
-        closing=tuple(closing.encode().split()),
-        key_head=key_head.encode(),
-        quoted=quoted,
-    )
-    found = scan(written, kind_T.tolist(), grammar)
+    bounds = zip(first_T.tolist(), last_T.tolist(), strict=True)
+    return [content[first:last].tobytes() for first, last in bounds], kind_T.tolist()
+
+
+def _tensors_of(found: Scan, written: list[bytes], table: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows: list[tuple[int, ...]] = []
     for value in found.values:
         _append_rows(value, -1, rows)

@@ -7,19 +7,21 @@ from functools import partial
 from pathlib import Path
 from unicodedata import normalize
 
-from ds_stage2ab.codec.added_tokens import check_descriptions, without_an_escape
+from ds_stage2ab.codec.added_tokens import check_descriptions, refused_texts
+from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.model_folder.read import ModelFolder
 
 
-def check_files(files: list[Path], folder: ModelFolder) -> None:
+def check_files(files: list[Path], folder: ModelFolder, codec: Codec) -> None:
     """Refuse what the run would refuse; records that are not as they should be are left to it.
 
     Raises:
-        DataError: a description holds the text of an added token.
+        DataError: no answer can hold a description.
     """
-    if without_an_escape(folder.added_tokens):  # of few checkpoints: those of the release all have a "<"
+    # Of few checkpoints with JSON: the added tokens of the release all have a "<".
+    if codec.in_lines or refused_texts(folder.added_tokens, codec):
         for file in files:
-            check_descriptions(_described(file), folder.added_tokens, partial(normalize, "NFC"))
+            check_descriptions(_described(file), folder.added_tokens, partial(normalize, "NFC"), codec)
 
 
 def _described(file: Path) -> Iterator[tuple[str, str]]:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from ds_stage2ab.codec.text import get_codec
 from ds_stage2ab.config.batch import counted, implied_learners
 from ds_stage2ab.config.load import check_config
 from ds_stage2ab.config.nodes import Node
@@ -106,7 +107,8 @@ def preflight_report(
         replicas_of(spans, rollout_devices) if uses_servers else None,
     )
     folder = check_folder(config.model.path, whole=False)
-    check_files([file for file in (config.data.train, config.data.validation) if file], folder)
+    files = [file for file in (config.data.train, config.data.validation) if file]
+    check_files(files, folder, get_codec(config.data.codec))
     shape, no_memory = _shape(config.model.path)
     return PreflightReport(
         file=file,

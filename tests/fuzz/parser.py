@@ -12,7 +12,7 @@ import torch
 from ds_stage2ab import ops
 from ds_stage2ab.carriers import Truth
 from ds_stage2ab.codec.bins import NUM_BINS, coordinate_token
-from ds_stage2ab.codec.text import CODECS
+from ds_stage2ab.codec.text import CODECS, Codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.matching.append import appended_target
 from ds_stage2ab.matching.assign import match_boxes
@@ -74,16 +74,24 @@ def ids_of(data: bytes) -> list[int]:
     return [byte if byte < PLAIN_BYTES else others[(byte - PLAIN_BYTES) % len(others)] for byte in data]
 
 
+def response_of(data: bytes) -> tuple[Codec, list[int]]:
+    """The form and the ids that an input, which is not empty, stands for."""
+    codec = CODECS["compact" if data[0] & 4 else "keyed" if data[0] & 1 else "array"]
+    opening = _encode(codec.opening) if data[0] & 2 else []
+    return codec, [*opening, *ids_of(data[1:])]
+
+
 def one_input(data: bytes) -> None:
     """Check everything that holds of any response."""
     if not data:
         return
-    codec = [*CODECS.values()][data[0] % len(CODECS)]
-    opening = _encode(codec.opening) if data[0] & 2 else []
-    ids = [*opening, *ids_of(data[1:])]
+    codec, ids = response_of(data)
     arguments = scan_arguments(ids, vocabulary())
-    compiled = ops.scan_rollout(*arguments, **codec.grammar)
-    plain = reference.scan_rollout(*arguments, *codec.grammar.values())
+    if codec.grammar is None:
+        compiled, plain = ops.scan_lines(*arguments), reference.scan_lines(*arguments)
+    else:
+        compiled = ops.scan_rollout(*arguments, **codec.grammar)
+        plain = reference.scan_rollout(*arguments, *codec.grammar.values())
     assert all(map(torch.equal, compiled, plain)), "the compiled scan is not the plain one"
     parsed = parse_rollout(ids, vocabulary(), codec)
     assert parsed.state in STATES and set(parsed.dropped) <= set(REASONS)
@@ -94,7 +102,10 @@ def one_input(data: bytes) -> None:
     assert not target.weights[target.slots].any()
     *body, stop = target.ids.tolist()
     assert stop == vocabulary().stop_id and stop not in body
-    json.loads(_quoted(body, codec.quote))
+    if codec.in_lines:
+        assert parse_rollout(body, vocabulary(), codec).state == ("ok" if body else "empty_answer")
+    else:
+        json.loads(_quoted(body, codec.quote))
 
 
 def _quoted(ids: list[int], quote: str) -> bytes:

@@ -84,11 +84,11 @@ def test_a_description_that_is_an_added_token_is_refused_at_the_start(tokenizer,
         Record(id=str(n), image=Path("a.png"), width=64, height=48, objects=(box,), where=f"train.jsonl:{n}")
         for n, box in enumerate(boxes, start=1)
     ]
-    assert_answerable(records, Vocabulary.from_tokenizer(tokenizer))
+    assert_answerable(records, Vocabulary.from_tokenizer(tokenizer), get_codec("array"))
     tokenizer.add_tokens([text])
     vocabulary = Vocabulary.from_tokenizer(tokenizer)
     with pytest.raises(DataError, match=f"holds {re.escape(repr(text))}, which is an added token") as caught:
-        assert_answerable(records, vocabulary)
+        assert_answerable(records, vocabulary, get_codec("array"))
     assert caught.value.where == "train.jsonl:2"
     with pytest.raises(DataError, match="cannot write this answer exactly"):  # so it was found before, in mid-run
         encode_answer(records[1].objects, vocabulary, get_codec("array"))

@@ -23,7 +23,7 @@ from ds_stage2ab.matching.scan import scan_arguments
 from ds_stage2ab.ops import reference
 from tests.parts import ROOT
 from tests.real_tokenizers import qwen
-from tests.rollout_cases import Case, cut_everywhere, make_case
+from tests.rollout_cases import JSON, Case, cut_everywhere, make_case
 
 PER_FORM = 500
 COSTS = {"candidate_top_k": 10, "iou_gate": 0.3, "fp_cost": 1.0, "fn_cost": 1.0}
@@ -158,14 +158,14 @@ def check_many(name: str, form: str, seeds: range) -> None:
     assert {reason for _, dropped in seen for reason in dropped} == set(REASONS)
 
 
-@pytest.mark.parametrize("form", CODECS)
+@pytest.mark.parametrize("form", JSON)
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_five_hundred_rollouts(name, form):
     check_many(name, form, range(PER_FORM))
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("form", CODECS)
+@pytest.mark.parametrize("form", JSON)
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_five_thousand_rollouts(name, form):
     check_many(name, form, range(PER_FORM, PER_FORM + 5000))
@@ -178,20 +178,20 @@ def check_cuts(name: str, form: str, seeds: range) -> None:
             check_case(seed, case, truth, vocabulary_of(name), CODECS[form])
 
 
-@pytest.mark.parametrize("form", CODECS)
+@pytest.mark.parametrize("form", JSON)
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_answers_cut_before_every_byte(name, form):
     check_cuts(name, form, range(3))
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("form", CODECS)
+@pytest.mark.parametrize("form", JSON)
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_many_answers_cut_before_every_byte(name, form):
     check_cuts(name, form, range(3, 30))
 
 
-@pytest.mark.parametrize("form", CODECS)
+@pytest.mark.parametrize("form", JSON)
 def test_random_ids_give_a_target(form):
     """Any ids at all, those beyond the tokenizer too: what is known is only what always holds."""
     vocabulary, codec, random = vocabulary_of("qwen"), CODECS[form], np.random.default_rng(0)

@@ -32,7 +32,7 @@ def found(desc, *box):
 
 
 def parsed(*objects, dropped=(), state="ok"):
-    nowhere = {"prefix_ids": (), "num_anchored": 0, "num_whole": 0, "value_ends": (), "next_number": 1}
+    nowhere = {"prefix_ids": (), "num_anchored": 0, "num_whole": 0, "value_ends": (), "next_number": 1, "open_desc": ""}
     return ParsedRollout(objects=objects, dropped=dropped, state=state, **nowhere)
 
 

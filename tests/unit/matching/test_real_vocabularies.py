@@ -23,7 +23,7 @@ from ds_stage2ab.matching.targets import answer_target, rewritten_target
 from ds_stage2ab.tools.tiny_model import build_tokenizer
 from tests.parts import as_tuples
 from tests.real_tokenizers import qwen
-from tests.rollout_cases import Case, make_case
+from tests.rollout_cases import JSON, Case, make_case
 from tests.unit.codec.test_sentencepiece import build
 from tests.unit.matching.written import CLOSE, OPENING, exactly, in_any_tokens, offsets_of, scene, shifted, write
 
@@ -43,7 +43,7 @@ LAST_VALUES = (
     *(('{"desc": "x", "a": ["<|im_end|>", BOX]}', "key_invalid", ()), ('"e\u0301"', "key_invalid", ("qwen",))),
     *(("[]", "key_invalid", ()), ("{}", "missing_desc", ()), ("12", "key_invalid", ())),
 )
-pytestmark = pytest.mark.parametrize(("name", "form"), [*product(NAMES, CODECS)])
+pytestmark = pytest.mark.parametrize(("name", "form"), [*product(NAMES, JSON)])
 
 
 @cache

@@ -17,6 +17,7 @@ EXAMPLES = {
     "pack_left_positions": (POSITIONS, OFFSETS, ORDER, 4),
     "trim_responses": (torch.tensor([[5, 1, 6], [1, 5, 6], [5, 6, 7]]), 1),
     "scan_rollout": (torch.tensor([0, 1, 2]), *table_of(b"[1", b"2,", b"3]"), "[", "]", "", False),
+    "scan_lines": (torch.tensor([0, 1, 2]), *table_of(b"a", b"<|coord_7|>", b"\n", kinds=[-1, 7, -1])),
     "philox": (torch.tensor([[1, 2, 3, 4]]), torch.tensor([[5, 6]])),
     "sample_tokens": (torch.tensor([[1.0, 2.0, 3.0]]), 0.5, 2, 0.9, torch.tensor([7]), torch.tensor([0])),
 }

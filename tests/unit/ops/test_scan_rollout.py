@@ -104,7 +104,7 @@ def test_keys(text: str, ended: str):
     assert both(spelled(text), KEYED)[3][1] == reference.ENDED.index(ended)
 
 
-@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("name", OPENED)
 @given(opened=st.booleans(), ids=IDS)
 def test_random_tokens(name: str, opened: bool, ids: list[int]):
     both(OPENED[name] * opened + ids, CODECS[name].grammar)
