@@ -173,7 +173,8 @@ def end(error: BaseException | None) -> None:
     threading._shutdown()  # waits for threads that are no daemons
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        if not stream.closed:
+            stream.flush()
     os._exit(code or 0)
 
 

@@ -7,6 +7,7 @@ import gc
 import math
 import resource
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ T = TypeVar("T")
 
 LOOK_S = 0.5
 """Between two looks whether the run shall stop."""
+FEEDER = "QueueFeederThread"
+"""multiprocessing's name of the thread that writes to a queue."""
 DEAD = "DataLoader worker (pid"
 """Start of torch's message that a worker died; an exception in a worker begins `Caught ... in DataLoader worker`."""
 FILES_PER_SAMPLE = 4
@@ -110,10 +113,13 @@ class Feed:
 
     def close(self) -> None:
         """End the worker processes, and give their semaphores back: else Python tells of leaked ones at the end."""
-        self._waiting.shutdown(wait=False)
         if self._ahead is not None:
             self._ahead = None
             gc.collect()  # torch's iterator and its queues refer to each other
+            for thread in threading.enumerate():
+                if thread.name == FEEDER:
+                    thread.join(LOOK_S)  # it holds the queue to a worker
+        self._waiting.shutdown(wait=False)  # last: with their thread the kernel would end the workers
 
     def _draws(self, step: int, micro_step: int) -> list[int]:
         return draws_of(
