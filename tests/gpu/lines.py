@@ -65,7 +65,10 @@ def build(on: str, folder: Path) -> str:
 
 
 def ops(on: str, folder: Path) -> str:
-    """The library that was just built against the reference, on random prompts and on damaged answers."""
+    """The library that was just built against the reference, on random prompts, damaged answers and scores.
+
+    And draws on the device, where the reference runs, against those of the CPU.
+    """
     os.environ["DS_STAGE2AB_NO_EXT"] = "1"  # this process loads no other library
     from ds_stage2ab.carriers import Truth
     from ds_stage2ab.codec.text import CODECS, encode_answer
@@ -94,12 +97,27 @@ def ops(on: str, folder: Path) -> str:
             "pack_left_positions": (torch.stack([tokens] * 4), offsets, order, width),
             "trim_responses": (torch.randint(0, 5, (rng.randrange(1, 5), rng.randrange(9))), 1),
             "scan_rollout": (*scan_arguments(response, vocabulary), *grammar),
+            "scan_lines": scan_arguments(response, vocabulary),
+            "philox": (torch.randint(-9, 2**40, (5, 4)), torch.randint(-9, 2**40, (5, 2))),
+            "sample_tokens": some_scores(rng, num_ids=200),
         }
         for name, words in arguments.items():
             seen, expected = getattr(compiled, name)(*words), getattr(reference, name)(*words)
             pairs = zip(as_tuple(seen), as_tuple(expected), strict=True)
             assert all(one.dtype == other.dtype and torch.equal(one, other) for one, other in pairs), name
-    return f"{len(binding.NAMES)} operators as their reference, {ROUNDS} random inputs each"
+    assert arguments.keys() == {*binding.NAMES}
+    for _ in range(ROUNDS // 10):
+        words = some_scores(rng, num_ids=20_000)
+        there = [part.to(on) if isinstance(part, torch.Tensor) else part for part in words]
+        assert torch.equal(reference.sample_tokens(*there).cpu(), compiled.sample_tokens(*words)), "draws"
+    return f"{len(binding.NAMES)} operators as their reference, {ROUNDS} random inputs each; the draws of the CPU"
+
+
+def some_scores(rng: random.Random, num_ids: int) -> tuple[torch.Tensor | float | int, ...]:
+    """Arguments of `sample_tokens` for four rows."""
+    limits = rng.choice([0.3, 1.0, 2.0]), rng.choice([0, 1, 50]), rng.choice([0.5, 0.9, 1.0])
+    seeds, positions = torch.randint(0, 2**63 - 1, (4,)), torch.randint(0, 500, (4,))
+    return 3 * torch.randn(4, num_ids), *limits, seeds, positions
 
 
 def as_tuple(result: torch.Tensor | tuple) -> tuple:
