@@ -113,6 +113,7 @@ COMMANDS = {
     "ds-stage2ab data": ("tests/unit/data_report/test_command.py", '"data"'),
     "ds-stage2ab export coco": ("tests/unit/formats/test_export_coco.py", "export_coco"),
     "ds-stage2ab init": ("tests/unit/tools/test_init_config.py", '"init"'),
+    "python -m tests.bench.decoding_pictures": ("tests/bench/test_decoding.py", "decoding_pictures"),
     "ds-stage2ab plan": ("tests/unit/test_cli.py", "plan"),
     "ds-stage2ab launch": ("tests/faults/test_launcher.py", "launch"),
     "ds-stage2ab evaluate": ("tests/test_evaluate.py", "evaluate"),
