@@ -1,6 +1,14 @@
 """Drafts by hand: tokens are small numbers, 100 and more are coordinates."""
 
+from dataclasses import replace
+from itertools import product, takewhile
+from random import Random
+
+from ds_stage2ab.carriers import Truth
+from ds_stage2ab.codec.text import CODECS, encode_answer
+from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.rollout.decoding.drafts import LONGEST, Drafter, Guess
+from tests.real_tokenizers import qwen
 
 COORDINATES = range(100, 200)
 # opening 1 2; an object: 3 <name> 4, four coordinates with 5 between them; 6 between objects; 7 8 at the end
@@ -64,3 +72,31 @@ def test_boxes_of_one_name_may_follow_each_other():
     guess = Guess.cut([1, 100, 101, 102, 103, 104, 105, 106, 107, 2], COORDINATES, with_coordinates=False)
     assert after([1, 100], guess) == []
     assert after([1, 100, 101, 102, 103, 104, 105, 106, 107], guess) == [2]
+
+
+def test_structure_alone_in_qwens_vocabulary():
+    """Passes per token of true answers, by guesses whose names, boxes and number of objects are other ones."""
+    vocabulary, rng = Vocabulary.from_tokenizer(qwen()), Random(0)
+    share = {form: [0, 0] for form in ("array", "keyed")}
+    for form, _ in product(share, range(5)):
+        names = [rng.choice(("person", "traffic light", "parking meter", "dog", "wine glass")) for _ in range(20)]
+        objects = [Truth(desc=name, box=(place, 10, 500, 600)) for place, name in enumerate(names)]
+        ids = encode_answer(objects, vocabulary, CODECS[form]).ids.tolist()
+        others = [replace(one, desc="zebra crossing") for one in objects[: rng.randrange(2, 9)]]
+        known = encode_answer(others, vocabulary, CODECS[form]).ids[:-1].tolist()
+        guess = Guess.cut(known, vocabulary.coordinate_bins, with_coordinates=False)
+        share[form][0] += passes_of(ids, Drafter([guess], vocabulary.coordinate_bins))
+        share[form][1] += len(ids)
+    assert share["array"][0] <= 0.33 * share["array"][1]
+    assert share["keyed"][0] <= 0.30 * share["keyed"][1]
+
+
+def passes_of(ids, drafter):
+    """How many passes write these tokens."""
+    passes = 0
+    while ids:
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(ids[:-1], drafter.propose(), strict=False))
+        taken = 1 + len(list(same))
+        drafter.read(ids[:taken])
+        ids, passes = ids[taken:], passes + 1
+    return passes
