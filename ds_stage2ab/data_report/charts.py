@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 from numpy.typing import NDArray
 
 from ds_stage2ab.data_report.figures import LOGARITHMIC, ClassCount
@@ -31,6 +32,7 @@ def histogram(title: str, values: NDArray[np.float64], caps: Sequence[float] = (
         axes.hist(values, bins=edges, color=COLOUR)
         if title in LOGARITHMIC:
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(ScalarFormatter())
         for cap in caps:
             axes.axvline(cap, color=CAP, linewidth=1.5)
         return _svg(figure)
@@ -50,7 +52,7 @@ def class_bars(classes: Sequence[ClassCount]) -> str:
 def _panel(title: str, height: float = SIZE[1]) -> tuple[Figure, mpl.axes.Axes]:
     figure = Figure(figsize=(SIZE[0], height), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(title, fontsize=10, color=INK, loc="left")
+    figure.suptitle(title, fontsize=10, color=INK, x=0.01, ha="left")
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -12,7 +12,6 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from ds_stage2ab.carriers import Record
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.overrides import read_overrides
 from ds_stage2ab.config.sections import Config
@@ -70,8 +69,7 @@ def _files(options: argparse.Namespace) -> tuple[list[Path], _Form]:
 
 def _read(file: Path, form: _Form) -> SetFigures:
     records = read_records(file, image_root=form.image_root, box_format=form.box_format, keep_unusable=True)
-    seen: list[Record] = records
-    unusable = unusable_images(with_bar(seen, len(seen), "images"))
+    unusable = unusable_images(with_bar(records, len(records), "images"))
     return set_figures(file, records, list(unusable))
 
 
@@ -86,7 +84,7 @@ def _with_lengths(
     counter = token_counter(config)
     counted, findings = [], []
     for one in sets:
-        measures = counter.measures(one.records)
+        measures = counter.measures(with_bar(one.records, len(one.records), "tokens"))
         counted.append(replace(one, measures={**one.measures, **measures}))
         findings += [f"{one.file}: {finding}" for finding in over_the_caps(measures, config)]
     caps = {ANSWER: [config.rollout_matching.max_new_tokens], BOTH: [config.training.global_max_length]}

@@ -28,7 +28,7 @@ QUANTILES = (0.05, 0.5, 0.95)
 
 PER_IMAGE = "objects per image"
 BOX_WIDTH, BOX_HEIGHT = "box width, bins", "box height, bins"
-ASPECT = "box aspect, width / height in pixels"
+ASPECT = "box aspect, width / height"  # in pixels
 IMAGE_WIDTH, IMAGE_HEIGHT = "image width, pixels", "image height, pixels"
 LOGARITHMIC = (BOX_WIDTH, BOX_HEIGHT, ASPECT)
 """Measures that are drawn over a logarithmic axis."""

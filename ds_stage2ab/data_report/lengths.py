@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,17 +34,22 @@ class TokenCounter:
     limits: Any
     # of images
 
-    def measures(self, records: Sequence[Record]) -> dict[str, NDArray[np.float64]]:
+    def measures(self, records: Iterable[Record]) -> dict[str, NDArray[np.float64]]:
         """Tokens of each record.
 
         Raises:
             DataError: a description cannot be written with this tokenizer.
         """
         codec = get_codec(self.config.data.codec)
-        sizes = ((record.width, record.height) for record in records)
-        prompts = np.array([self.prompt_words + image_tokens(size, self.limits) for size in sizes], dtype=float)
-        answers = [len(encode_answer(one.objects, self.vocabulary, codec, where=one.where).ids) for one in records]
-        return {PROMPT: prompts, ANSWER: np.array(answers, dtype=float), BOTH: prompts + np.array(answers, dtype=float)}
+        counts = [
+            (
+                self.prompt_words + image_tokens((one.width, one.height), self.limits),
+                len(encode_answer(one.objects, self.vocabulary, codec, where=one.where).ids),
+            )
+            for one in records
+        ]
+        prompts, answers = np.array(counts, dtype=float).T
+        return {PROMPT: prompts, ANSWER: answers, BOTH: prompts + answers}
 
 
 def token_counter(config: Config) -> TokenCounter:

@@ -47,7 +47,7 @@ def read_yolo(options: ReadOptions, tally: Tally) -> Source:
         )
     names = read_class_names(given)
     pairs = _split_pairs(options) if is_mapping else _folder_pairs(options, tally)
-    images = (_image(pair, names, tally) for pair in pairs)
+    images = (image for pair in pairs if (image := _image(pair, names, tally)))
     return Source(total=len(pairs), images=images, classes=dict.fromkeys(names.names.values()))
 
 
@@ -61,7 +61,7 @@ def _folder_pairs(options: ReadOptions, tally: Tally) -> list[_Pair]:
         raise DataError("is no folder", where=str(options.annotations), fix="name the folder of labels, or data.yaml")
     for labels in sorted(options.annotations.rglob("*.txt")):
         if labels not in known and labels.name != "classes.txt":
-            tally.image("missing_image", str(labels), len(_lines(labels)))
+            tally.image("missing_image", str(labels))
     return pairs
 
 
@@ -114,10 +114,14 @@ def _lines(file: Path) -> list[str]:
         raise DataError(f"cannot be read: {error}", where=str(file)) from None
 
 
-def _image(pair: _Pair, names: ClassNames, tally: Tally) -> SourceImage:
+def _image(pair: _Pair, names: ClassNames, tally: Tally) -> SourceImage | None:
     if not pair.labels.is_file():
         tally.change("label_missing", pair.image)
-    lines = _lines(pair.labels) if pair.labels.is_file() else []
+    try:
+        lines = _lines(pair.labels) if pair.labels.is_file() else []
+    except DataError:
+        tally.image("bad_annotation", str(pair.labels))
+        return None
     objects = list(_objects(pair.labels, lines, names, tally))
     return SourceImage(
         paths=(pair.image,),

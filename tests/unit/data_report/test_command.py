@@ -94,7 +94,7 @@ def test_a_jsonl_of_another_form(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "set.jsonl: 1 image, 0 without objects; 1 object of 1 description\n" in said
     # 999 bins wide and 500 high; 2 as wide as high, times 3
-    assert re.search(r"box aspect, width / height in pixels +5.994", said)
+    assert re.search(r"box aspect, width / height +5.994", said)
     assert r"<b>x</b>\x1b[2J" in said
     text = (tmp_path / "data.html").read_text()
     assert FORGED not in text and "<b>x</b>" not in text and "&lt;b&gt;x" in text

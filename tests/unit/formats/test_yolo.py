@@ -78,7 +78,14 @@ def test_a_folder_of_labels(yolo, names):
     found, report = imported("yolo", yolo, "set/train/labels", images="set/train/images", class_names=names)
     assert found == written("")
     assert report["images"]["left_out"] == {"missing_image": 1}
-    assert report["objects"]["left_out"] == {**LEFT, "missing_image": 2}
+    assert report["objects"]["left_out"] == LEFT
+
+
+def test_a_file_of_labels_that_is_no_text(yolo):
+    (yolo / "set" / "train" / "labels" / "sub" / "b.txt").write_bytes(b"0 0.5 0.5 \xff")
+    found, report = imported("yolo", yolo, "set/data.yaml", images="set")
+    assert found == [written("train/images/")[0], written("train/images/")[2]]
+    assert report["images"]["left_out"] == {"bad_annotation": 1}
 
 
 @pytest.mark.parametrize(
