@@ -81,7 +81,7 @@ def _chosen(records: Sequence[Record]) -> list[Record]:
 
 
 def _picture(record: Record) -> str:
-    caption = f"{record.id}: {record.width} x {record.height}, {counted(len(record.objects), 'object')}"
+    caption = f"{printable(record.id)}: {record.width} x {record.height}, {counted(len(record.objects), 'object')}"
     try:
         image = load_image(record)[1]
     except DataError as error:

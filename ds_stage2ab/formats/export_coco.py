@@ -119,7 +119,8 @@ def _image(where: str, values: dict[str, Any] | None) -> _Image:
     is_record = "images" in values
     truth = boxes if is_record else None
     if "truth" in values:
-        truth = [_box(f"{where}: truth[{place}]", one, size) for place, one in enumerate(values["truth"])]
+        found = values["truth"] if isinstance(values["truth"], list) else [values["truth"]]
+        truth = [_box(f"{where}: truth[{place}]", one, size) for place, one in enumerate(found)]
     return _Image(
         id=str(values["id"]) if "id" in values else where.rsplit("/", 1)[-1],
         path=path,
@@ -141,8 +142,10 @@ def _box(where: str, one: object, size: tuple[int, int]) -> _Box:
     if bins is None or not isinstance(name, str) or not all(0 <= k <= MAX_BIN for k in bins):
         raise DataError("is no object with desc and bbox_2d in bins 0..999", where=where, fix=LINE)
     x1, y1, x2, y2 = (fraction_of(k) * side for k, side in zip(bins, size * 2, strict=True))
-    score = one.get("score")
-    return _Box(name, (x1, y1, x2 - x1, y2 - y1), UNSCORED if score is None else float(score))
+    score = numbers([one.get("score")], 1)
+    if score is None and one.get("score") is not None:
+        raise DataError("has a score that is no number", where=where, fix=LINE)
+    return _Box(name, (x1, y1, x2 - x1, y2 - y1), UNSCORED if score is None else score[0])
 
 
 # -- ids -------------------------------------------------------------------------------------------------------------
@@ -167,15 +170,20 @@ def _boxes(image: _Image) -> Iterator[_Box]:
 
 
 def _ids_of(annotations: Path) -> _Ids:
-    images: dict[str, object] = {}
-    for values in items(annotations, "images.item"):
-        images[str(values["id"])] = values["id"]
+    images = {str(one["id"]): one["id"] for one in _with_keys(annotations, "images", "id")}
     categories = {
-        compared(values["name"]): (values["id"], values["name"]) for values in items(annotations, "categories.item")
+        compared(str(one["name"])): (one["id"], one["name"])
+        for one in _with_keys(annotations, "categories", "id", "name")
     }
     if not images or not categories:
         raise DataError("has no images or no categories", where=str(annotations), fix="name a COCO instances file")
     return _Ids(images=images, categories=categories)
+
+
+def _with_keys(file: Path, name: str, *keys: str) -> Iterator[dict[str, Any]]:
+    """The mappings of a list that have these keys."""
+    found = items(file, f"{name}.item")
+    return (values for values in found if isinstance(values, dict) and all(key in values for key in keys))
 
 
 def _unlisted(images: list[_Image], ids: _Ids) -> str:

@@ -105,7 +105,8 @@ def test_a_round_trip_moves_no_side_by_more_than_half_a_bin(tmp_path):
 
 
 def test_the_ids_of_an_annotations_file(tmp_path):
-    values = {"images": [{"id": 40}, {"id": 41}], "annotations": [], "categories": [{"id": 18, "name": "Cat"}]}
+    categories = [{"id": 18, "name": "Cat"}, {"id": 19}, 7]
+    values = {"images": [{"id": 40}, {"id": 41}, "x"], "annotations": [], "categories": categories}
     (tmp_path / "truth.json").write_text(json.dumps(values))
     file = write(tmp_path, line("41", {**CAT, "score": 0.5}, {**OWL, "score": 0.5}))
     written = export_coco(file, tmp_path / "found.json", tmp_path / "truth.json")
@@ -122,6 +123,8 @@ def test_the_ids_of_an_annotations_file(tmp_path):
         ({"id": "a"}, "neither a line of predictions nor a record"),
         ([1], "neither a line of predictions nor a record"),
         (line("a", {"desc": "cat", "bbox_2d": [0, 0, 640, 1200]}), "bins 0..999"),
+        (line("a", {**CAT, "score": "high"}), "has a score that is no number"),
+        (line("a", truth=7), r"truth\[0\]: is no object with desc and bbox_2d"),
         (line("a", {"desc": "cat"}), r"objects\[0\]: is no object with desc and bbox_2d"),
     ],
 )
