@@ -137,7 +137,7 @@ def known_keys(schema: dict, path: tuple[str, ...] = ()) -> Iterator[str]:
 KEYS = set(known_keys(config_schema()))
 SECTIONS = {key.partition(".")[0] for key in KEYS}
 NAMED = re.compile(rf"(?<![\w./<-])((?:{'|'.join(sorted(SECTIONS))})(?:\.[a-z][a-z0-9_]*)+)(?![\w(/])")
-FILES = {"model.safetensors"}
+FILES = {"model.safetensors", "data.yaml"}
 
 
 def told(tree: ast.Module) -> Iterator[str]:
