@@ -1,8 +1,9 @@
 """Rollouts on the learner's own weights, in process.
 
 At most `decode_batch_size` rows are alive at any moment, and a row that has ended makes room for the next request at
-once (`rollout/decoding`). Requests come in the order of their lengths where those are known, the longest first, else
-as they stand; answers are returned in request order. No answer depends on the others.
+once (`rollout/decoding`). The requests with the most true objects come first, whose answers are probably the longest;
+answers are returned in request order. No answer depends on the others, nor on anything that was decoded before: in bf16
+rounding depends on what stands in a pass, and a run that goes on from a checkpoint has to make the same passes.
 """
 
 import time
@@ -13,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ds_stage2ab.carriers import Decoding, Probabilities, Rollout, Sample
@@ -22,7 +22,7 @@ from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.rollout.base import Sampling, request_seed, weight_version
 from ds_stage2ab.rollout.decoding.attention import SlotMemory, attention_by_slot
 from ds_stage2ab.rollout.decoding.choice import Chooser
-from ds_stage2ab.rollout.decoding.drafts import Drafter, Guess, true_answer
+from ds_stage2ab.rollout.decoding.drafts import Drafter, true_answer
 from ds_stage2ab.rollout.decoding.loop import Loop, started
 from ds_stage2ab.rollout.decoding.packed_linear import packed_linears
 from ds_stage2ab.rollout.decoding.rows import Request, Row
@@ -74,8 +74,6 @@ class HfBackend:
         self.seed = seed
         self.decoding: Decoding | None = None
         self.codec = codec
-        self.last: dict[str, NDArray[np.int32]] = {}
-        # sample id -> ids of its last answer
 
     @contextmanager
     def current_weights(self, finished_steps: int) -> Iterator[None]:
@@ -101,10 +99,9 @@ class HfBackend:
         if requests:
             with torch.no_grad(), _as_decoder(self.model):
                 loop = self._loop(sampling, samples)
-                finished = loop(self._in_order(requests), self.check_stop)
+                finished = loop(_longest_first(requests), self.check_stop)
             self.decoding = loop.decoding(finished)
             rollouts = {row.request.place: self._rollout(row, sampling, finished_steps) for row in finished}
-        self.last |= {one.sample_id: np.array(one.response_ids, dtype=np.int32) for one in rollouts.values()}
         return [rollouts[index] for index in range(len(samples))]
 
     def resolved(self, sampling: Sampling) -> dict[str, Any]:
@@ -124,12 +121,6 @@ class HfBackend:
         positions_AT = self.positions(torch.tensor(sample.prompt_ids), sample.vision.image_grid_thw)
         seed = request_seed(self.seed, sample.draw, sample.id)
         return Request(place=place, sample=sample, seed=seed, position_ids=positions_AT[1:])
-
-    def _in_order(self, requests: list[Request]) -> list[Request]:
-        """The longest answers first, if all lengths are known from an earlier time: no slot is empty but at the end."""
-        if not all(request.sample.id in self.last for request in requests):
-            return requests
-        return sorted(requests, key=lambda request: -len(self.last[request.sample.id]))
 
     def _loop(self, sampling: Sampling, samples: list[Sample]) -> Loop:
         """With the slots that are there, if they are wide enough."""
@@ -158,13 +149,10 @@ class HfBackend:
         )
 
     def _drafter(self, sample: Sample) -> Drafter | None:
-        """With the sample's last answer, if it has one, and the true one."""
+        """With the sample's true answer."""
         if self.codec is None:
             return None
-        guesses, coordinates = [true_answer(sample, self.vocabulary, self.codec)], self.vocabulary.coordinate_bins
-        if sample.id in self.last:
-            guesses.insert(0, Guess.cut(self.last[sample.id].tolist(), coordinates, with_coordinates=True))
-        return Drafter(guesses, coordinates)
+        return Drafter(true_answer(sample, self.vocabulary, self.codec), self.vocabulary.coordinate_bins)
 
     def _rollout(self, row: Row, sampling: Sampling, finished_steps: int) -> Rollout:
         sample = row.request.sample
@@ -181,6 +169,10 @@ class HfBackend:
             attempt=1,
             probabilities=_probabilities(row) if sampling.with_probabilities else None,
         )
+
+
+def _longest_first(requests: list[Request]) -> list[Request]:
+    return sorted(requests, key=lambda request: -len(request.sample.objects))
 
 
 def _probabilities(row: Row) -> Probabilities:

@@ -80,15 +80,10 @@ def test_prompts_of_a_language_model(tmp_path, capsys):
     stop_id, sampling = tokenizer.eos_token_id, greedy_sampling(max_new_tokens=MOST_TEXT)
     backend, vocabulary = text_backend(model, stop_id, SLOTS)
 
-    def as_they_come():
-        backend.last.clear()
-        return decoded(backend, samples, sampling)
-
     jobs = {
         "generate, arrival order": lambda: naive(model, samples, vocabulary, SLOTS, MOST_TEXT),
         "continuous batching": lambda: continuous(model, samples, stop_id, SLOTS, MOST_TEXT),
-        "slots": as_they_come,
-        "slots, longest first": lambda: decoded(backend, samples, sampling),
+        "slots": lambda: decoded(backend, samples, sampling),
     }
     seconds = paired(model, TURNS, jobs)
     done = backend.decoding

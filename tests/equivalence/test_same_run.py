@@ -120,11 +120,11 @@ def test_the_ranks_meet_once_for_a_round_of_packs(run, start, four_ranks):
     """And once at its end, of which both a step on A and on B is otherwise: the letters are those of `watched.py`.
 
     Two micro-steps; the samples were read; the rounds; no rank has another pack; the sums; the update. In a step on B
-    the weights are gathered once before the first of a rank's two rollouts, and the slowest rank's seconds are told.
+    the weights are gathered once before a rank's rollouts, and the slowest rank's seconds are told.
     """
     _, diaries = four_ranks
     num_gathered = len(start) - ("lm_head.weight" in start)
-    on_b = rf"ur w{{{num_gathered}}} dd rb (rb)* r rur".replace(" ", "")
+    on_b = rf"ur w{{{num_gathered}}} d rb (rb)* r rur".replace(" ", "")
     for diary in diaries:
         for line, expected in zip(diary, ["ur(rb)+rru", on_b, "ur(rb)+rru"], strict=True):
             assert re.fullmatch(expected, line), line

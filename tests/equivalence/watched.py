@@ -5,7 +5,7 @@ A line is a step, a letter what the rank did, in order:
 r  an all-reduce of our own, not one of DeepSpeed's
 o  any other collective of our own
 w  a weight is gathered by us
-d  a chunk of rollouts is decoded
+d  the rollouts of a rank are decoded
 b  a backward pass
 u  `engine.step()`
 
@@ -20,11 +20,11 @@ from pathlib import Path
 
 import deepspeed
 import torch.distributed as dist
-from transformers import Qwen3VLForConditionalGeneration
 
 from ds_stage2ab import train
 from ds_stage2ab.assemble import inputs
 from ds_stage2ab.assemble import run as composition
+from ds_stage2ab.rollout.decoding.loop import Loop
 from ds_stage2ab.runtime.control import ControlGroup
 from ds_stage2ab.runtime.shutdown import excepthook, exit_now
 
@@ -76,7 +76,7 @@ if __name__ == "__main__":
         for name in names:
             setattr(owner, name, noted("o", getattr(owner, name), ours_alone=ours_alone))
     deepspeed.zero.GatheredParameters = noted("w", deepspeed.zero.GatheredParameters, ours_alone=True)
-    Qwen3VLForConditionalGeneration.generate = noted("d", Qwen3VLForConditionalGeneration.generate)
+    Loop.__call__ = noted("d", Loop.__call__)
     composition.assemble, inputs.make_plan = watched, parted
     sys.excepthook = excepthook
     exit_now(train.main())

@@ -4,13 +4,13 @@ A draft decides nothing: a drafted token is taken where it is what the model cho
 the worst that a wrong one costs is its share of a pass (speculative decoding, Leviathan et al. 2023; drafts copied from
 known text, Saxena 2023).
 
-What is known beforehand of an answer is other answers to the same image: the last one, and the true one as the codec
-writes it. Coordinate tokens cut them into chunks, most of whose tokens are structure: of the chunk that stands at the
-same place, or of one that begins or goes on as this answer does, the rest is the draft.
+What is known beforehand of an answer is the true one, as the codec writes it. Coordinate tokens cut it into chunks, most
+of whose tokens are structure: of the chunk that stands at the same place, or of one that begins or goes on as this
+answer does, the rest is the draft. Earlier answers to the same image are not used: what a run has decoded before would
+shape the passes of the next steps, and with them the rounding of bf16, which a resumed run must repeat.
 """
 
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
 
 from ds_stage2ab.carriers import Sample, Truth
 from ds_stage2ab.codec.text import Codec, encode_answer
@@ -24,57 +24,43 @@ SOMETHING = Truth(desc="object", box=(0, 0, 1, 1))
 """Shows the structure of an answer where none is known."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Guess:
-    """A known answer, cut at its coordinates: chunk k stands before coordinate k, and one after the last.
+Chunks = tuple[tuple[int, ...], ...]
+"""A known answer, cut at its coordinates: chunk k stands before coordinate k, and one after the last.
 
-    Example: `{"a": [<|coord_1|>, <|coord_2|>]}` has the chunks `{"a": [`, `, ` and `]}`.
-    """
-
-    chunks: tuple[tuple[int, ...], ...]
-    coordinates: tuple[int, ...]
-    # empty: none is worth a guess
-
-    @classmethod
-    def cut(cls, ids: Sequence[int], coordinate_ids: Container[int], *, with_coordinates: bool) -> "Guess":
-        """Args: ids: without the stop."""
-        chunks, coordinates = [[]], []
-        for token in ids:
-            if token in coordinate_ids:
-                coordinates.append(token)
-                chunks.append([])
-            else:
-                chunks[-1].append(token)
-        return cls(chunks=tuple(map(tuple, chunks)), coordinates=tuple(coordinates) if with_coordinates else ())
-
-    def beyond(self, place: int) -> list[int]:
-        """What follows a chunk, where its coordinate is guessed."""
-        following: list[int] = []
-        while place < len(self.coordinates) and len(following) < LONGEST:
-            following += [self.coordinates[place], *self.chunks[place + 1]]
-            place += 1
-        return following
+Example: `{"a": [<|coord_1|>, <|coord_2|>]}` has the chunks `{"a": [`, `, ` and `]}`.
+"""
 
 
-def true_answer(sample: Sample, vocabulary: Vocabulary, codec: Codec) -> Guess:
-    """Of the objects of a sample, and of one where there is none; boxes are not guessed."""
+def cut(ids: Sequence[int], coordinate_ids: Container[int]) -> Chunks:
+    """Args: ids: of an answer without the stop."""
+    chunks: list[list[int]] = [[]]
+    for token in ids:
+        if token in coordinate_ids:
+            chunks.append([])
+        else:
+            chunks[-1].append(token)
+    return tuple(map(tuple, chunks))
+
+
+def true_answer(sample: Sample, vocabulary: Vocabulary, codec: Codec) -> Chunks:
+    """Of the objects of a sample, and of one where there is none."""
     try:
         ids = encode_answer(sample.objects or (SOMETHING,), vocabulary, codec).ids[:-1].tolist()
     except DataError:  # a description that cannot be written; the sample is refused where it is taught
         ids = encode_answer((SOMETHING,), vocabulary, codec).ids[:-1].tolist()
-    return Guess.cut(ids, vocabulary.coordinate_bins, with_coordinates=False)
+    return cut(ids, vocabulary.coordinate_bins)
 
 
 class Drafter:
     """Follows one answer.
 
     Args:
-        guesses: the likelier ones first.
+        chunks: of an answer that is likely; boxes are not guessed.
         coordinate_ids: the coordinate tokens.
     """
 
-    def __init__(self, guesses: Sequence[Guess], coordinate_ids: Container[int]) -> None:
-        self.guesses = guesses
+    def __init__(self, chunks: Chunks, coordinate_ids: Container[int]) -> None:
+        self.chunks = chunks
         self.coordinate_ids = coordinate_ids
         self.num_coordinates = 0
         self.since: list[int] = []
@@ -90,16 +76,15 @@ class Drafter:
                 self.since.append(token)
 
     def propose(self) -> list[int]:
-        """The next tokens, perhaps; up to the next coordinate, and beyond where that has a guess."""
+        """The next tokens, perhaps; up to the next coordinate."""
         longest, found = 0, []
-        for guess in self.guesses:
-            for place in _places(self.num_coordinates, len(guess.chunks)):
-                chunk = guess.chunks[place]
-                if chunk[: len(self.since)] == tuple(self.since):
-                    return [*chunk[len(self.since) :], *guess.beyond(place)][:LONGEST]
-                same, end = _same_end(self.since, chunk)
-                if same > longest:
-                    longest, found = same, [*chunk[end:], *guess.beyond(place)]
+        for place in _places(self.num_coordinates, len(self.chunks)):
+            chunk = self.chunks[place]
+            if chunk[: len(self.since)] == tuple(self.since):
+                return list(chunk[len(self.since) :])[:LONGEST]
+            same, end = _same_end(self.since, chunk)
+            if same > longest:
+                longest, found = same, list(chunk[end:])
         return found[:LONGEST]
 
 

@@ -7,7 +7,7 @@ from random import Random
 from ds_stage2ab.carriers import Truth
 from ds_stage2ab.codec.text import CODECS, encode_answer
 from ds_stage2ab.codec.vocabulary import Vocabulary
-from ds_stage2ab.rollout.decoding.drafts import LONGEST, Drafter, Guess
+from ds_stage2ab.rollout.decoding.drafts import LONGEST, Drafter, cut
 from tests.real_tokenizers import qwen
 
 COORDINATES = range(100, 200)
@@ -15,16 +15,14 @@ COORDINATES = range(100, 200)
 TRUE = [1, 2, 3, 21, 4, 100, 5, 101, 5, 102, 5, 103, 6, 3, 22, 23, 4, 104, 5, 105, 5, 106, 5, 107, 7, 8]
 
 
-def after(answer, *guesses):
-    drafter = Drafter(guesses or (Guess.cut(TRUE, COORDINATES, with_coordinates=False),), COORDINATES)
+def after(answer, chunks=None):
+    drafter = Drafter(chunks or cut(TRUE, COORDINATES), COORDINATES)
     drafter.read(answer)
     return drafter.propose()
 
 
 def test_a_known_answer_is_cut_at_its_coordinates():
-    guess = Guess.cut(TRUE, COORDINATES, with_coordinates=True)
-    assert guess.chunks == ((1, 2, 3, 21, 4), (5,), (5,), (5,), (6, 3, 22, 23, 4), (5,), (5,), (5,), (7, 8))
-    assert guess.coordinates == tuple(range(100, 108))
+    assert cut(TRUE, COORDINATES) == ((1, 2, 3, 21, 4), (5,), (5,), (5,), (6, 3, 22, 23, 4), (5,), (5,), (5,), (7, 8))
 
 
 def test_what_stands_at_the_same_place_up_to_the_next_coordinate():
@@ -53,23 +51,13 @@ def test_an_answer_that_ends_sooner_or_later_than_the_known_one():
     assert after([*more, 3, 99, 4, 110]) == [5]
 
 
-def test_the_last_answer_comes_first_and_says_where_boxes_are():
-    last = Guess.cut([1, 2, 3, 9, 4, 120, 5, 121, 5, 122], COORDINATES, with_coordinates=True)
-    true = Guess.cut(TRUE, COORDINATES, with_coordinates=False)
-    assert after([], last, true) == [1, 2, 3, 9, 4, 120, 5, 121, 5, 122]
-    assert after([1, 2, 3, 9, 4, 120], last, true) == [5, 121, 5, 122]
-    assert after([1, 2, 3, 21], last, true) == [4]  # the true name
-    assert after([*TRUE[:12]], last, true) == [6, 3, 22, 23, 4]  # the last answer is shorter
-
-
 def test_a_draft_has_an_end():
-    endless = Guess.cut([1, *range(100, 180)], COORDINATES, with_coordinates=True)
-    assert after([], endless) == [1, *range(100, 100 + LONGEST - 1)]
+    assert after([], cut([1] * 80, COORDINATES)) == [1] * LONGEST
 
 
 def test_boxes_of_one_name_may_follow_each_other():
     """Nothing stands between them: the next coordinate is not guessed."""
-    guess = Guess.cut([1, 100, 101, 102, 103, 104, 105, 106, 107, 2], COORDINATES, with_coordinates=False)
+    guess = cut([1, 100, 101, 102, 103, 104, 105, 106, 107, 2], COORDINATES)
     assert after([1, 100], guess) == []
     assert after([1, 100, 101, 102, 103, 104, 105, 106, 107], guess) == [2]
 
@@ -84,8 +72,8 @@ def test_structure_alone_in_qwens_vocabulary():
         ids = encode_answer(objects, vocabulary, CODECS[form]).ids.tolist()
         others = [replace(one, desc="zebra crossing") for one in objects[: rng.randrange(2, 9)]]
         known = encode_answer(others, vocabulary, CODECS[form]).ids[:-1].tolist()
-        guess = Guess.cut(known, vocabulary.coordinate_bins, with_coordinates=False)
-        share[form][0] += passes_of(ids, Drafter([guess], vocabulary.coordinate_bins))
+        drafter = Drafter(cut(known, vocabulary.coordinate_bins), vocabulary.coordinate_bins)
+        share[form][0] += passes_of(ids, drafter)
         share[form][1] += len(ids)
     assert share["array"][0] <= 0.33 * share["array"][1]
     assert share["keyed"][0] <= 0.30 * share["keyed"][1]
