@@ -53,5 +53,4 @@ def test_a_description_that_no_line_can_hold_ends_the_run_at_its_line(shipped, t
 
 @pytest.mark.soak
 def test_the_shipped_model_learns_the_compact_form(shipped, tmp_path):
-    well_formed = learned(shipped, tmp_path, "compact", steps=160)
-    assert any(len(one.objects) > 1 for one in well_formed)
+    assert any(one.objects for one in learned(shipped, tmp_path, "compact", least_ok=0.3))

@@ -19,6 +19,7 @@ LEARNS = {
     "stage2_ab.schedule.b_ratio": 0.1,
     "training.optimizer": "adamw",
     "training.learning_rate": 2e-3,
+    "training.max_steps": STEPS,
     "evaluation.at_start": False,
     "evaluation.num_pictures": 0,
     "logging.every_steps": 1,
@@ -36,20 +37,23 @@ def evaluate(config, checkpoints):
     return json.loads(done.stdout)["figures"]
 
 
-def learned(shipped, folder, form, steps=STEPS):
-    """The well-formed rollouts of a run that begins with the array form, which the form's parser cannot read."""
-    changes = {"data.codec": form, "training.max_steps": steps}
-    changes["data.validation"] = str(shipped.data / "validation.jsonl")
+def learned(shipped, folder, form, *, least_ok):
+    """The well-formed rollouts of a run that begins with the array form, which the form's parser cannot read.
+
+    Args:
+        least_ok: share of the held-out answers that it reads at the end.
+    """
+    changes = {"data.codec": form, "data.validation": str(shipped.data / "validation.jsonl")}
     values = merged(config_values(shipped, folder / "runs", form), {**LEARNS, **changes})
     config = write_config(folder / f"{form}.yaml", values)
     done = train(config, ranks=2)
     assert done.returncode == EXIT_OK, done.stdout[-2000:] + done.stderr[-2000:]
     history = read_history(folder / "runs" / form / "metrics.jsonl")
     b_steps = [step.metrics for step in history.steps if step.channel == "B"]
-    assert len(b_steps) == steps // 10
+    assert len(b_steps) == STEPS // 10
     assert b_steps[0]["parse/ok"] < 0.5 < b_steps[-1]["parse/ok"]
     assert b_steps[-1]["match/recall"] > 0
-    assert history.evaluations[-1].metrics["eval/parse_ok_rate"] > 0.7
+    assert history.evaluations[-1].metrics["eval/parse_ok_rate"] > least_ok
     judged = evaluate(config, folder / "runs" / form / "checkpoints")
     for name in ("eval/f1", "eval/parse_ok_rate", "eval/samples"):
         assert judged[name] == pytest.approx(history.evaluations[-1].metrics[name], rel=1e-6)
@@ -62,5 +66,5 @@ def learned(shipped, folder, form, steps=STEPS):
 
 def test_the_shipped_model_learns_the_other_form(shipped, tmp_path):
     """After a minute it writes it."""
-    well_formed = learned(shipped, tmp_path, "keyed")
+    well_formed = learned(shipped, tmp_path, "keyed", least_ok=0.7)
     assert any(one.next_number == len(one.objects) + 1 > 2 for one in well_formed)  # object_1, object_2, ...
