@@ -62,7 +62,10 @@ def continuous(model: PreTrainedModel, samples: Sequence[Sample], stop_id: int, 
         outputs = model.generate_batch(
             inputs=[list(sample.prompt_ids) for sample in samples],
             generation_config=config,
-            continuous_batching_config=ContinuousBatchingConfig(max_requests_per_batch=rows),
+            # its own guess of the memory takes longer than the answers
+            continuous_batching_config=ContinuousBatchingConfig(
+                max_requests_per_batch=rows, num_blocks=64, max_batch_tokens=1024
+            ),
             progress_bar=False,
         )
     finally:
