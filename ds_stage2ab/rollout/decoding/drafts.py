@@ -6,8 +6,8 @@ known text, Saxena 2023).
 
 What is known beforehand of an answer is the true one, as the codec writes it. Coordinate tokens cut it into chunks,
 most of whose tokens are structure: of the chunk that stands at the same place, or of one that begins or goes on as
-this answer does, the rest is the draft. Earlier answers to the same image are not used: what a run has decoded before would
-shape the passes of the next steps, and with them the rounding of bf16, which a resumed run must repeat.
+this answer does, the rest is the draft. Earlier answers to the same image are not used: what a run has decoded before
+would shape the passes of the next steps, and with them the rounding of bf16, which a resumed run must repeat.
 """
 
 from collections.abc import Container, Sequence
