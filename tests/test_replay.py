@@ -25,6 +25,8 @@ CHANGES = {
     f"{MATCHING}.decoding.temperature": 1.0,
 }
 CLOCKED = ("s", "tokens/s")
+DECODED = tuple(f"rollout/{name}" for name in ("passes", "tokens_per_pass", "live_slots", "padding", "draft_acceptance"))
+"""What decoding took: a replay decodes nothing."""
 """Units of what no two runs agree in."""
 
 
@@ -51,7 +53,7 @@ def told(run, name):
     """Every metric of every step and evaluation that is no time and no speed."""
     history = run.history(name)
     return [
-        {key: value for key, value in record.metrics.items() if METRICS[key].unit not in CLOCKED}
+        {key: value for key, value in record.metrics.items() if METRICS[key].unit not in CLOCKED and key not in DECODED}
         for record in (*history.steps, *history.evaluations)
     ]
 

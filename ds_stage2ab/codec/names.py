@@ -1,4 +1,4 @@
-"""The form in which descriptions are compared, everywhere.
+"""The form in which descriptions are compared, everywhere, and the names of what writes them in lines.
 
 Invariants:
 - `compared(a) == compared(b)` wherever `a` and `b` differ in case, in blanks around them, or in the Unicode form of the
@@ -6,6 +6,9 @@ Invariants:
 """
 
 from unicodedata import normalize
+
+IN_LINES = ("compact",)
+"""The codecs (`data.codec`) that write a description as a line of text; the others write JSON."""
 
 
 def compared(desc: str) -> str:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from ds_stage2ab.carriers import Truth
 from ds_stage2ab.codec.bins import coordinate_token
+from ds_stage2ab.codec.names import IN_LINES
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.errors import ConfigError, DataError
 
@@ -89,7 +90,7 @@ class Codec:
     @property
     def in_lines(self) -> bool:
         """Whether objects of one description share it, on a line without any structure; else an object is JSON."""
-        return self.grammar is None
+        return self.name in IN_LINES
 
     def object_pieces(self, truth: Truth, number: int, vocabulary: Vocabulary) -> list[Piece]:
         """One object as pieces.

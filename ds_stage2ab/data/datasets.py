@@ -100,7 +100,7 @@ def assert_answerable(records: Iterable[Record], vocabulary: Vocabulary, codec: 
         DataError: an answer in the form of the codec, by this tokenizer, cannot hold it.
     """
     described = ((record.where, truth.desc) for record in records for truth in record.objects)
-    check_descriptions(described, vocabulary.added_texts, vocabulary.normalise, codec)
+    check_descriptions(described, vocabulary.added_texts, vocabulary.normalise, codec.name)
 
 
 def data_warnings(section: DataSection, datasets: Datasets) -> list[str]:

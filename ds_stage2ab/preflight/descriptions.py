@@ -8,18 +8,18 @@ from pathlib import Path
 from unicodedata import normalize
 
 from ds_stage2ab.codec.added_tokens import check_descriptions, refused_texts
-from ds_stage2ab.codec.text import Codec
+from ds_stage2ab.codec.names import IN_LINES
 from ds_stage2ab.model_folder.read import ModelFolder
 
 
-def check_files(files: list[Path], folder: ModelFolder, codec: Codec) -> None:
+def check_files(files: list[Path], folder: ModelFolder, codec: str) -> None:
     """Refuse what the run would refuse; records that are not as they should be are left to it.
 
     Raises:
         DataError: no answer can hold a description.
     """
     # Of few checkpoints with JSON: the added tokens of the release all have a "<".
-    if codec.in_lines or refused_texts(folder.added_tokens, codec):
+    if codec in IN_LINES or refused_texts(folder.added_tokens, codec):
         for file in files:
             check_descriptions(_described(file), folder.added_tokens, partial(normalize, "NFC"), codec)
 

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from ds_stage2ab.codec.text import get_codec
 from ds_stage2ab.config.batch import counted, implied_learners
 from ds_stage2ab.config.load import check_config
 from ds_stage2ab.config.nodes import Node
@@ -108,7 +107,7 @@ def preflight_report(
     )
     folder = check_folder(config.model.path, whole=False)
     files = [file for file in (config.data.train, config.data.validation) if file]
-    check_files(files, folder, get_codec(config.data.codec))
+    check_files(files, folder, config.data.codec)
     shape, no_memory = _shape(config.model.path)
     return PreflightReport(
         file=file,
