@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import Qwen2VLImageProcessorPil
 
 from ds_stage2ab.carriers import Vision
+from ds_stage2ab.codec.text import get_codec
 from ds_stage2ab.config.sections import RepeatTerminateSection, TunerSection
 from ds_stage2ab.engine import tuner as tuners
 from ds_stage2ab.engine.build import position_index
@@ -79,7 +80,7 @@ def away(world):
 
 
 def answers(bench, whole_model):
-    settings = {"decode_batch_size": 2, "start_id": "start", "seed": 3}
+    settings = {"decode_batch_size": 2, "start_id": "start", "seed": 3, "codec": get_codec("array")}
     backend = HfBackend(whole_model, bench.vocabulary, position_index(bench.model), **settings)
     with backend.current_weights(0):
         return backend.generate(bench.samples, EVERYTHING, finished_steps=0)
