@@ -53,8 +53,8 @@ def test_objects_that_follow_each_other_share_their_description(vocabulary):
 
 @given(st.lists(TRUTHS, max_size=5))
 def test_any_description_that_can_be_written_reads_back(vocabulary, truths):
-    normal = vocabulary.normalise
-    truths = [t for t in truths if t.desc.strip() and not unwritable(normal(t.desc), vocabulary.added_texts, COMPACT.name)]
+    normal, added = vocabulary.normalise, vocabulary.added_texts
+    truths = [t for t in truths if t.desc.strip() and not unwritable(normal(t.desc), added, COMPACT.name)]
     answer = encode_answer(truths, vocabulary, COMPACT)
     parsed = parse_rollout(answer.ids[:-1].tolist(), vocabulary, COMPACT)
     assert [(one.desc, one.box) for one in parsed.objects] == [(vocabulary.normalise(t.desc), t.box) for t in truths]
