@@ -25,9 +25,10 @@ CHANGES = {
     f"{MATCHING}.decoding.temperature": 1.0,
 }
 CLOCKED = ("s", "tokens/s")
-DECODED = tuple(f"rollout/{name}" for name in ("passes", "tokens_per_pass", "live_slots", "padding", "draft_acceptance"))
-"""What decoding took: a replay decodes nothing."""
 """Units of what no two runs agree in."""
+OF_DECODING = ("passes", "tokens_per_pass", "live_slots", "padding", "draft_acceptance")
+DECODED = {f"rollout/{name}" for name in OF_DECODING}
+"""What it took to decode: a replay decodes nothing."""
 
 
 @pytest.fixture(scope="module")

@@ -149,7 +149,7 @@ def test_the_user_sees_the_batch_sum_and_a_table_once(trained):
 def test_run_folder_is_complete_and_released(trained):
     _, run, _ = trained
     names = {path.name for path in run.iterdir()}
-    records = {"config.json", "sampling.json", "metrics.jsonl", "rollouts", "tensorboard"}
+    records = {"config.json", "sampling.json", "attempts.jsonl", "metrics.jsonl", "rollouts", "tensorboard"}
     assert names == records | {"curves.png", "evaluations", "pictures", "checkpoints"}
     answers = sorted((run / "evaluations").iterdir())
     assert [path.name for path in answers] == ["step-000000.jsonl", f"step-{STEPS:06d}.jsonl"]
