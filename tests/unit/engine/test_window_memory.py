@@ -37,7 +37,8 @@ def test_while_rollouts_are_drawn(build):
     with pytest.raises(EnvironmentFault) as caught:
         stage.window.run(0, stage.bench.rollout_matching(backend))
     assert (type(caught.value), caught.value.code) == (EnvironmentFault, EXIT_ENVIRONMENT)
-    in_turn = sorted(stage.bench.samples, key=lambda sample: -len(sample.objects))
+    of_step = stage.bench.samples[: stage.window.plan.effective_batch_size]
+    in_turn = sorted(of_step, key=lambda sample: -len(sample.objects))
     names = ", ".join(sample.id for sample in in_turn[:3])
     where = f"in a pass of 0 answers and the prompts of 4 samples ({names})"
     assert caught.value.why == f"out of memory in step 1, getting the segments of Channel B, {where} {PLAN}"
