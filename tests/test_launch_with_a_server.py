@@ -6,6 +6,7 @@ import re
 import signal
 import time
 from contextlib import ExitStack
+from http import HTTPStatus
 
 import psutil
 import pytest
@@ -18,6 +19,7 @@ from tests.served_runs import MOVING, finished_steps
 from tests.vllm_process import MATCHING, PYTHON, server_changes
 
 RANKS = 2
+KEY = "s3cret-of-the-rollout-servers"
 START_S = 420  # the server's start, the learner's, and the first transfer of weights
 STOP_S = 40
 KILLED_S = 60
@@ -121,6 +123,19 @@ def test_a_launch_that_was_stopped_goes_on_with_the_restored_weights(served):
     assert again.ends(START_S) == EXIT_OK
     assert "goes on after step" in again.said
     assert [one.step for one in again.steps()] == list(range(1, 13))
+
+
+@pytest.mark.soak
+def test_a_real_server_behind_a_key_serves_a_learner_that_has_it(served, monkeypatch):
+    """It refuses whoever has none; the key stands in no output and no file of the run."""
+    monkeypatch.setenv("KEY_OF_THE_SERVERS", KEY)
+    keyed = {f"{MATCHING}.vllm.server.api_key_env": "KEY_OF_THE_SERVERS"}
+    one = served({**MOVING, **keyed, "training.max_steps": FINISHED})
+    one.wait_for(lambda: "starting the learner" in one.said, START_S)
+    assert requests.get(f"{one.base_url}/v1/models", timeout=(2, 5)).status_code == HTTPStatus.UNAUTHORIZED
+    assert one.ends(START_S) == EXIT_OK
+    files = [path for path in one.folder.rglob("*") if path.is_file()]
+    assert not any(KEY.encode() in path.read_bytes() for path in files)
 
 
 @pytest.mark.soak

@@ -12,13 +12,14 @@ from tests.workers import recorded_costs
 BUDGET_CPU_S = 30
 BUDGETS = {
     # a vLLM server, and runs that use it
-    "tests/contract/test_backends.py": 80,
+    "tests/contract/test_backends.py": 88,
     "tests/test_launch_with_a_server.py": 70,
     "tests/test_stage2_ab_vllm_server_mode_smoke.py": 85,
     "tests/test_vllm_guard.py": 45,
     # many runs of two ranks
     "tests/equivalence/test_same_run.py": 95,
     "tests/faults/test_lost_ranks.py": 45,
+    "tests/faults/test_launcher.py": 36,
     "tests/faults/test_resume.py": 90,
     "tests/test_keyed.py": 46,
     "tests/test_stage2_ab_training.py": 38,

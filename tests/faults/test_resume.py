@@ -77,6 +77,7 @@ def test_a_stopped_run_is_saved_and_goes_on_to_the_last_bit(runs, place, finishe
     assert_the_same(runs, name)
 
 
+@pytest.mark.soak
 def test_a_second_signal_ends_it_at_once(runs):
     """Three seconds after the first, in the middle of a pass that takes longer: to one rank, heard by both."""
     begun = time.monotonic()
