@@ -4,6 +4,8 @@ rollouts    in the rollouts of the step after
 manifest    when the files of the checkpoint are there, and its manifest is not
 latest      when the checkpoint has its name, and `latest` names another one
 evaluation  in the evaluation
+
+In rollouts and evaluations once the checkpoint before is complete, which it becomes beside them.
 """
 
 import os
@@ -28,13 +30,17 @@ def planted(loaded, world, start):
     if world.rank == 0:
         run_step, evaluate = run.window.run, run.evaluate
 
+        def settled_kill(*words, **options):
+            run.checkpoints.publisher.settle()
+            kill()
+
         def step(number, channel):
             if kind == "rollouts" and number == int(place):
-                channel.backend.generate = lambda *words, **options: kill()
+                channel.backend.generate = settled_kill
             return run_step(number, channel)
 
         def evaluation(finished_steps):
-            return kill() if kind == "evaluation" and finished_steps == int(place) else evaluate(finished_steps)
+            return settled_kill() if kind == "evaluation" and finished_steps == int(place) else evaluate(finished_steps)
 
         run.window.run = step
         object.__setattr__(run, "evaluate", evaluation)
