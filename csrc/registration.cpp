@@ -14,64 +14,15 @@
 
 #include "cpu/kernels.h"
 #include "cpu/scan.h"
-#include "ragged.h"
 
 namespace ds_stage2ab {
 namespace {
 
 using at::Tensor;
 
-void check_tensor(const char* name, const Tensor& tensor, int64_t num_axes) {
-  TORCH_CHECK_VALUE(tensor.scalar_type() == at::kLong && tensor.dim() == num_axes, name, " must be int64 with ",
-                    num_axes, " axes, not ", c10::getDtypeNames(tensor.scalar_type()).first, " with ", tensor.dim());
-}
-
-// The pointers into two contiguous tensors, which must outlive the result, found to fit `num_tokens` tokens.
-Ragged ragged_of(const Tensor& offsets, const Tensor& order, int64_t width, int64_t num_tokens) {
-  const Ragged ragged{offsets.const_data_ptr<int64_t>(), offsets.size(0) - 1, order.const_data_ptr<int64_t>(),
-                      order.size(0), width};
-  const std::string fault = fault_of(ragged, num_tokens);
-  TORCH_CHECK_VALUE(fault.empty(), fault);
-  return ragged;
-}
-
-std::tuple<Tensor, Tensor> pack_left(const Tensor& tokens, const Tensor& offsets, const Tensor& order, int64_t pad_id,
-                                     int64_t width) {
-  check_tensor("tokens", tokens, 1);
-  check_tensor("offsets", offsets, 1);
-  check_tensor("order", order, 1);
-  const Tensor flat = tokens.contiguous(), bounds = offsets.contiguous(), rows = order.contiguous();
-  const Ragged ragged = ragged_of(bounds, rows, width, flat.size(0));
-  Tensor ids = flat.new_empty({ragged.num_rows, width}), mask = flat.new_empty({ragged.num_rows, width});
-  cpu::pack_left(flat.const_data_ptr<int64_t>(), ragged, pad_id, ids.mutable_data_ptr<int64_t>(),
-                 mask.mutable_data_ptr<int64_t>());
-  return {ids, mask};
-}
-
-Tensor pack_left_positions(const Tensor& positions, const Tensor& offsets, const Tensor& order, int64_t width) {
-  check_tensor("positions", positions, 2);
-  check_tensor("offsets", offsets, 1);
-  check_tensor("order", order, 1);
-  const Tensor flat = positions.contiguous(), bounds = offsets.contiguous(), rows = order.contiguous();
-  const Ragged ragged = ragged_of(bounds, rows, width, flat.size(1));
-  Tensor packed = flat.new_empty({flat.size(0), ragged.num_rows, width});
-  cpu::pack_left_positions(flat.const_data_ptr<int64_t>(), flat.size(0), flat.size(1), ragged,
-                           packed.mutable_data_ptr<int64_t>());
-  return packed;
-}
-
-std::tuple<Tensor, Tensor, Tensor> trim_responses(const Tensor& generated, int64_t stop_id) {
-  check_tensor("generated", generated, 2);
-  const Tensor rows = generated.contiguous();
-  const int64_t num_rows = rows.size(0), num_columns = rows.size(1);
-  Tensor lengths = rows.new_empty({num_rows}), stopped = rows.new_empty({num_rows}, at::kBool);
-  const int64_t num_kept =
-      cpu::response_lengths(rows.const_data_ptr<int64_t>(), num_rows, num_columns, stop_id,
-                            lengths.mutable_data_ptr<int64_t>(), stopped.mutable_data_ptr<bool>());
-  Tensor tokens = rows.new_empty({num_kept});
-  cpu::gather_responses(rows.const_data_ptr<int64_t>(), num_rows, num_columns, lengths.const_data_ptr<int64_t>(),
-                        tokens.mutable_data_ptr<int64_t>());
-  return {tokens, lengths, stopped};
+void check_tensor(const char* name, const Tensor& tensor) {
+  TORCH_CHECK_VALUE(tensor.scalar_type() == at::kLong && tensor.dim() == 1, name, " must be int64 with 1 axis, not ",
+                    c10::getDtypeNames(tensor.scalar_type()).first, " with ", tensor.dim());
 }
 
 Tensor philox(const Tensor& counters, const Tensor& keys) {
@@ -125,9 +76,9 @@ struct Tokens {
   Tensor ids, bytes, bounds, kind;
 
   Tokens(const Tensor& token_ids, const Tensor& table, const Tensor& offsets, const Tensor& kinds) {
-    check_tensor("token_ids", token_ids, 1);
-    check_tensor("offsets", offsets, 1);
-    check_tensor("kinds", kinds, 1);
+    check_tensor("token_ids", token_ids);
+    check_tensor("offsets", offsets);
+    check_tensor("kinds", kinds);
     TORCH_CHECK_VALUE(table.scalar_type() == at::kByte && table.dim() == 1 && offsets.size(0) == kinds.size(0) + 1,
                       "table must be uint8 with 1 axis, and offsets one longer than kinds");
     ids = token_ids.contiguous();
@@ -182,9 +133,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_lines(const Tensor& token_ids, c
 }  // namespace ds_stage2ab
 
 TORCH_LIBRARY(ds_stage2ab, library) {
-  library.def("pack_left(Tensor tokens, Tensor offsets, Tensor order, SymInt pad_id, SymInt width) -> (Tensor, Tensor)");
-  library.def("pack_left_positions(Tensor positions, Tensor offsets, Tensor order, SymInt width) -> Tensor");
-  library.def("trim_responses(Tensor generated, SymInt stop_id) -> (Tensor, Tensor, Tensor)");
   library.def(
       "scan_rollout(Tensor token_ids, Tensor table, Tensor offsets, Tensor kinds, str opening, str closing, "
       "str key_head, bool quoted) -> (Tensor, Tensor, Tensor, Tensor)");
@@ -197,9 +145,6 @@ TORCH_LIBRARY(ds_stage2ab, library) {
 }
 
 TORCH_LIBRARY_IMPL(ds_stage2ab, CPU, library) {
-  library.impl("pack_left", ds_stage2ab::pack_left);
-  library.impl("pack_left_positions", ds_stage2ab::pack_left_positions);
-  library.impl("trim_responses", ds_stage2ab::trim_responses);
   library.impl("scan_rollout", ds_stage2ab::scan_rollout);
   library.impl("scan_lines", ds_stage2ab::scan_lines);
   library.impl("philox", ds_stage2ab::philox);

@@ -1,10 +1,9 @@
-"""Ragged token ids -> rectangles for `generate`, and its rectangles -> ragged ids; a response -> its JSON values;
-scores -> the tokens that they draw.
+"""A response -> its JSON values, or the boxes of its lines; scores -> the tokens that they draw.
 
-Legend: N tokens of all prompts, S prompts, B rows of a chunk, L generated tokens per row, M kept ones, A position axes;
-T tokens of a response, V ids of the vocabulary.
-Ids, offsets, indices and lengths are int64, and all tensors on the CPU, where prompts are encoded and answers read; but
-`philox` and `sample_tokens` take them anywhere, and on a device their reference runs there.
+Legend: T tokens of a response, V ids of the vocabulary, M nodes of the complete values; N blocks of a generator; B rows
+of scores.
+Ids and offsets are int64, and all tensors on the CPU, where answers are read; but `philox` and `sample_tokens` take
+them anywhere, and on a device their reference runs there.
 What runs is compiled from `csrc/`, or `ds_stage2ab/ops/reference.py`, with identical results.
 """
 
@@ -21,61 +20,6 @@ _BOUND = bind()
 def implementation() -> str:
     """Which code runs: "compiled", or "reference (the reason)"."""
     return _BOUND.implementation
-
-
-def pack_left(tokens: Tensor, offsets: Tensor, order: Tensor, pad_id: int, width: int) -> tuple[Tensor, Tensor]:
-    """Right-align some ragged prompts in a rectangle, padding on the left.
-
-    Args:
-        tokens: [N], all prompts back to back.
-        offsets: [S + 1], prompt s is `tokens[offsets[s]:offsets[s + 1]]`; from 0 to N, never descending.
-        order: [B], the prompt of each row, each 0..S-1; a prompt may occur again.
-        pad_id: the id that fills a row up.
-        width: columns, at least the longest of these prompts.
-
-    Returns:
-        ids [B, width], and mask [B, width]: 1 on a prompt's tokens, 0 on padding.
-
-    Raises:
-        ValueError: a prompt is longer than `width`, an index out of range, the offsets are not as above, or a tensor
-            has another dtype or number of axes.
-    """
-    return _BOUND.ops.pack_left(tokens, offsets, order, pad_id, width)
-
-
-def pack_left_positions(positions: Tensor, offsets: Tensor, order: Tensor, width: int) -> Tensor:
-    """Right-align the position ids of the same prompts.
-
-    Args:
-        positions: [A, N], one row per axis (time, height, width, and text before them where A is 4).
-        offsets: [S + 1], as in `pack_left`.
-        order: [B], as in `pack_left`.
-        width: columns, as in `pack_left`.
-
-    Returns:
-        [A, B, width], 0 on padding.
-
-    Raises:
-        ValueError: as in `pack_left`.
-    """
-    return _BOUND.ops.pack_left_positions(positions, offsets, order, width)
-
-
-def trim_responses(generated: Tensor, stop_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Keep what stands before the first stop token of each row.
-
-    Args:
-        generated: [B, L], what `generate` appended to each prompt.
-        stop_id: the id that ends a response; it and everything after it goes.
-
-    Returns:
-        tokens [M], the kept ids back to back in row order; lengths [B]; stopped [B], bool: False means that the row
-        ran out of length.
-
-    Raises:
-        ValueError: `generated` has another dtype or number of axes.
-    """
-    return _BOUND.ops.trim_responses(generated, stop_id)
 
 
 def scan_rollout(

@@ -16,7 +16,7 @@ import ds_stage2ab
 from ds_stage2ab.ops import reference
 
 LIBRARY = "ds_stage2ab._C"
-NAMES = ("pack_left", "pack_left_positions", "trim_responses", "scan_rollout", "scan_lines", "philox", "sample_tokens")
+NAMES = ("scan_rollout", "scan_lines", "philox", "sample_tokens")
 OFF = "DS_STAGE2AB_NO_EXT"
 
 
@@ -48,15 +48,12 @@ def bind() -> Bound:
 
 def self_test(ops: Any) -> str:
     """What is wrong with `ops`, tried on a small example of each; empty if they answer as the reference."""
-    tokens, offsets, order = torch.tensor([5, 6, 7, 8, 9]), torch.tensor([0, 2, 2, 5]), torch.tensor([2, 0, 1])
+    numbers = torch.tensor([5, 6, 7, 8, 9])
     arguments = {
-        "pack_left": (tokens, offsets, order, 1, 4),
-        "pack_left_positions": (torch.stack([tokens, -tokens, tokens * 2]), offsets, order, 4),
-        "trim_responses": (torch.tensor([[5, 1, 6], [1, 5, 6], [5, 6, 7]]), 1),
         "scan_rollout": (*_scan_example(), "[", "]", "", False),
         "scan_lines": _scan_example(),
-        "philox": (torch.stack([tokens[:4], -tokens[1:]]), tokens[:4].reshape(2, 2)),
-        "sample_tokens": (tokens[None].float(), 1.0, 4, 0.9, tokens[:1], tokens[1:2]),
+        "philox": (torch.stack([numbers[:4], -numbers[1:]]), numbers[:4].reshape(2, 2)),
+        "sample_tokens": (numbers[None].float(), 1.0, 4, 0.9, numbers[:1], numbers[1:2]),
     }
     for name in NAMES:
         expected = _flat(getattr(reference, name)(*arguments[name]))

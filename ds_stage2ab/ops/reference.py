@@ -1,63 +1,28 @@
 """The meaning of each op in plain PyTorch: what the compiled ones are compared with, and the fallback.
 
-Shapes as in `ds_stage2ab/ops/__init__.py`. No loop over tokens or rows but in the scans, which are the plain Python
-of `ds_stage2ab/ops/scan.py` and `ds_stage2ab/ops/lines.py`; `ds_stage2ab/ops/sampling.py` has `philox` and
-`sample_tokens`.
+Shapes as in `ds_stage2ab/ops/__init__.py`. The scans are the plain Python of `ds_stage2ab/ops/scan.py` and
+`ds_stage2ab/ops/lines.py`; `ds_stage2ab/ops/sampling.py` has `philox` and `sample_tokens`, without a loop over rows.
 
 Invariants:
-- a row of a packed rectangle is padding, then its prompt: nothing is lost, and the mask says which is which
-- positions are packed exactly as ids are, axis by axis
-- a trimmed response is everything before the first stop token, and says whether there was one
 - a scanned response gives every complete value with all that is in it, a key right before its value
-- offsets, indices and widths that do not fit together are refused before anything is read
+- a table and offsets that do not fit together are refused before anything is scanned
 """
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ds_stage2ab.ops import lines
 from ds_stage2ab.ops.json_value import Node
 from ds_stage2ab.ops.sampling import philox, sample_tokens
 from ds_stage2ab.ops.scan import SPECIAL, Grammar, Scan, scan
 
-__all__ = [
-    "pack_left",
-    "pack_left_positions",
-    "philox",
-    "sample_tokens",
-    "scan_lines",
-    "scan_rollout",
-    "trim_responses",
-]
+__all__ = ["philox", "sample_tokens", "scan_lines", "scan_rollout"]
 
 KINDS = ("object", "array", "string", "number", "literal", "coordinate")
 ENDED = ("closed", "refused", "end")
 NODE_FIELDS = 6  # kind, first, last, parent, slot, number
-
-
-def pack_left(tokens: Tensor, offsets: Tensor, order: Tensor, pad_id: int, width: int) -> tuple[Tensor, Tensor]:
-    """(ids, mask) of the prompts `order`, right-aligned."""
-    _check_tensor("tokens", tokens, 1)
-    source_BW, is_token_BW = _sources(tokens.shape[-1], offsets, order, width)
-    return pad(tokens, (0, 1), value=pad_id)[source_BW], is_token_BW.long()
-
-
-def pack_left_positions(positions: Tensor, offsets: Tensor, order: Tensor, width: int) -> Tensor:
-    """Position ids of the prompts `order`, right-aligned."""
-    _check_tensor("positions", positions, 2)
-    source_BW, _ = _sources(positions.shape[-1], offsets, order, width)
-    return pad(positions, (0, 1))[:, source_BW]
-
-
-def trim_responses(generated: Tensor, stop_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(tokens, lengths, stopped) of what stands before each row's first stop token."""
-    _check_tensor("generated", generated, 2)
-    kept_BL = (generated == stop_id).cumsum(1) == 0
-    lengths = kept_BL.sum(1)
-    return generated[kept_BL], lengths, lengths < generated.shape[1]
 
 
 def scan_rollout(
@@ -87,7 +52,7 @@ def scan_lines(
 def _tokens_of(token_ids: Tensor, table: Tensor, offsets: Tensor, kinds: Tensor) -> tuple[list[bytes], list[int]]:
     """The bytes and the kind of each token."""
     for name, tensor in {"token_ids": token_ids, "offsets": offsets, "kinds": kinds}.items():
-        _check_tensor(name, tensor, 1)
+        _check_tensor(name, tensor)
     _require(
         table.dtype == torch.uint8 and table.dim() == 1 and len(offsets) == len(kinds) + 1,
         "table must be uint8 with 1 axis, and offsets one longer than kinds",
@@ -135,45 +100,12 @@ def _below(node: Node) -> Iterator[Node]:
         yield child
 
 
-def _sources(num_tokens: int, offsets: Tensor, order: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Where each cell of the rectangle comes from, and whether it is a token.
-
-    Returns:
-        source [B, width]: index into the tokens, `num_tokens` (one past the last) on padding; is_token [B, width].
-    """
-    _check_ragged(num_tokens, offsets, order, width)
-    starts, ends = offsets[order], offsets[order + 1]
-    source_BW = ends[:, None] - width + torch.arange(width, device=offsets.device)
-    is_token_BW = source_BW >= starts[:, None]
-    return source_BW.where(is_token_BW, num_tokens), is_token_BW
-
-
-def _check_tensor(name: str, tensor: Tensor, num_axes: int) -> None:
+def _check_tensor(name: str, tensor: Tensor) -> None:
     dtype = str(tensor.dtype).removeprefix("torch.")
     _require(
-        dtype == "int64" and tensor.dim() == num_axes,
-        f"{name} must be int64 with {num_axes} axes, not {dtype} with {tensor.dim()}",
+        dtype == "int64" and tensor.dim() == 1,
+        f"{name} must be int64 with 1 axis, not {dtype} with {tensor.dim()}",
     )
-
-
-def _check_ragged(num_tokens: int, offsets: Tensor, order: Tensor, width: int) -> None:
-    """The sentences of `csrc/ragged.h`, in its order."""
-    _check_tensor("offsets", offsets, 1)
-    _check_tensor("order", order, 1)
-    num_prompts = len(offsets) - 1
-    ascending = num_prompts >= 0 and bool((offsets.diff() >= 0).all())
-    _require(
-        ascending and int(offsets[0]) == 0 and int(offsets[-1]) == num_tokens,
-        f"offsets must ascend from 0 to {num_tokens}, the number of tokens",
-    )
-    _require(width >= 0, f"width must not be negative, not {width}")
-    outside = order[(order < 0) | (order >= num_prompts)].tolist()
-    if outside:
-        raise ValueError(f"order names prompt {outside[0]}, but there are {num_prompts}")
-    lengths = offsets[order + 1] - offsets[order]
-    over = (lengths > width).nonzero()[:, 0].tolist()
-    if over:
-        raise ValueError(f"prompt {order[over[0]]} has {lengths[over[0]]} tokens, more than width {width}")
 
 
 def _require(holds: bool, sentence: str) -> None:

@@ -55,7 +55,7 @@ def opening_lines(config: Config, plan: RunPlan, found: Inventory) -> tuple[Line
         ("data", f"{found.records:,} records, {found.held_out:,} held out"),
         ("steps", f"{plan.total_steps:,} = {plan.epochs:.3g} epochs of {per_epoch:.5g}; {length}"),
         ("schedule", f"{plan.total_steps - plan.b_steps:,} A steps, {plan.b_steps:,} B steps"),
-        ("rollouts", f"{_rollouts(config, found)}; packing operators: {found.operators}"),
+        ("rollouts", f"{_rollouts(config, found)}; operators: {found.operators}"),
         ("engine", f"DeepSpeed, ZeRO stage {plan.zero_stage}, {config.model.precision}"),
         ("run folder", str(found.run_folder)),
         *((("resumed", found.start),) if found.start else ()),

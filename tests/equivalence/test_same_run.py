@@ -150,7 +150,7 @@ def test_the_variants_cover_every_value():
 
 
 @pytest.mark.soak
-def test_the_reference_of_the_packing_operators_gives_the_same_steps(run, plainest):
+def test_the_reference_of_the_operators_gives_the_same_steps(run, plainest):
     changes = {"training.max_steps": 2}
     losses, _ = run("no-extension", 1, changes, environment={"DS_STAGE2AB_NO_EXT": "1"}, start=parts.launch_script)
     assert losses == plainest("mixed")[0][:2]

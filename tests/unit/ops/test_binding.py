@@ -11,19 +11,20 @@ import pytest
 import torch
 
 from ds_stage2ab.ops import reference
-from ds_stage2ab.ops.binding import self_test
+from ds_stage2ab.ops.binding import NAMES, self_test
 from tests.parts import ROOT
 
 USE = """
 import torch
 from ds_stage2ab import ops
-rows = torch.tensor([[5, 1, 6], [5, 6, 7]])
+zero = torch.tensor([0])
 print(ops.implementation())
-print(ops.trim_responses(rows, 1)[0].tolist())
-example = (torch.tensor([5, 6]), torch.tensor([0, 2]), torch.tensor([0]))
-print(ops.pack_left(*example, 1, 3)[0].tolist(), ops.pack_left_positions(example[0][None], *example[1:], 3).tolist())
+print(ops.sample_tokens(torch.tensor([[1.0, 3.0, 2.0]]), 1.0, 1, 1.0, zero, zero).tolist())
+words = (zero, torch.tensor(list(b"[1]"), dtype=torch.uint8), torch.tensor([0, 3]), torch.tensor([-1]))
+print(ops.scan_rollout(*words, opening="[", closing="]", key_head="", quoted=False)[0].tolist())
 """
-ANSWERS = ["[5, 5, 6, 7]", "[[1, 5, 6]] [[[0, 5, 6]]]"]
+ANSWERS = ["[1]", "[[3, 1, 2, -1, -1, -1]]"]
+# of three scores the best one alone may be drawn; a number (3) from byte 1 to 2, in nothing and no coordinate
 
 
 def use(folder: Path, **variables: str) -> tuple[list[str], str]:
@@ -72,7 +73,7 @@ def test_a_library_without_the_ops_is_one_warning_and_the_reference(package: Pat
     other = next(Path(torch.__file__).parent.glob("lib/libc10.*"))
     shutil.copy(other, package / "ds_stage2ab" / "_C.abi3.so")
     lines, errors = use(package)
-    assert "pack_left" in lines[0] and lines[0].startswith("reference (the compiled library is unfit: ")
+    assert NAMES[0] in lines[0] and lines[0].startswith("reference (the compiled library is unfit: ")
     assert lines[1:] == ANSWERS
     assert errors.count("RuntimeWarning") == 1
 
@@ -81,9 +82,12 @@ def test_the_self_test_takes_the_reference():
     assert self_test(reference) == ""
 
 
-@pytest.mark.parametrize("name", ["pack_left", "pack_left_positions", "trim_responses"])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_self_test_finds_another_answer(name: str):
-    good = {name: getattr(reference, name) for name in ("pack_left", "pack_left_positions", "trim_responses")}
-    first_of = SimpleNamespace(**{**good, name: lambda first, *_: first})
-    assert name in self_test(first_of)
+    def another(*words: object) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        answer = getattr(reference, name)(*words)
+        return answer + 1 if isinstance(answer, torch.Tensor) else (*answer[:-1], answer[-1] + 1)
+
+    good = {key: getattr(reference, key) for key in NAMES}
+    assert self_test(SimpleNamespace(**{**good, name: another})) == f"{name} does not answer as the reference does"
     assert self_test(SimpleNamespace(**{key: value for key, value in good.items() if key != name})).startswith(name)

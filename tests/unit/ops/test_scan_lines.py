@@ -123,7 +123,7 @@ def test_random_tokens(ids: list[int]):
 def test_what_does_not_fit_is_refused():
     ids, (table, offsets, kinds) = torch.tensor([1]), table_of(b"[", b"1]")
     for sentence, arguments in {
-        "token_ids must be int64 with 1 axes, not int32 with 1": (ids.int(), table, offsets, kinds),
+        "token_ids must be int64 with 1 axis, not int32 with 1": (ids.int(), table, offsets, kinds),
         "table must be uint8 with 1 axis, and offsets one longer": (ids, table, offsets[1:], kinds),
         "offsets must ascend from 0 to 3, the number of bytes": (ids, table, torch.tensor([0, 2, 1]), kinds),
     }.items():

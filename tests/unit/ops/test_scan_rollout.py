@@ -136,8 +136,8 @@ def refused(sentence: str, *arguments):
 def test_what_does_not_fit_is_refused():
     ids, (table, offsets, kinds) = torch.tensor([1]), table_of(b"[", b"1]")
     words = ("[", "]", "", False)
-    refused("token_ids must be int64 with 1 axes, not int32 with 1", ids.int(), table, offsets, kinds, *words)
-    refused("kinds must be int64 with 1 axes, not int64 with 2", ids, table, offsets, kinds[None], *words)
+    refused("token_ids must be int64 with 1 axis, not int32 with 1", ids.int(), table, offsets, kinds, *words)
+    refused("kinds must be int64 with 1 axis, not int64 with 2", ids, table, offsets, kinds[None], *words)
     refused("table must be uint8 with 1 axis, and offsets one longer", ids, table.long(), offsets, kinds, *words)
     refused("table must be uint8 with 1 axis, and offsets one longer", ids, table, offsets[1:], kinds, *words)
     refused("opening and closing must hold a lexeme each", ids, table, offsets, kinds, " ", "]", "", False)
