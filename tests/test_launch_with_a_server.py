@@ -127,7 +127,7 @@ def test_a_launch_that_was_stopped_goes_on_with_the_restored_weights(served):
 
 @pytest.mark.soak
 def test_a_real_server_behind_a_key_serves_a_learner_that_has_it(served, monkeypatch):
-    """It refuses whoever has none; the key stands in no output and no file of the run."""
+    """It refuses a request without one; the key stands in no output and no file of the run."""
     monkeypatch.setenv("KEY_OF_THE_SERVERS", KEY)
     keyed = {f"{MATCHING}.vllm.server.api_key_env": "KEY_OF_THE_SERVERS"}
     one = served({**MOVING, **keyed, "training.max_steps": FINISHED})
