@@ -61,8 +61,8 @@ def in_chunks(passes: list[int], slots: int) -> list[Span]:
 
 
 def drafted_passes(bench: Bench, sample: Sample, rollout: Rollout) -> int:
-    """Passes of an answer that is known, where the true one is the only guess."""
-    drafter = Drafter([true_answer(sample, bench.vocabulary, CODEC)], bench.vocabulary.coordinate_bins)
+    """Passes of an answer that is known, drafted from the true one."""
+    drafter = Drafter(true_answer(sample, bench.vocabulary, CODEC), bench.vocabulary.coordinate_bins)
     left, passes = [*rollout.response_ids, bench.vocabulary.stop_id], 0
     while left:
         taken = 1
@@ -75,6 +75,11 @@ def drafted_passes(bench: Bench, sample: Sample, rollout: Rollout) -> int:
     return passes
 
 
+def in_turn(samples: list[Sample], passes: list[int]) -> list[int]:
+    """As the loop takes them: those of the samples with the most objects first."""
+    return [passes[place] for place in sorted(range(len(samples)), key=lambda place: -len(samples[place].objects))]
+
+
 def draw_slots(bench: Bench, samples: list[Sample], path: Path) -> None:
     backend, rollouts, _ = answered(bench, samples, STEP_SLOTS)
     tokens = [len(rollout.response_ids) + (rollout.finish == "stop") for rollout in rollouts]
@@ -82,8 +87,8 @@ def draw_slots(bench: Bench, samples: list[Sample], path: Path) -> None:
     assert sum(drafted) == backend.decoding.live
     panels = {
         "generate, chunk after chunk": in_chunks(tokens, STEP_SLOTS),
-        "slots that refill": in_slots(tokens, STEP_SLOTS),
-        "slots that refill, and drafts": in_slots(drafted, STEP_SLOTS),
+        "slots that refill": in_slots(in_turn(samples, tokens), STEP_SLOTS),
+        "slots that refill, and drafts": in_slots(in_turn(samples, drafted), STEP_SLOTS),
     }
     figure, axes = plt.subplots(len(panels), 1, figsize=(7, 4.2), sharex=True, layout="constrained")
     for axis, (title, spans) in zip(axes, panels.items(), strict=True):

@@ -42,20 +42,17 @@ def test_held_out_scenes_of_the_shipped_checkpoint(shipped, tmp_path, capsys):
         made[:] = [backend(codec=CODECS["array"])]
         return decoded(made[0], samples, sampling)
 
-    again = backend(codec=CODECS["array"])
-    decoded(again, samples, sampling)
     jobs = {
         "generate, arrival order": lambda: naive(bench.model, samples, bench.vocabulary, SLOTS, MOST),
         "slots": lambda: decoded(backend(), samples, sampling),
         "slots, drafts": first_time,
-        "slots, drafts, seen before": lambda: decoded(again, samples, sampling),
     }
     seconds = paired(bench.model, TURNS, jobs)
-    shares = [one.decoding.live / one.decoding.tokens for one in (made[0], again)]
+    share = made[0].decoding.live / made[0].decoding.tokens
     with capsys.disabled():
         print(f"\n{SCENES} scenes, {SLOTS} slots\n{table(seconds, made[0].decoding.tokens)}")
-        print(f"passes per token with drafts {shares[0]:.2f}, seen before {shares[1]:.2f}")
-    assert shares[0] <= 0.62
+        print(f"passes per token with drafts {share:.2f}")
+    assert share <= 0.62
     assert ratio(seconds["generate, arrival order"], seconds["slots, drafts"]) >= 2.5
 
 
