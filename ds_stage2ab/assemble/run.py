@@ -95,7 +95,7 @@ def assemble(loaded: LoadedConfig, world: World, start: Start) -> Run:
             world,
             section=parts.config.checkpoint,
             warn=metrics.warn,
-            newest=start.finished_steps,
+            newest=start.newest_in(parts.folder.checkpoints),
         ),
         facts=parts.facts,
         first_step=start.finished_steps,

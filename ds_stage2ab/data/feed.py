@@ -199,6 +199,7 @@ def _need_semaphores() -> None:
 
 def _start_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the rank too, which ends its workers
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a scheduler's warning is the rank's
     end_with_parent()
 
 

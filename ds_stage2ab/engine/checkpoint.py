@@ -108,6 +108,7 @@ class Checkpoints:
             EnvironmentFault: on every rank, it cannot be written.
         """
         begun = time.monotonic()
+        self.settle(must=must)  # its failure is not this one's
         self._tolerated(lambda: self._save(finished_steps, progress, random), must=must)
         self._longest_s = max(time.monotonic() - begun, self._longest_s or 0.0)
 
@@ -151,12 +152,11 @@ class Checkpoints:
             self.warn(self.publisher.warnings.pop(0))
 
     def _save(self, finished_steps: int, progress: Mapping[str, Any], random: Mapping[str, Tensor] | None) -> None:
-        self._settle()
         name = step_name(finished_steps)
         partial, final = self.folder / f".{name}.partial", self.folder / name
         try:
             self._write(partial, finished_steps, progress, random)
-        except BaseException:
+        except BaseException:  # whatever ends it, nothing half written stays
             if self.world.rank == 0:
                 self.publisher.drop(partial)
             raise

@@ -8,11 +8,10 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-import psutil
-
 from ds_stage2ab.engine.manifest import MANIFEST, manifest_text
 from ds_stage2ab.engine.resume import saved_steps, step_name
 from ds_stage2ab.engine.run_folder import BEST, LATEST, best_name, replace_file, sync
+from ds_stage2ab.engine.space import free_memory
 
 DELETED = ".deleted"
 
@@ -41,7 +40,7 @@ class Publisher:
             num_bytes: that `write` holds in memory.
         """
         for job, _ in self._jobs:
-            if sum(held for one, held in self._jobs if not one.done()) <= psutil.virtual_memory().available // 2:
+            if sum(held for one, held in self._jobs if not one.done()) <= free_memory() // 2:
                 break
             wait([job])
         self._jobs.append((self._pool.submit(write), num_bytes))
@@ -81,7 +80,7 @@ class Publisher:
             partial.rename(final)
             sync(self.folder)
             replace_file(self.folder / LATEST, final.name + "\n")
-        except BaseException:
+        except BaseException:  # whatever ends it, nothing half written stays
             shutil.rmtree(partial, ignore_errors=True)
             raise
         self._prune()

@@ -1,14 +1,17 @@
-"""How much room a checkpoint takes, looked at before one is begun."""
+"""How much room a checkpoint takes on the disk, and how much memory its copies may take."""
 
 import shutil
 from pathlib import Path
 
+import psutil
 from torch import nn
 
 from ds_stage2ab.errors import EnvironmentFault
 
 FP32_BYTES = 4
 GIB = 2**30
+CGROUP = Path("/sys/fs/cgroup")
+"""Of a container, whose limit psutil does not know."""
 
 
 def checkpoint_bytes(model: nn.Module, num_states: int) -> int:
@@ -38,6 +41,16 @@ def refuse_without_room(folder: Path, needed: int) -> None:
             fix="free space, set checkpoint.keep_last lower or checkpoint.engine_state: false; the checkpoints that are"
             " there are untouched",
         )
+
+
+def free_memory(cgroup: Path = CGROUP) -> int:
+    """Bytes of host memory that are free: the machine's, or what the limit of the control group (v2) leaves."""
+    free = psutil.virtual_memory().available
+    try:
+        limit, used = (int((cgroup / name).read_text()) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):  # there is no such file, or no limit ("max")
+        return free
+    return min(free, max(0, limit - used))
 
 
 def _numel(parameter: nn.Parameter) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
@@ -33,6 +34,11 @@ class Start:
     @property
     def finished_steps(self) -> int:
         return self.saved.finished_steps if self.saved else 0
+
+    def newest_in(self, checkpoints: Path) -> int:
+        """Finished steps of the checkpoint, if it lies in this folder: a fork's own has none yet."""
+        is_own = self.saved is not None and self.saved.folder.parent.resolve() == checkpoints.resolve()
+        return self.saved.finished_steps if is_own else 0
 
     def words(self, total_steps: int) -> str:
         """Where the run begins, for its opening lines; empty for a run that resumes nothing."""

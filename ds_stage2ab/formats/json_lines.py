@@ -1,4 +1,4 @@
-"""JSON lines of others: read one at a time; a line that is no object is told of, and passed over."""
+"""JSON lines of others: read one at a time; a line that is no object is reported, and skipped."""
 
 from __future__ import annotations
 

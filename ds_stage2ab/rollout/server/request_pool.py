@@ -73,7 +73,7 @@ class RequestPool(Generic[R]):
     def _check(self, check: Callable[[], None]) -> None:
         try:
             check()
-        except BaseException as error:
+        except BaseException as error:  # whatever it is, no request of the batch goes on
             self._end(error)
             raise
 

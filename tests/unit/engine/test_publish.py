@@ -11,6 +11,7 @@ from ds_stage2ab.engine import publish
 from ds_stage2ab.engine.checkpoint import Checkpoints
 from ds_stage2ab.engine.resume import choose
 from ds_stage2ab.engine.shards import StoredTensors
+from ds_stage2ab.engine.space import free_memory
 from ds_stage2ab.engine.training_state import trained
 from ds_stage2ab.errors import EnvironmentFault
 from tests.unit.engine.saving import save, section
@@ -76,6 +77,23 @@ def test_a_run_may_go_on_without_one_checkpoint(checkpoints, warnings):
         tolerant.save(4, must=True)
         with pytest.raises(EnvironmentFault):
             tolerant.settle(must=True)
+
+
+def test_a_failure_costs_one_checkpoint_and_not_the_next(checkpoints, warnings):
+    checkpoints.section = section(on_error="warn")
+    with mock.patch.object(publish, "manifest_text", side_effect=FULL):
+        checkpoints.save(1)
+        checkpoints.publisher._pool.submit(lambda: None).result(60)  # the thread has come to it
+    save(checkpoints, 2)
+    assert len(warnings) == 1 and listed(checkpoints.folder) == ["latest", "step-000002"]
+
+
+@pytest.mark.parametrize(("limit", "used", "free"), [("4096", "1096", 3000), ("4096", "5000", 0), ("max", "7", None)])
+def test_the_limit_of_a_container_is_seen(tmp_path, limit, used, free):
+    (tmp_path / "memory.max").write_text(limit)
+    (tmp_path / "memory.current").write_text(used)
+    seen = free_memory(tmp_path)
+    assert seen == free if free is not None else seen > 2**20
 
 
 def test_the_best_one_is_kept_however_old(checkpoints):
