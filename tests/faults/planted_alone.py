@@ -23,12 +23,13 @@ def planted(loaded, world, start):
     run = assembled(loaded, world, start)
     if world.rank == int(os.environ["FAULTY_RANK"]):
         run_step = run.window.run
-        run.window.run = lambda step, channel: faulty(run_step, step, channel)
+        run.window.run = lambda step, channel: faulty(run, run_step, step, channel)
     return run
 
 
-def faulty(run_step, step, channel):
+def faulty(run, run_step, step, channel):
     if step == int(place):
+        run.checkpoints.publisher.settle()  # the checkpoint before is complete: the fault is of this step
         FAULTS[kind]()
     return run_step(step, channel)
 
