@@ -12,6 +12,8 @@ FP32_BYTES = 4
 GIB = 2**30
 CGROUP = Path("/sys/fs/cgroup")
 """Of a container, whose limit psutil does not know."""
+PAGE_CACHE = ("inactive_file", "active_file")
+"""Fields of memory.stat; tmpfs, which cannot be given back, is in neither."""
 
 
 def checkpoint_bytes(model: nn.Module, num_states: int) -> int:
@@ -44,13 +46,19 @@ def refuse_without_room(folder: Path, needed: int) -> None:
 
 
 def free_memory(cgroup: Path = CGROUP) -> int:
-    """Bytes of host memory that are free: the machine's, or what the limit of the control group (v2) leaves."""
+    """Bytes of host memory that are free: the machine's, or what the limit of the control group (v2) leaves.
+
+    The page cache of files counts towards the limit and is given back under pressure: what was written or read before,
+    checkpoints first of all, takes nothing.
+    """
     free = psutil.virtual_memory().available
     try:
         limit, used = (int((cgroup / name).read_text()) for name in ("memory.max", "memory.current"))
-    except (OSError, ValueError):  # there is no such file, or no limit ("max")
+        counted = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        cached = sum(int(counted[name]) for name in PAGE_CACHE)
+    except (OSError, ValueError, KeyError):  # there is no such file, or no limit ("max")
         return free
-    return min(free, max(0, limit - used))
+    return min(free, max(0, limit - used + cached))
 
 
 def _numel(parameter: nn.Parameter) -> int:

@@ -1,6 +1,6 @@
 """The routes of a vLLM server that a run needs, as vLLM 0.32 has them.
 
-Paths are known here alone. `handshake.py` checks the server before any other call.
+Paths are known here, and those of the first look at a server in `handshake.py`, before any other call.
 """
 
 import base64

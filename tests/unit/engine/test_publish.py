@@ -88,8 +88,9 @@ def test_a_failure_costs_one_checkpoint_and_not_the_next(checkpoints, warnings):
     assert len(warnings) == 1 and listed(checkpoints.folder) == ["latest", "step-000002"]
 
 
-@pytest.mark.parametrize(("limit", "used", "free"), [("4096", "1096", 3000), ("4096", "5000", 0), ("max", "7", None)])
-def test_the_limit_of_a_container_is_seen(tmp_path, limit, used, free):
+@pytest.mark.parametrize(("limit", "used", "free"), [("4096", "1196", 3000), ("4096", "5000", 0), ("max", "7", None)])
+def test_the_limit_of_a_container_is_seen_and_its_page_cache_is_free(tmp_path, limit, used, free):
+    (tmp_path / "memory.stat").write_text("anon 900\ninactive_file 70\nactive_file 30\n")
     (tmp_path / "memory.max").write_text(limit)
     (tmp_path / "memory.current").write_text(used)
     seen = free_memory(tmp_path)
