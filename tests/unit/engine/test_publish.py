@@ -33,7 +33,7 @@ def test_the_run_goes_on_while_a_checkpoint_is_completed(checkpoints, bench):
         return manifest_text(folder)
 
     with mock.patch.object(publish, "manifest_text", late):
-        checkpoints.publisher.later(lambda: may_go_on.wait(60), 0)  # and nothing of the state is written yet
+        checkpoints.publisher._pool.submit(may_go_on.wait, 60)  # holds the thread: nothing of the state is written yet
         checkpoints.save(1)
         assert choose("auto", checkpoints.folder)[0] is None, "it is not there before it is complete"
         with torch.no_grad():
