@@ -16,7 +16,7 @@ from ds_stage2ab import __version__, validate
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.overrides import add_set_option, read_overrides
 from ds_stage2ab.data.box_forms import FORMS
-from ds_stage2ab.errors import EXIT_OK, Stage2Error, exit_code, printable
+from ds_stage2ab.errors import EXIT_OK, Stage2Error, exit_code, printable, unusable_path
 from ds_stage2ab.formats.options import add_export_options, add_import_options
 from ds_stage2ab.launch.command import launch
 from ds_stage2ab.launch.options import add_launch_options, whole_number
@@ -48,6 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
         return exit_code(error)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except OSError as error:
+        if error.filename is None:
+            raise
+        fault = unusable_path(error)
+        print(f"error: {fault}", file=sys.stderr)
+        return exit_code(fault)
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -71,6 +77,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         _evaluate_on_ranks(options)
     except Stage2Error as error:
         exit_now(report_error(error, rank, speaks=os.environ.get("LOCAL_RANK", "0") == "0"))
+    except OSError:  # at once: this process is in a group
+        excepthook(*sys.exc_info())
 
 
 def _evaluate_on_ranks(options: argparse.Namespace) -> None:

@@ -90,6 +90,12 @@ def unwritable(path: object, error: OSError) -> EnvironmentFault:
     return EnvironmentFault(f"cannot be written: {error.strerror}", where=str(path), fix=fix)
 
 
+def unusable_path(error: OSError) -> EnvironmentFault:
+    """What the file system says of a path that a user has named, where nothing closer to it has a better remedy."""
+    fix = "correct the path; or give it to this user, on a disk with room"
+    return EnvironmentFault(f"cannot be used: {error.strerror}", where=str(error.filename), fix=fix)
+
+
 class ServerFault(EnvironmentFault):
     """A rollout server failed. The weights of the last finished step are valid: the run saves them first."""
 

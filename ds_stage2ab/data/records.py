@@ -118,7 +118,8 @@ def _check_file(path: Path) -> None:
     except FileNotFoundError:
         raise DataError("there is no such file", where=str(path), fix="correct data.train or data.validation") from None
     except OSError as error:
-        raise DataError(f"the file cannot be reached: {error.strerror}", where=str(path)) from None
+        fix = "correct the path"
+        raise DataError(f"the file cannot be reached: {error.strerror}", where=str(path), fix=fix) from None
     if not stat.S_ISREG(mode):
         raise DataError("this is no regular file", where=str(path), fix="name a JSONL file")
 
@@ -134,7 +135,8 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 if len(line) > MAX_LINE_BYTES:
                     return
     except OSError as error:
-        raise DataError(f"the file cannot be read: {error.strerror}", where=str(path)) from None
+        fix = "make the file readable"
+        raise DataError(f"the file cannot be read: {error.strerror}", where=str(path), fix=fix) from None
 
 
 def _as_error(problems: list[_Problem], form: str) -> DataError:

@@ -6,6 +6,7 @@ gathered from every rank; only where they differ is the difference looked for.
 """
 
 import json
+import os
 import socket
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
@@ -138,6 +139,8 @@ def _code() -> dict[str, str]:
 
 def _checkpoint(folder: Path) -> dict[str, str]:
     """File -> its digest, or of weights `4,967,215 bytes`; nothing for a folder that is not there."""
+    if not os.path.isdir(folder):  # a name that no folder can have, too
+        return {}
     small = {file.name: _content(file) for kind in CHECKPOINT_FILES for file in folder.glob(kind)}
     return small | {file.name: f"{file.stat().st_size:,} bytes" for file in folder.glob("*.safetensors")}
 

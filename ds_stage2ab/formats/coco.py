@@ -105,7 +105,7 @@ def items(file: Path, prefix: str) -> Iterator[Any]:
         with file.open("rb") as stream:
             yield from ijson.items(_without_bom(stream), prefix, use_float=True, buf_size=BUFFER)
     except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=str(file)) from None
+        raise DataError(f"cannot be read: {error.strerror}", where=str(file), fix="correct the path") from None
     except (ijson.JSONError, UnicodeDecodeError) as error:
         why = " ".join(str(error).split())
         fix = "write it again as JSON (a NaN or an Infinity is no JSON number), or fetch it again if it ends too early"

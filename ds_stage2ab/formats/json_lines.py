@@ -22,7 +22,7 @@ def read_lines(file: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
                 if line.strip():
                     yield f"{file}:{number}", _object(line)
     except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=str(file)) from None
+        raise DataError(f"cannot be read: {error.strerror}", where=str(file), fix="correct the path") from None
 
 
 def _object(line: bytes) -> dict[str, Any] | None:
