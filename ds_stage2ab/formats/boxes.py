@@ -80,4 +80,7 @@ def numbers(values: object, count: int) -> list[float] | None:
         return None
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return None
-    return [float(value) for value in values]
+    try:
+        return [float(value) for value in values]
+    except OverflowError:  # a whole number beyond every float
+        return None

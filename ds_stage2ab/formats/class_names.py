@@ -50,7 +50,7 @@ def yaml_values(file: Path, text: str) -> Any:
     """
     try:
         return YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
+    except (YAMLError, ValueError, TypeError, RecursionError) as error:  # its own, and those of dates, numbers, keys
         raise ConfigError(f"is no YAML: {error}", where=str(file), fix=FIX) from None
 
 

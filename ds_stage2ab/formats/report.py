@@ -73,7 +73,7 @@ def read_reports(folder: Path) -> dict[str, Any]:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot be read: {error}", where=str(file), fix="move it away") from None
     if not isinstance(found, dict):
         raise ConfigError("is no report of an import", where=str(file), fix="move it away")

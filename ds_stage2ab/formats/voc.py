@@ -6,6 +6,7 @@ the images that `ImageSets/Main/<split>.txt` lists.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
@@ -59,7 +60,7 @@ def _listed(split: str, folder: Path) -> list[Path]:
 def _image(file: Path, names: ClassNames | None, keep_difficult: bool, tally: Tally) -> SourceImage | None:
     try:
         root = parse(file).getroot()
-    except (OSError, ParseError, DefusedXmlException, UnicodeDecodeError, LookupError):
+    except (OSError, ParseError, DefusedXmlException, ValueError, LookupError):  # expat: ValueError, of an encoding
         tally.image("bad_annotation", str(file))
         return None
     found = list(root.iter("object"))
@@ -122,4 +123,4 @@ def _number(text: str | None) -> float | None:
 
 def _whole(text: str | None) -> int | None:
     value = _number(text)
-    return int(value) if value and value > 0 and value == int(value) else None
+    return int(value) if value and 0 < value < math.inf and value == int(value) else None

@@ -111,7 +111,7 @@ def _lines(file: Path) -> list[str]:
     try:
         return [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot be read: {error}", where=str(file)) from None
+        raise DataError(f"cannot be read: {error}", where=str(file), fix="write it as UTF-8 text") from None
 
 
 def _image(pair: _Pair, names: ClassNames, tally: Tally) -> SourceImage | None:
