@@ -41,7 +41,7 @@ def incomplete(folder: Path) -> str:
         sizes = {str(name): int(file["bytes"]) for name, file in files.items()}
     except FileNotFoundError:
         return f"it has no {MANIFEST}: it was cut off, or another version wrote it"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"its {MANIFEST} cannot be read: {error}"
     for name, size in sizes.items():
         try:
@@ -62,7 +62,7 @@ def damaged(folder: Path, names: Iterable[str] | None = None) -> str:
     files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
     for name in files if names is None else names:
         try:
-            if digest(folder / name) != files[name]["blake2b"]:
+            if digest(folder / name) != files[name].get("blake2b"):
                 return f"{name} has changed since it was written"
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"

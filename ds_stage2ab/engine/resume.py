@@ -8,6 +8,7 @@
 
 import argparse
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_stage2ab.engine.manifest import damaged, incomplete
-from ds_stage2ab.engine.run_folder import BEST, best_name
+from ds_stage2ab.engine.run_folder import BEST, best_name, explained
 from ds_stage2ab.errors import ConfigError, EnvironmentFault, printable
 
 EXPORT, ADAPTER, TRAINING = "hf", "adapter", "training"
@@ -121,7 +122,15 @@ def set_aside(checkpoints: Path, finished_steps: int) -> list[str]:
     """Rename the checkpoints after the one that the run goes on from: it will write its own. Returns their new names.
 
     What an earlier attempt did not finish writing is deleted, and `best` if it names one of the renamed.
+
+    Raises:
+        EnvironmentFault: the folder cannot be written.
     """
+    with explained(checkpoints):
+        return _set_aside(checkpoints, finished_steps)
+
+
+def _set_aside(checkpoints: Path, finished_steps: int) -> list[str]:
     renamed = []
     for name in (step_name(steps) for steps in saved_steps(checkpoints) if steps > finished_steps):
         free = (f"{name}.superseded-{number}" for number in count(1))
@@ -162,7 +171,7 @@ def refuse_changes(found: list[str], saved: Saved) -> None:
 
 
 def _place(wanted: str, checkpoints: Path, *, digests: bool) -> Path:
-    folder = checkpoints / step_name(int(wanted)) if wanted.isdecimal() else Path(wanted).expanduser()
+    folder = checkpoints / step_name(int(wanted)) if wanted.isdecimal() else Path(os.path.expanduser(wanted))
     if not folder.is_dir():
         there = ", ".join(map(str, saved_steps(checkpoints))) or "none"
         raise EnvironmentFault(
@@ -187,7 +196,7 @@ def no_state(folder: Path) -> str:
         if state.get("engine_state") is False:
             return "it holds the weights alone (checkpoint.engine_state: false); its hf folder is a model to start from"
         int(state["finished_steps"]), int(state["updates"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"its {STATE} cannot be read: {type(error).__name__}: {error}"
     return ""
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,27 +105,34 @@ def read_history(path: Path) -> History:
     without a line end (its process died while writing) is left out.
 
     Raises:
-        DataError: a complete line is not one that `to_line` writes.
+        DataError: a complete line is not one that `to_line` writes, or the file cannot be read.
     """
     entries: list[Entry] = []
-    with path.open(encoding="utf-8", newline="\n") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith("\n"):
-                break
-            entry = _read(line, where=f"{path}:{number}")
-            while entries and _place(entries[-1]) >= _place(entry):
-                entries.pop()
-            entries.append(entry)
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.endswith(b"\n"):
+            break
+        entry = _read(line, where=f"{path}:{number}")
+        while entries and _place(entries[-1]) >= _place(entry):
+            entries.pop()
+        entries.append(entry)
     return History(
         steps=tuple(entry for entry in entries if isinstance(entry, StepRecord)),
         evaluations=tuple(entry for entry in entries if isinstance(entry, EvaluationRecord)),
     )
 
 
-def _read(line: str, where: str) -> Entry:
+def _lines(path: Path) -> Iterator[bytes]:
     try:
-        return from_line(line)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        with path.open("rb") as file:
+            yield from file
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", where=str(path), fix="make the file readable") from error
+
+
+def _read(line: bytes, where: str) -> Entry:
+    try:
+        return from_line(line.decode())
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DataError(
             f"not a line of a metrics journal ({type(error).__name__}: {error})",
             where=where,

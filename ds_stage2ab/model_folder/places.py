@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 EXPORT = "hf"
@@ -18,7 +19,7 @@ def export_in(path: Path) -> Path | None:
     """
     newest = path if path.name == NEWEST else path / NEWEST
     for file in (newest, path / CHECKPOINTS / NEWEST):
-        if os.path.isfile(file):
+        with suppress(OSError):  # it is not there, or cannot be read
             path = file.parent / file.read_text(encoding="utf-8", errors="replace").strip()
             break
     export = path / EXPORT

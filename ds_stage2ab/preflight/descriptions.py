@@ -25,7 +25,7 @@ def check_files(files: list[Path], folder: ModelFolder, codec: str) -> None:
 
 
 def _described(file: Path) -> Iterator[tuple[str, str]]:
-    if os.path.exists(file):
+    if os.path.isfile(file):
         with file.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 yield from ((f"{file}:{number}", desc) for desc in _descriptions(line))
@@ -34,5 +34,5 @@ def _described(file: Path) -> Iterator[tuple[str, str]]:
 def _descriptions(line: bytes) -> list[str]:
     try:
         return [one["desc"] for one in json.loads(line)["objects"] if isinstance(one["desc"], str)]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return []

@@ -42,11 +42,14 @@ def image_sizes(file: Path) -> list[Size] | None:
     """
     if not os.path.exists(file):
         return None
+    if not os.path.isfile(file):  # a pipe would be waited for
+        raise DataError("the file cannot be read: it is no regular file", where=str(file), fix="name a JSONL file")
     try:
         with file.open("rb") as lines:
             sizes = [_size(line, f"{file}:{number}") for number, line in enumerate(lines, start=1)]
     except OSError as error:
-        raise DataError(f"the file cannot be read: {error.strerror}", where=str(file)) from None
+        fix = "make the file readable"
+        raise DataError(f"the file cannot be read: {error.strerror}", where=str(file), fix=fix) from None
     if not sizes:
         raise DataError("the file is empty", where=str(file), fix="write one JSON object per line")
     return sizes
@@ -56,7 +59,7 @@ def _size(line: bytes, where: str) -> Size:
     try:
         record = json.loads(line)
         width, height = record["width"], record["height"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         width = height = None
     if not (isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0):
         raise DataError(

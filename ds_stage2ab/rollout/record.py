@@ -91,7 +91,10 @@ def to_line(finished_steps: int, rollout: Rollout) -> bytes:
 
 def from_line(line: bytes) -> RecordedRollout:
     """The inverse of `to_line`. Raises ValueError, with a message, on any other line."""
-    values = json.loads(line)
+    try:
+        values = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
     names = [field.name for field in fields(RecordedRollout)]
     if not isinstance(values, dict) or sorted(values) != sorted(names):
         raise ValueError(f"it must be a mapping with exactly {', '.join(names)}")

@@ -5,6 +5,7 @@ recording. The weights cannot be compared: they are the same if nothing else was
 """
 
 import bisect
+import os
 from array import array
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -75,8 +76,9 @@ def read_recording(run: Path) -> Recording:
         DataError: a line is no recorded rollout, or two ranks have recorded one draw.
         EnvironmentFault: a file cannot be read.
     """
-    folder = run / ROLLOUTS if (run / ROLLOUTS).is_dir() else run
-    ranks, _, files = zip(*recorded_files(folder), strict=True) if recorded_files(folder) else ((), (), ())
+    folder = run / ROLLOUTS if os.path.isdir(run / ROLLOUTS) else run
+    found = recorded_files(folder) if os.path.isdir(folder) else ()
+    ranks, _, files = zip(*found, strict=True) if found else ((), (), ())
     places: dict[int, tuple[int, int]] = {}
     served = False
     for index, (rank, path) in enumerate(zip(ranks, files, strict=True)):

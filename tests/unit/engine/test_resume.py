@@ -117,6 +117,34 @@ def test_an_older_format_and_a_foreign_state_are_told(folder):
     assert unusable(place).startswith(f"its {STATE} cannot be read: ")
 
 
+@pytest.mark.parametrize("text", ['{"files": {"state.json": {"bytes": SIZE}}}', "[" * 100_000, '{"files": {"a": 1}}'])
+def test_a_manifest_of_another_form_is_told(folder, text):
+    place = folder / "step-000006"
+    (place / MANIFEST).write_text(text.replace("SIZE", str((place / STATE).stat().st_size)))
+    assert unusable(place)
+    saved, _ = choose("latest", folder)
+    assert saved.finished_steps == 4
+
+
+def test_a_state_that_is_nested_too_deeply_is_told(folder):
+    place = folder / "step-000006"
+    (place / STATE).write_text("[" * 100_000)
+    (place / MANIFEST).write_text(manifest_text(place))
+    assert unusable(place).startswith(f"its {STATE} cannot be read: RecursionError")
+
+
+def test_the_home_of_nobody_holds_no_checkpoint(folder):
+    with pytest.raises(EnvironmentFault, match="there is no such checkpoint"):
+        choose("~nobody-of-this-name/step-000002", folder)
+
+
+def test_what_cannot_be_set_aside_is_told(folder):
+    (folder / ".step-000008.partial").write_text("a file in the place of a folder")
+    with pytest.raises(EnvironmentFault, match="cannot be written: Not a directory") as caught:
+        set_aside(folder, 2)
+    assert caught.value.where == str(folder)
+
+
 def test_names_that_are_not_ours_are_no_checkpoints(folder):
     for name in ("step-000100-good", "step-0000007", "step-000006.superseded-1", ".step-000009.partial"):
         shutil.copytree(folder / "step-000002", folder / name)

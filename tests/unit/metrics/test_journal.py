@@ -81,10 +81,23 @@ def test_a_torn_last_line_is_left_out(tmp_path):
     assert read_history(path).steps == (step(1),)
 
 
-@pytest.mark.parametrize("line", ["no json", "[]", '{"step": 1}', '{"step": "x", "wall_time": 1}', "7"])
+FOREIGN = [
+    *("no json", "[]", '{"step": 1}', '{"step": "x", "wall_time": 1}', "7", "[" * 100_000),
+    *('{"step": Infinity, "wall_time": 1}', '{"step": 1, "wall_time": 1' + "0" * 400 + "}"),
+    "\udcff",  # a byte that is no UTF-8
+]
+
+
+@pytest.mark.parametrize("line", FOREIGN, ids=range(len(FOREIGN)))
 def test_a_foreign_line_is_named(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
-    path.write_text(to_line(step(1)) + line + "\n")
+    path.write_text(to_line(step(1)) + line + "\n", errors="surrogateescape")
     with pytest.raises(DataError) as caught:
         read_history(path)
     assert caught.value.where == f"{path}:2"
+
+
+def test_a_journal_that_cannot_be_read_is_told(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/proc/self/mem")  # a file whose first byte is an error of the system
+    with pytest.raises(DataError, match="cannot be read: Input/output error"):
+        read_history(tmp_path / "metrics.jsonl")

@@ -305,28 +305,6 @@ def test_what_newer_and_older_releases_write_is_read(folder, quickstart):
     assert report.memory is not None and report.lengths.image == 65_536 // 256
 
 
-def test_the_newest_checkpoint_of_a_run_is_meant_by_its_folder(folder, tmp_path, monkeypatch):
-    run = tmp_path / "runs" / "one"
-    step = run / "checkpoints" / "step-000010"
-    step.mkdir(parents=True)
-    shutil.move(folder, step / "hf")
-    (run / "config.json").write_text("{}")  # the run's own, of another kind
-    (run / "checkpoints" / "latest").write_text("step-000010\n")
-    for named in (run, run / "checkpoints", run / "checkpoints" / "latest", step, step / "hf"):
-        assert weights_folder(named) == step / "hf"
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert weights_folder(Path("~/runs/one")) == step / "hf"
-    for named in (run, run / "checkpoints", step):  # a config names one folder
-        assert f"fix: set model.path to {step / 'hf'}" in refused(check_folder, named)
-    check_folder(step / "hf")
-
-
-def test_a_run_without_a_checkpoint_is_no_checkpoint(tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "config.json").write_text("{}")
-    assert "tokenizer.json is missing" in refused(check_folder, weights_folder(tmp_path))
-
-
 LONG = "x" * 300  # more than a file system takes: pathlib's own questions raise
 
 

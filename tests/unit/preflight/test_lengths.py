@@ -1,6 +1,7 @@
 """Tokens of images as the real image processor counts them; room for prompt and answer by hand."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def test_each_line_names_a_size(tmp_path):
     assert image_sizes(tmp_path / "elsewhere.jsonl") is None
 
 
-@pytest.mark.parametrize("line", ["", "{", "[1]", "7", '{"width": 3}', '{"width": "3", "height": 4}'])
+@pytest.mark.parametrize("line", ["", "{", "[1]", "7", '{"width": 3}', '{"width": "3", "height": 4}', "[" * 100_000])
 def test_a_line_without_a_size_is_named(tmp_path, line):
     path = jsonl(tmp_path, '{"width": 3, "height": 4}', line)
     with pytest.raises(DataError, match="no record with the width and height") as raised:
@@ -82,8 +83,10 @@ def test_a_line_without_a_size_is_named(tmp_path, line):
 def test_an_empty_file_and_a_folder_are_no_data(tmp_path):
     with pytest.raises(DataError, match="is empty"):
         image_sizes(jsonl(tmp_path))
-    with pytest.raises(DataError, match="cannot be read"):
-        image_sizes(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(DataError, match="cannot be read: it is no regular file"):
+            image_sizes(path)
 
 
 def room(answered, *, limits=LIMITS, answer=100, cap=1000, position_limit=None):

@@ -273,6 +273,18 @@ def test_an_image_too_large_for_the_answer_is_refused(tmp_path):
     assert table["room"].endswith("some may be too long")
 
 
+@pytest.mark.parametrize("codec", ["array", "compact"])
+@pytest.mark.parametrize("line", ["[" * 100_000, None], ids=["nested", "folder"])
+def test_held_out_data_that_cannot_be_read_are_the_datas_fault(tmp_path, codec, line):
+    """Whether or not descriptions are looked at before the sizes."""
+    if line is not None:
+        (tmp_path / "held_out.jsonl").write_text(f"{line}\n")
+    held_out = tmp_path if line is None else tmp_path / "held_out.jsonl"
+    with pytest.raises(DataError) as raised:
+        look(QUICKSTART, f"data.codec={codec}", f"data.validation={held_out}", records=64)
+    assert raised.value.where.startswith(str(held_out))
+
+
 @pytest.mark.parametrize("key", ["data.train", "data.validation"])
 def test_an_image_that_the_processor_refuses_is_named_with_its_line(tmp_path, key):
     data = written(tmp_path, *[(64, 64)] * 32, (2, 600))

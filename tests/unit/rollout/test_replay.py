@@ -101,9 +101,9 @@ def test_the_run_or_its_folder_of_rollouts_may_be_named(tmp_path):
     assert list(read_recording(tmp_path).draws) == list(read_recording(tmp_path / "rollouts").draws) == [0, 1]
 
 
-@pytest.mark.parametrize("missing", ["no folder", "an empty one"])
+@pytest.mark.parametrize("missing", ["nowhere", "", "x" * 300], ids=["no folder", "an empty one", "no name"])
 def test_a_run_without_a_recording_is_refused(tmp_path, missing):
-    run = tmp_path if missing == "an empty one" else tmp_path / "nowhere"
+    run = tmp_path / missing
     with pytest.raises(ConfigError, match="holds no recorded rollouts") as raised:
         read_recording(run)
     assert raised.value.where == "custom.extra.rollout_matching.replay.run"
@@ -171,6 +171,13 @@ def test_a_whole_line_of_something_else_is_named(tmp_path):
     with pytest.raises(DataError, match="this is no recorded rollout: it must be a mapping with exactly") as raised:
         read_recording(tmp_path)
     assert raised.value.where == f"{path}:3" and exit_code(raised.value) == EXIT_DATA
+
+
+def test_a_line_that_is_nested_too_deeply_is_named(tmp_path):
+    path = write(tmp_path, [[0]]) / "rollouts" / "rank-00000.jsonl"
+    path.write_bytes(path.read_bytes() + b"[" * 100_000 + b"\n")
+    with pytest.raises(DataError, match="this is no recorded rollout: it is nested too deeply"):
+        read_recording(tmp_path)
 
 
 def test_a_rank_that_drew_again_counts_with_its_later_answer(tmp_path, monkeypatch):
