@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -131,7 +132,8 @@ def same_images(records: Sequence[Record]) -> list[list[Record]]:
     for alike in by_size.values():
         if len(alike) > 1:
             for record in alike:
-                groups[_digest(record.image)].append(record)
+                with suppress(OSError):  # what cannot be read is told of as such
+                    groups[_digest(record.image)].append(record)
     return [group for group in groups.values() if len(group) > 1]
 
 

@@ -16,8 +16,8 @@ from ds_stage2ab.model_folder.read import CHANGING
 
 WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".gguf", ".pt", ".pth")
 """Weight files of the source folder: an export writes its own."""
-UNWRITABLE = (OSError, RuntimeError, MemoryError, SafetensorError)
-"""What torch and safetensors raise when disk or memory is full."""
+UNWRITABLE = (OSError, RuntimeError, MemoryError, SafetensorError, json.JSONDecodeError)
+"""What torch and safetensors raise when disk or memory is full, and json of a source that was damaged meanwhile."""
 GENERATION_FILE = "generation_config.json"
 KEPT_OF_GENERATION = re.compile(r".*_token_id|max_length|max_new_tokens|_from_model_config|transformers_version")
 """Everything else in that file changes how an answer is sampled or searched."""

@@ -103,3 +103,12 @@ def test_held_out_images_that_are_trained(records, folder):
     assert leaked == f"1 held-out image in the training set too, by the content; the first, {pair}"
     assert same == f"1 image with the content of another one; the first, {pair}"
     assert list(of_images(set_figures(folder / "t.jsonl", records[1:3], []), None)) == []
+
+
+def test_images_that_cannot_be_read_are_no_traceback(records, folder):
+    """Of one length, and none of them can be read: an error of the system at the first byte."""
+    for name in ("e.bmp", "f.bmp"):
+        (folder / name).symlink_to("/proc/self/mem")
+    broken = [record(folder / name, name) for name in ("e.bmp", "f.bmp")]
+    assert same_images([*records, *broken]) == same_images(records) != []
+    assert [line.partition(" image")[0] for line in unusable_images(broken)] == ["set.jsonl:e.bmp:", "set.jsonl:f.bmp:"]

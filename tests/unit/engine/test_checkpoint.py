@@ -291,3 +291,11 @@ def test_saving_under_a_file_is_a_fault_of_the_environment(checkpoints):
     checkpoints.folder.write_text("in the way")
     with pytest.raises(EnvironmentFault, match=re.escape(str(checkpoints.folder))):
         save(checkpoints, 1)
+
+
+def test_a_source_that_is_damaged_meanwhile_is_a_fault_of_the_environment(checkpoints, source):
+    before = save(checkpoints, 1)
+    (source / "generation_config.json").write_text("{")
+    with pytest.raises(EnvironmentFault, match="a checkpoint cannot be written: Expecting property name"):
+        save(checkpoints, 2)
+    assert (checkpoints.folder / "latest").read_text() == f"{before.name}\n"
