@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, TextIO
 
@@ -86,7 +88,7 @@ class TensorBoardSink:
         finished_steps: events after so many steps, of an earlier attempt, are hidden.
 
     Raises:
-        EnvironmentFault: the package `tensorboard` is not installed.
+        EnvironmentFault: the package `tensorboard` is not installed, or events cannot be written.
     """
 
     def __init__(self, folder: Path, finished_steps: int = 0) -> None:
@@ -95,24 +97,44 @@ class TensorBoardSink:
         except ImportError as error:
             why = f"TensorBoard events cannot be written: {error}"
             raise EnvironmentFault(why, fix="pip install tensorboard") from error
+        self._folder = folder
         self._writer = SummaryWriter(log_dir=str(folder), purge_step=finished_steps + 1 if finished_steps else None)
+        _show_no_trace_of_its_thread()
 
     def step(self, record: StepRecord) -> None:
         self._write(record)
 
     def evaluation(self, record: EvaluationRecord) -> None:
         self._write(record)
-        self._writer.flush()
 
     def warning(self, text: str) -> None:
         """Ignored: its figures are in the records."""
 
     def close(self) -> None:
-        self._writer.close()
+        with suppress(OSError):  # a disk that was full is full again: it was told of
+            self._writer.close()
 
     def _write(self, entry: Entry) -> None:
-        for name, value in entry.metrics.items():
-            self._writer.add_scalar(name, value, global_step=entry.step, walltime=entry.wall_time)
+        try:
+            for name, value in entry.metrics.items():
+                self._writer.add_scalar(name, value, global_step=entry.step, walltime=entry.wall_time)
+            if isinstance(entry, EvaluationRecord):
+                self._writer.flush()
+        except OSError as error:
+            why = f"the TensorBoard events of step {entry.step} cannot be written: {error.strerror}"
+            fix = "free space on that disk, or set logging.tensorboard: false"
+            raise EnvironmentFault(why, where=str(self._folder), fix=fix) from error
+
+
+def _show_no_trace_of_its_thread() -> None:
+    """The thread that writes the events dies of a full disk, and its next call raises the same error in this one."""
+    shown = threading.excepthook
+
+    def hook(died: threading.ExceptHookArgs) -> None:
+        if not (isinstance(died.exc_value, OSError) and type(died.thread).__module__.startswith("tensorboard.")):
+            shown(died)
+
+    threading.excepthook = hook
 
 
 class ConsoleSink:

@@ -3,6 +3,7 @@
 import io
 import re
 import resource
+import threading
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -95,6 +96,22 @@ def test_tensorboard_holds_every_value_at_its_step(tmp_path):
     (event,) = events.Scalars("loss/total")
     assert (event.step, event.wall_time) == (1, 2.0)
     assert event.value == pytest.approx(3.45123, rel=1e-6)
+
+
+def test_events_that_cannot_be_written_are_an_environment_fault(tmp_path, monkeypatch):
+    """TensorBoard writes in a thread, which dies, and says so at a later call."""
+    died = []
+    monkeypatch.setattr(threading, "excepthook", died.append)
+    sink = TensorBoardSink(tmp_path / "tensorboard")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(EnvironmentFault, match="TensorBoard events of step 1 cannot be written") as caught:
+            sink.evaluation(evaluation(1))
+        sink.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.fix.endswith("set logging.tensorboard: false") and died == []
 
 
 def test_a_plain_stream_gets_one_line_per_record():
