@@ -49,7 +49,7 @@ def test_a_network_interface_of_another_machine_is_named_with_its_variable(quick
 @pytest.mark.parametrize(
     ("why", "variables", "remedy"),
     [
-        ("port: 29500, code: -98, name: EADDRINUSE", {"NCCL_SOCKET_IFNAME": "eth0"}, "--master_port"),
+        ("port: 29500, code: -98, name: EADDRINUSE", {"NCCL_SOCKET_IFNAME": "eth0"}, "another program uses this port"),
         ("Bootstrap: no socket interface found", {"NCCL_SOCKET_IFNAME": "ib0"}, "unset NCCL_SOCKET_IFNAME=ib0"),
         ("The client socket has timed out after 3000ms", {}, "reaches host:29500"),
     ],

@@ -161,6 +161,8 @@ BAD_LINES = [
     (boxed(10, 20, 65, 40), "pixel", "outside the image of 64 x 48 pixels"),
     (boxed(10, -0.5, 60, 40), "pixel", "outside the image"),
     (boxed("<|coord_1|>", 0, 60, 40), "pixel", "or no numbers"),
+    (boxed(0.1, 0.2, 0.9, 0.95), "pixel", "within one pixel, these look like fractions"),
+    (boxed(0.1, 0.2, 0.8, 0.7), "pixel_xywh", "within one pixel, these look like fractions"),
     (json.dumps(boxed(0, 0, 7777, 9)).replace("7777", "1e999"), "pixel", "outside the image"),
     (boxed(10, 10, 10.01, 20), "pixel", "thinner than one of the 1,000 bins"),
 ]
