@@ -157,7 +157,7 @@ def _claim(parts: Parts, loaded: LoadedConfig, backend: RolloutBackend, start_id
         if parts.world.rank == 0:
             parts.folder.claim(loaded.resolved, sampling, resumes=parts.start.resumes)
             if parts.start.resumes:
-                set_aside(parts.folder.checkpoints, parts.start.finished_steps)
+                set_aside(parts.folder.checkpoints, parts.start.saved)
             try:
                 with explained(parts.folder.path):
                     attempt = parts.folder.begin_attempt(start_id, parts.start.finished_steps)

@@ -154,15 +154,22 @@ class Checkpoints:
     def _save(self, finished_steps: int, progress: Mapping[str, Any], random: Mapping[str, Tensor] | None) -> None:
         name = step_name(finished_steps)
         partial, final = self.folder / f".{name}.partial", self.folder / name
-        try:
-            self._write(partial, finished_steps, progress, random)
-        except BaseException:  # whatever ends it, nothing half written stays
-            if self.world.rank == 0:
-                self.publisher.drop(partial)
-            raise
+        if not self._is_published(final):
+            try:
+                self._write(partial, finished_steps, progress, random)
+            except BaseException:  # whatever ends it, nothing half written stays
+                if self.world.rank == 0:
+                    self.publisher.drop(partial)
+                raise
         if self.world.rank == 0:
             self.publisher.begin(partial, final)
         self.newest = finished_steps
+
+    def _is_published(self, final: Path) -> bool:
+        """Whether this run has written it, and failed when `latest` should name it; collective."""
+        with self.world.raise_together("looking for the checkpoint", num_flags=1) as agreed:
+            agreed.flags[0] = int(self.world.rank == 0 and self.publisher.published == final)
+        return bool(agreed.flags[0])
 
     def _write(
         self, partial: Path, finished_steps: int, progress: Mapping[str, Any], random: Mapping[str, Tensor] | None

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from ds_stage2ab.engine.manifest import MANIFEST, manifest_text
-from ds_stage2ab.engine.resume import saved_steps, step_name
+from ds_stage2ab.engine.resume import put_aside, saved_steps, step_name
 from ds_stage2ab.engine.run_folder import BEST, LATEST, best_name, replace_file, sync
 from ds_stage2ab.engine.space import free_memory
 
@@ -29,6 +29,8 @@ class Publisher:
         self.keep_last = keep_last
         self.warnings: list[str] = []
         # what went wrong and ends nothing, for the main thread to say
+        self.published: Path | None = None
+        # the newest that has its name, whether `latest` could name it or not
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._jobs: list[tuple[Future[None], int]] = []
         # in the order in which they are done, with the bytes that each holds
@@ -46,7 +48,10 @@ class Publisher:
         self._jobs.append((self._pool.submit(write), num_bytes))
 
     def begin(self, partial: Path, final: Path) -> None:
-        """Start to complete the checkpoint in the folder `partial` as `final`, after what was given to `later`."""
+        """Start to complete the checkpoint in the folder `partial` as `final`, after what was given to `later`.
+
+        One that is `published` already is only named by `latest`.
+        """
         written = [job for job, _ in self._jobs]
         self._jobs.append((self._pool.submit(self._publish, written, partial, final), 0))
 
@@ -74,16 +79,25 @@ class Publisher:
         try:
             for job in written:
                 job.result(timeout=0)  # of this thread, so it is done
-            (partial / MANIFEST).write_text(manifest_text(partial), encoding="utf-8")
-            for path in (*partial.rglob("*"), partial):
-                sync(path)
-            partial.rename(final)
-            sync(self.folder)
+            if final != self.published:
+                self._name(partial, final)
             replace_file(self.folder / LATEST, final.name + "\n")
         except BaseException:  # whatever ends it, nothing half written stays
             shutil.rmtree(partial, ignore_errors=True)
             raise
         self._prune()
+
+    def _name(self, partial: Path, final: Path) -> None:
+        """Give a checkpoint its manifest and, when it is on the disk, its name; what has that name is kept."""
+        (partial / MANIFEST).write_text(manifest_text(partial), encoding="utf-8")
+        for path in (*partial.rglob("*"), partial):
+            sync(path)
+        if final.exists():
+            aside = put_aside(final)
+            self.warnings.append(f"{final} was there, and this run did not write it: it is {aside.name} now")
+        partial.rename(final)
+        sync(self.folder)
+        self.published = final
 
     def _prune(self) -> None:
         """Delete the oldest complete checkpoints beyond `keep_last`; a name that is not ours is left alone.

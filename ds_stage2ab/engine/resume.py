@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from ds_stage2ab.engine.manifest import damaged, incomplete
-from ds_stage2ab.engine.run_folder import BEST, best_name, explained
+from ds_stage2ab.engine.run_folder import BEST, LATEST, best_name, explained, replace_file
 from ds_stage2ab.errors import ConfigError, EnvironmentFault, printable
 
 EXPORT, ADAPTER, TRAINING = "hf", "adapter", "training"
 RANDOM, STATE = "random.safetensors", "state.json"
-AUTO, LATEST = "auto", "latest"
+AUTO = "auto"
+"""As `latest`, a word of `--resume`."""
 FORMAT = 2
 """Of `state.json`; the first had DeepSpeed's own files beside it."""
 FREE_KEYS = (
@@ -50,6 +51,10 @@ class Saved:
     # that the optimizer counts
     progress: Mapping[str, Any]
     # what `Checkpoints.save` was given: counters of the loop, and `facts` of the run
+
+    def is_of(self, checkpoints: Path) -> bool:
+        """Whether it is the checkpoint of its step in this folder: one of another run is not, nor one put aside."""
+        return self.folder.resolve() == (checkpoints / step_name(self.finished_steps)).resolve()
 
 
 def add_resume_options(parser: argparse.ArgumentParser) -> None:
@@ -118,30 +123,44 @@ def unusable(folder: Path, *, digests: bool = True) -> str:
     return incomplete(folder) or (damaged(folder) if digests else "") or no_state(folder)
 
 
-def set_aside(checkpoints: Path, finished_steps: int) -> list[str]:
-    """Rename the checkpoints after the one that the run goes on from: it will write its own. Returns their new names.
+def set_aside(checkpoints: Path, saved: Saved | None) -> list[str]:
+    """Rename the checkpoints of the steps that the run will save itself. Returns their new names.
 
-    What an earlier attempt did not finish writing is deleted, and `best` if it names one of the renamed.
+    `latest` names the newest of the others, what an earlier attempt did not finish writing is deleted, and so is `best`
+    if it names one of the renamed.
+
+    Args:
+        saved: the checkpoint to go on from; None: the run starts at step 0.
 
     Raises:
         EnvironmentFault: the folder cannot be written.
     """
     with explained(checkpoints):
-        return _set_aside(checkpoints, finished_steps)
+        return _set_aside(checkpoints, saved)
 
 
-def _set_aside(checkpoints: Path, finished_steps: int) -> list[str]:
-    renamed = []
-    for name in (step_name(steps) for steps in saved_steps(checkpoints) if steps > finished_steps):
-        free = (f"{name}.superseded-{number}" for number in count(1))
-        renamed.append(next(other for other in free if not (checkpoints / other).exists()))
-        (checkpoints / name).rename(checkpoints / renamed[-1])
+def _set_aside(checkpoints: Path, saved: Saved | None) -> list[str]:
+    done = saved.finished_steps if saved else 0
+    first = done + 1 if saved and saved.is_of(checkpoints) else done
+    steps = saved_steps(checkpoints)
+    renamed = [put_aside(checkpoints / step_name(one)).name for one in steps if one >= first]
+    left = [step_name(one) for one in steps if one < first]
+    if left:
+        replace_file(checkpoints / LATEST, left[-1] + "\n")
+    else:
+        (checkpoints / LATEST).unlink(missing_ok=True)
     best = best_name(checkpoints)
     if best and not (checkpoints / best).is_dir():
         (checkpoints / BEST).unlink()
     for partial in checkpoints.glob(".step-*.partial") if checkpoints.is_dir() else ():
         shutil.rmtree(partial)
     return renamed
+
+
+def put_aside(folder: Path) -> Path:
+    """Give a checkpoint a name that no run takes for one; returns its new place."""
+    others = (folder.with_name(f"{folder.name}.superseded-{number}") for number in count(1))
+    return folder.rename(next(other for other in others if not other.exists()))
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

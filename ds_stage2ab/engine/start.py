@@ -37,8 +37,7 @@ class Start:
 
     def newest_in(self, checkpoints: Path) -> int:
         """Finished steps of the checkpoint, if it lies in this folder: a fork's own has none yet."""
-        is_own = self.saved is not None and self.saved.folder.parent.resolve() == checkpoints.resolve()
-        return self.saved.finished_steps if is_own else 0
+        return self.saved.finished_steps if self.saved and self.saved.is_of(checkpoints) else 0
 
     def words(self, total_steps: int) -> str:
         """Where the run begins, for its opening lines; empty for a run that resumes nothing."""

@@ -28,6 +28,8 @@ from tests.unit.engine.saving import save, section
 
 SIZE_MIB = 200
 PAGE = 4096
+ROOM_TO_NAME = 4 * PAGE
+"""For `latest`, and for no second checkpoint."""
 TIMEOUT_S = 60
 
 
@@ -52,6 +54,7 @@ def main(config_path, source, folder):
         room = before + whole_pages(file.stat().st_size) // 2
         print(told(checkpoints, file.relative_to(checkpoints.folder).as_posix(), disk, room), flush=True)
         before += whole_pages(file.stat().st_size)
+    print(told(checkpoints, "latest again", disk, ROOM_TO_NAME))
     exit_now(0)
 
 

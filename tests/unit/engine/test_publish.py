@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 import torch
 
-from ds_stage2ab.engine import publish
+from ds_stage2ab.engine import publish, shards
 from ds_stage2ab.engine.checkpoint import Checkpoints
 from ds_stage2ab.engine.resume import choose
 from ds_stage2ab.engine.shards import StoredTensors
@@ -17,7 +17,7 @@ from ds_stage2ab.errors import EnvironmentFault
 from tests.unit.engine.saving import save, section
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
-manifest_text = publish.manifest_text
+save_file = shards.save_file
 
 
 def listed(folder):
@@ -28,12 +28,12 @@ def test_the_run_goes_on_while_a_checkpoint_is_completed(checkpoints, bench):
     may_go_on = threading.Event()
     before = {name: parameter.detach().clone() for name, parameter in trained(bench.model)}
 
-    def late(folder):
-        assert may_go_on.wait(60)
-        return manifest_text(folder)
+    def late(*words, **options):
+        if threading.current_thread() is not threading.main_thread():  # which writes the export
+            assert may_go_on.wait(60)
+        return save_file(*words, **options)
 
-    with mock.patch.object(publish, "manifest_text", late):
-        checkpoints.publisher._pool.submit(may_go_on.wait, 60)  # holds the thread: nothing of the state is written yet
+    with mock.patch.object(shards, "save_file", late):  # so nothing of the state is written yet
         checkpoints.save(1)
         assert choose("auto", checkpoints.folder)[0] is None, "it is not there before it is complete"
         with torch.no_grad():
@@ -86,6 +86,31 @@ def test_a_failure_costs_one_checkpoint_and_not_the_next(checkpoints, warnings):
         checkpoints.publisher._pool.submit(lambda: None).result(60)  # the thread has come to it
     save(checkpoints, 2)
     assert len(warnings) == 1 and listed(checkpoints.folder) == ["latest", "step-000002"]
+
+
+def test_one_that_latest_could_not_name_is_named_by_the_next_save_of_its_step(checkpoints, bench):
+    """It is complete, so nothing is written again: the disk has no room for it."""
+    save(checkpoints, 1)
+    with mock.patch.object(publish, "replace_file", side_effect=FULL), pytest.raises(EnvironmentFault):
+        save(checkpoints, 2)
+    assert (checkpoints.folder / "latest").read_text() == "step-000001\n" and checkpoints.newest == 1
+    files = {path: path.stat().st_mtime_ns for path in (checkpoints.folder / "step-000002").rglob("*")}
+    with mock.patch("ds_stage2ab.engine.checkpoint.refuse_without_room", side_effect=FULL):
+        save(checkpoints, 2)
+    assert (checkpoints.folder / "latest").read_text() == "step-000002\n" and checkpoints.newest == 2
+    assert files == {path: path.stat().st_mtime_ns for path in (checkpoints.folder / "step-000002").rglob("*")}
+    assert listed(checkpoints.folder) == ["latest", "step-000001", "step-000002"]
+
+
+def test_what_has_the_name_already_is_kept_under_another(checkpoints, warnings):
+    """A folder that somebody has put there: the run did not write it, and does not know what it holds."""
+    there = checkpoints.folder / "step-000001"
+    (there / "hf").mkdir(parents=True)
+    save(checkpoints, 1)
+    assert listed(checkpoints.folder) == ["latest", "step-000001", "step-000001.superseded-1"]
+    assert listed(checkpoints.folder / "step-000001.superseded-1") == ["hf"]
+    assert choose("latest", checkpoints.folder)[0].finished_steps == 1
+    assert warnings == [f"{there} was there, and this run did not write it: it is step-000001.superseded-1 now"]
 
 
 @pytest.mark.parametrize(("limit", "used", "free"), [("4096", "1196", 3000), ("4096", "5000", 0), ("max", "7", None)])

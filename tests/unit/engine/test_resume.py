@@ -30,9 +30,10 @@ from ds_stage2ab.engine.resume import (
     step_name,
     unusable,
 )
+from ds_stage2ab.engine.start import Start
 from ds_stage2ab.errors import ConfigError, EnvironmentFault
 from ds_stage2ab.runtime.versions import library_versions
-from tests.parts import ROOT
+from tests.parts import ROOT, config_values, write_config
 
 FILES = ("hf/model.safetensors", "training/model.safetensors", "random.safetensors")
 
@@ -156,9 +157,36 @@ def test_names_that_are_not_ours_are_no_checkpoints(folder):
 def test_newer_ones_are_set_aside_and_none_is_lost(folder):
     shutil.copytree(folder / "step-000006", folder / "step-000006.superseded-1")
     shutil.copytree(folder / "step-000006", folder / ".step-000008.partial")
-    assert set_aside(folder, 2) == ["step-000004.superseded-1", "step-000006.superseded-2"]
+    (folder / "latest").write_text("step-000006\n")
+    (folder / "best").write_text("step-000004\n")
+    assert set_aside(folder, choose("2", folder)[0]) == ["step-000004.superseded-1", "step-000006.superseded-2"]
     names = ["step-000002", "step-000004.superseded-1", "step-000006.superseded-1", "step-000006.superseded-2"]
-    assert sorted(path.name for path in folder.iterdir()) == names
+    assert sorted(path.name for path in folder.iterdir()) == ["latest", *names]
+    assert (folder / "latest").read_text() == "step-000002\n"
+
+
+def test_latest_names_a_complete_one_that_it_could_not_name(folder):
+    (folder / "latest").write_text("step-000004\n")
+    assert set_aside(folder, choose("auto", folder)[0]) == []
+    assert (folder / "latest").read_text() == "step-000006\n"
+
+
+@pytest.mark.parametrize("place", ["other/step-000004", "checkpoints/step-000004.superseded-1"])
+def test_the_same_step_of_another_run_or_try_makes_room(folder, tmp_path, place):
+    """The run goes on from other weights, and saves that step itself if it is stopped at once."""
+    shutil.copytree(folder / "step-000004", tmp_path / place)
+    start = Start(resumes=True, saved=choose(str(tmp_path / place), folder)[0])
+    assert start.newest_in(folder) == 0
+    assert [name[:11] for name in set_aside(folder, start.saved)] == ["step-000004", "step-000006"]
+    assert saved_steps(folder) == [2] and (folder / "latest").read_text() == "step-000002\n"
+    assert start.saved.folder.is_dir()
+
+
+def test_a_run_from_its_first_step_leaves_no_latest(folder):
+    (folder / "latest").write_text("step-000006\n")
+    assert len(set_aside(folder, None)) == 3
+    assert saved_steps(folder) == [] and not (folder / "latest").exists()
+    assert set_aside(folder / "nowhere", None) == []
 
 
 BEFORE = {
@@ -226,6 +254,43 @@ def test_a_flag_that_says_nothing_is_refused():
 def test_a_folder_without_checkpoints_is_refused(tmp_path):
     with pytest.raises(EnvironmentFault, match="has no checkpoint"):
         checkpoints_table(tmp_path, verify=False)
+
+
+def moved(values, folder):
+    values["logging"]["root"] = str(folder / "other" / "runs")
+
+
+def file_renamed(values, folder):
+    shutil.copy(values["data"]["train"], folder / "renamed.jsonl")
+    values["data"] |= {"train": str(folder / "renamed.jsonl"), "image_root": str(Path(values["data"]["train"]).parent)}
+
+
+def record_changed(values, folder):
+    path = Path(values["data"]["train"])
+    path.write_text(path.read_text().replace('"objects"', '"objects" ', 1))
+
+
+def record_left_out(values, folder):
+    path = Path(values["data"]["train"])
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+
+
+@pytest.mark.parametrize(
+    ("change", "keys"),
+    [
+        (moved, []),
+        (file_renamed, ["config.data.image_root", "config.data.train"]),  # names of samples, and so seeds, are others
+        (record_changed, ["records.train"]),
+        (record_left_out, ["records.train"]),
+    ],
+)
+def test_what_has_happened_to_a_run_and_its_data_is_told(quickstart, tmp_path, change, keys):
+    shutil.copytree(quickstart.data, tmp_path / "data")
+    values = config_values(replace(quickstart, data=tmp_path / "data"), tmp_path / "runs", "first")
+    before = run_facts(load_config(write_config(tmp_path / "c.yaml", values)), 2)
+    change(values, tmp_path)
+    now = run_facts(load_config(write_config(tmp_path / "c.yaml", values)), 2)
+    assert [line.partition(": ")[0] for line in changes(before, now)] == keys
 
 
 def test_what_is_kept_with_a_checkpoint_names_every_library_that_ranks_compare():
