@@ -1,7 +1,8 @@
 """Entry for `deepspeed ds_stage2ab/train.py --config X [--set KEY=VALUE]...`, and the loop.
 
 The launcher runs this file as a script, which puts its folder first on sys.path: that is repaired before
-anything else is imported, so that no module of ours can hide one of the standard library.
+anything else is imported, so that no module of ours can hide one of the standard library. What takes long to import
+waits until the process listens to signals.
 """
 
 import sys
@@ -15,14 +16,10 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from ds_stage2ab.config.load import load_config
-from ds_stage2ab.config.overrides import add_set_option, read_overrides
-from ds_stage2ab.engine.resume import add_resume_options, check_resume_options
 from ds_stage2ab.errors import EXIT_OK, ServerFault, Stage2Error, Stopped, printable
 from ds_stage2ab.runtime.shutdown import end_with_parent, excepthook, exit_now, report_error
 from ds_stage2ab.runtime.stop import StopRequest
 from ds_stage2ab.runtime.streams import guard_streams
-from ds_stage2ab.schedule import seconds_of
 
 if TYPE_CHECKING:
     from ds_stage2ab.config.load import LoadedConfig
@@ -65,21 +62,15 @@ def _evaluate(run: "Run", finished_steps: int) -> None:
 
 def main() -> int:
     """Train as the command line says; returns the process exit code."""
-    parser = argparse.ArgumentParser(prog="train.py", description="Train both channels of stage 2.")
-    parser.add_argument("--config", required=True, type=Path, help="YAML file")
-    add_set_option(parser)
-    add_resume_options(parser)
-    parser.add_argument("--local_rank", type=int, default=0, help="set by the DeepSpeed launcher")
-    arguments = parser.parse_args()
     rank = int(os.environ["RANK"]) if "RANK" in os.environ else 0
     if "RANK" in os.environ:
         end_with_parent()
     stop = StopRequest(rank)
     stop.listen()
     speaks = rank == 0 or os.environ.get("LOCAL_RANK") == "0"  # one per machine, until the ranks can tell each other
+    arguments = _command_line()
     try:
-        check_resume_options(arguments)
-        loaded, world = _meet(arguments.config, arguments.overrides, stop)
+        loaded, world = _meet(arguments, stop)
         speaks = rank == 0
         _run(loaded, world, arguments, stop)
     except Stage2Error as error:
@@ -87,11 +78,28 @@ def main() -> int:
     return EXIT_OK
 
 
-def _meet(config: Path, overrides: list[str], stop: StopRequest) -> tuple["LoadedConfig", "World"]:
-    loaded = load_config(config, read_overrides(overrides))
+def _command_line() -> argparse.Namespace:
+    from ds_stage2ab.config.overrides import add_set_option
+    from ds_stage2ab.engine.resume import add_resume_options
+
+    parser = argparse.ArgumentParser(prog="train.py", description="Train both channels of stage 2.")
+    parser.add_argument("--config", required=True, type=Path, help="YAML file")
+    add_set_option(parser)
+    add_resume_options(parser)
+    parser.add_argument("--local_rank", type=int, default=0, help="set by the DeepSpeed launcher")
+    return parser.parse_args()
+
+
+def _meet(arguments: argparse.Namespace, stop: StopRequest) -> tuple["LoadedConfig", "World"]:
+    from ds_stage2ab.config.load import load_config
+    from ds_stage2ab.config.overrides import read_overrides
+    from ds_stage2ab.engine.resume import check_resume_options
+
+    check_resume_options(arguments)
+    loaded = load_config(arguments.config, read_overrides(arguments.overrides))
     # Heavy imports wait until the config is known to be good.
     if stop.rank == 0:
-        print(f"{printable(str(config))}: valid; loading libraries, data and model", flush=True)
+        print(f"{printable(str(arguments.config))}: valid; loading libraries, data and model", flush=True)
     from ds_stage2ab.engine.build import quieten, start_process_group
     from ds_stage2ab.runtime.ranks import World, fill_launcher_variables
 
@@ -112,7 +120,10 @@ def _run(loaded: "LoadedConfig", world: "World", arguments: argparse.Namespace, 
     folder = RunFolder(loaded.config.logging.root / loaded.name, locked=loaded.config.logging.lock)
     stop.doing, stop.saved = lambda: world.now, folder.newest_checkpoint_words
     start = find_start(arguments.resume, folder, world, allow_change=arguments.allow_change)
-    run = assemble(loaded, world, start)
+    try:
+        run = assemble(loaded, world, start)
+    except Stopped as stopped:
+        raise Stopped(f"{stopped.why}, before the first step; {folder.newest_checkpoint_words()}") from None
     _limit(stop, loaded, run)
     try:
         if world.rank == 0:
@@ -136,6 +147,8 @@ def _run(loaded: "LoadedConfig", world: "World", arguments: argparse.Namespace, 
 
 def _limit(stop: StopRequest, loaded: "LoadedConfig", run: "Run") -> None:
     """The limits of time of the config, which rank 0 keeps for all."""
+    from ds_stage2ab.schedule import seconds_of
+
     hours, save_by = loaded.config.training.max_hours, loaded.config.checkpoint.save_by
     if run.world.rank == 0 and hours is not None:
         stop.limit("training.max_hours", lambda: STARTED + hours * HOUR_S)

@@ -37,9 +37,9 @@ def on_signals(numbers: Sequence[int], then: Callable[[int], None]) -> None:
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # first, so that none is lost
     for number in numbers:
         signal.signal(number, lambda number, frame: None)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
     def wait() -> None:
         while True:

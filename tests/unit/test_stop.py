@@ -1,9 +1,11 @@
 """A request to stop: who hears of it, what counts as a second one, and which evaluation is the best."""
 
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from ds_stage2ab.metrics.journal import EvaluationRecord
 from ds_stage2ab.rollout.server.request_pool import RequestPool
 from ds_stage2ab.runtime.stop import StopRequest
 from ds_stage2ab.schedule import seconds_of
+from tests.parts import ROOT
 
 PROGRAM = """
 import sys, time
@@ -52,6 +55,24 @@ def test_before_there_is_anything_to_save_it_ends_at_once():
     _, err = one.communicate(timeout=20)
     assert one.returncode == EXIT_STOPPED
     assert err == "stopped: by SIGTERM to rank 0, during the start: nothing is lost\n"
+
+
+def test_a_run_hears_a_signal_before_it_has_read_its_config(tmp_path):
+    """Within the first second, of which reading the libraries for it takes a half."""
+    command = [sys.executable, "ds_stage2ab/train.py", "--config", str(tmp_path / "none.yaml")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as one:
+        while not hears(one.pid, signal.SIGTERM):
+            assert one.poll() is None
+        one.send_signal(signal.SIGTERM)
+        out, err = one.communicate(timeout=20)
+    assert (one.returncode, out) == (EXIT_STOPPED, ""), err
+    assert err == "stopped: by SIGTERM to rank 0, during the start: nothing is lost\n"
+
+
+def hears(pid, number):
+    """Whether a process has a handler for a signal."""
+    (caught,) = re.findall(r"^SigCgt:\s+(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def test_a_second_signal_counts_after_two_seconds():
