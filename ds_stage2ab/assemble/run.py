@@ -51,7 +51,7 @@ def assemble(loaded: LoadedConfig, world: World, start: Start) -> Run:
     """Build a run; the run folder is claimed last, when all that can be known to be good is, servers included."""
     torch.manual_seed(loaded.config.training.seed)
     parts = read_parts(loaded, world, start)
-    opening = opening_lines(parts.config, parts.plan, _inventory(parts))
+    inventory = _inventory(parts)
     whole_model = WholeModel(parts.source.model, world, is_partitioned=parts.plan.zero_stage == PARTITIONED)
     channel_a = _expectation(parts)
     dummy_segment = channel_a.dummy_segment(parts.encoder.blank())
@@ -65,11 +65,11 @@ def assemble(loaded: LoadedConfig, world: World, start: Start) -> Run:
     backend = make_backend(parts, whole_model, start_id)
     world.save_before_stopping()
     backend.verify_weights(start.finished_steps)
-    rollout_matching = _rollout_matching(parts, sampled_or_replayed(parts, backend, start_id), start_id)
     feed = _feed(parts)
-    metrics = _claim(parts, loaded, backend, start_id)
+    metrics, attempt = _claim(parts, loaded, backend, start_id)
     window = Window(engine, parts.plan, world, feed, dummy_segment)
     health = HealthWatch(parts.config.stage2_ab.channel_b.health)
+    sampled = sampled_or_replayed(parts, backend, start_id)
     if start.saved:
         window.start_at(start.finished_steps, start.saved.progress["bad_steps"])
         health.start_at(start.saved.progress["health"])
@@ -79,11 +79,11 @@ def assemble(loaded: LoadedConfig, world: World, start: Start) -> Run:
         folder=parts.folder,
         world=world,
         window=window,
-        channels={"A": channel_a, "B": rollout_matching},
+        channels={"A": channel_a, "B": _rollout_matching(parts, sampled, start_id, attempt)},
         metrics=metrics,
         health=health,
         best=_best(parts),
-        evaluate=_evaluation(parts, backend, metrics) if parts.datasets.validation else None,
+        evaluate=_evaluation(parts, backend, metrics, attempt) if parts.datasets.validation else None,
         verify_weights=backend.verify_weights,
         stop_reading=feed.close,
         checkpoints=Checkpoints(
@@ -100,7 +100,7 @@ def assemble(loaded: LoadedConfig, world: World, start: Start) -> Run:
         facts=parts.facts,
         first_step=start.finished_steps,
         first_evaluation=_evaluates_first(parts),
-        opening=opening,
+        opening=opening_lines(parts.config, parts.plan, inventory, attempt),
     )
 
 
@@ -129,9 +129,9 @@ def _expectation(parts: Parts) -> Expectation:
     )
 
 
-def _rollout_matching(parts: Parts, backend: RolloutBackend, start_id: str) -> RolloutMatching:
+def _rollout_matching(parts: Parts, backend: RolloutBackend, start_id: str, attempt: int) -> RolloutMatching:
     section = parts.config.stage2_ab
-    log = RolloutLog(parts.folder.rollouts, parts.world.rank)
+    log = RolloutLog(parts.folder.rollouts, parts.world.rank, attempt)
     return RolloutMatching(
         backend,
         start_id,
@@ -148,34 +148,46 @@ def _rollout_matching(parts: Parts, backend: RolloutBackend, start_id: str) -> R
     )
 
 
-def _claim(parts: Parts, loaded: LoadedConfig, backend: RolloutBackend, start_id: str) -> Metrics:
-    """Make the run folder ours and open the sinks in it; if a sink cannot be opened, give the folder back."""
+def _claim(parts: Parts, loaded: LoadedConfig, backend: RolloutBackend, start_id: str) -> tuple[Metrics, int]:
+    """Make the run folder ours and open the sinks in it; if a sink cannot be opened, give the folder back.
+
+    Returns: the metrics, and which start of the run this is, from 1.
+    """
     sinks: list[Sink] = []
     attempt = 1
     sampling = sampling_record(backend, parts.config.rollout_matching, parts.config.evaluation.decoding)
     with parts.world.raise_together("making the run folder"):
         if parts.world.rank == 0:
             parts.folder.claim(loaded.resolved, sampling, resumes=parts.start.resumes)
-            if parts.start.resumes:
-                set_aside(parts.folder.checkpoints, parts.start.saved)
             try:
-                with explained(parts.folder.path):
-                    attempt = parts.folder.begin_attempt(start_id, parts.start.finished_steps)
-                    sinks = _open_sinks(parts)
+                attempt, sinks = _begin(parts, start_id)
             except BaseException:
                 parts.folder.abandon(resumes=parts.start.resumes)
                 raise
-    return Metrics(sinks, parts.config.logging.every_steps, parts.plan.channel_for_step, attempt=attempt)
+    attempt = parts.world.broadcast_object(attempt)
+    every_steps, channel_for_step = parts.config.logging.every_steps, parts.plan.channel_for_step
+    return Metrics(sinks, every_steps, channel_for_step, attempt=attempt), attempt
 
 
-def _open_sinks(parts: Parts) -> list[Sink]:
+def _begin(parts: Parts, start_id: str) -> tuple[int, list[Sink]]:
+    """In the folder that is ours."""
+    with explained(parts.folder.path):
+        if parts.start.resumes:
+            set_aside(parts.folder.checkpoints, parts.start.saved)
+        attempt = parts.folder.begin_attempt(start_id, parts.start.finished_steps)
+        return attempt, _open_sinks(parts, attempt)
+
+
+def _open_sinks(parts: Parts, attempt: int) -> list[Sink]:
     sinks: list[Sink] = [JsonlSink(parts.folder.metrics), ConsoleSink(sys.stdout, parts.plan.total_steps)]
     if parts.config.logging.tensorboard:
-        sinks.append(TensorBoardSink(parts.folder.tensorboard, parts.start.finished_steps))
+        sinks.append(TensorBoardSink(parts.folder.tensorboard, parts.start.finished_steps, attempt))
     return sinks
 
 
-def _evaluation(parts: Parts, backend: RolloutBackend, metrics: Metrics) -> Callable[[int], dict[str, float]]:
+def _evaluation(
+    parts: Parts, backend: RolloutBackend, metrics: Metrics, attempt: int
+) -> Callable[[int], dict[str, float]]:
     evaluator = Evaluator(
         parts.datasets.validation,
         parts.encoder.encode,
@@ -188,6 +200,7 @@ def _evaluation(parts: Parts, backend: RolloutBackend, metrics: Metrics) -> Call
         num_pictures=parts.config.evaluation.num_pictures,
         warn=metrics.warn,
         answers=parts.folder.evaluations,
+        attempt=attempt,
     )
     return lambda finished_steps: evaluator.run(finished_steps).figures
 

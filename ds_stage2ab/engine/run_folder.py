@@ -125,6 +125,11 @@ class RunFolder:
     def _write(self, name: str, values: dict[str, Any]) -> None:
         replace_file(self.path / name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
+    def next_attempt(self) -> int:
+        """Which start of the run the next one is, from 1."""
+        path = self.path / ATTEMPTS_FILE
+        return 1 + (path.read_bytes().count(b"\n") if path.exists() else 0)
+
     def begin_attempt(self, start_id: str, finished_steps: int) -> int:
         """Note a start of the run; returns which one it is, from 1. Rank 0 only, after `claim`.
 
@@ -132,11 +137,10 @@ class RunFolder:
             start_id: first half of the weight versions of its rollouts.
             finished_steps: of the checkpoint that it goes on from.
         """
-        path = self.path / ATTEMPTS_FILE
-        attempt = 1 + (path.read_bytes().count(b"\n") if path.exists() else 0)
+        attempt = self.next_attempt()
         where = {"host": socket.gethostname(), "pid": os.getpid(), "wall_time": time.time()}
         line = {"attempt": attempt, "start_id": start_id, "finished_steps": finished_steps, **where}
-        with path.open("a", encoding="utf-8") as file:
+        with (self.path / ATTEMPTS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         return attempt
 

@@ -93,6 +93,7 @@ class Evaluator:
         num_pictures: how many records are drawn, from the first.
         warn: says what could not be written.
         answers: folder of the JSONL files, one for each evaluation; None: none is written.
+        attempt: which start of the run this is, from 1; stands in every line of them.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class Evaluator:
         num_pictures: int,
         warn: Callable[[str], None],
         answers: Path | None = None,
+        attempt: int = 1,
     ) -> None:
         self.records = records
         self.encode = encode
@@ -121,6 +123,7 @@ class Evaluator:
         self.num_pictures = num_pictures
         self.warn = warn
         self.answers = answers
+        self.attempt = attempt
 
     def run(self, finished_steps: int) -> Evaluation:
         """Evaluate the weights after `finished_steps` steps, the same on every rank; rank 0 draws pictures."""
@@ -196,7 +199,8 @@ class Evaluator:
         if self.answers is None:
             return
         try:
-            lines = (_line(record, outcome) for record, outcome in zip(self.records, outcomes, strict=True))
+            pairs = zip(self.records, outcomes, strict=True)
+            lines = ({**_line(record, outcome), "attempt": self.attempt} for record, outcome in pairs)
             save_answers(self.answers, finished_steps, lines)
         except OSError as error:
             self.warn(f"the answers are not written: {error}")

@@ -63,7 +63,7 @@ def launch(options: argparse.Namespace) -> int:
     with ProcessGroup() as processes:
         why = "a fault of the launcher"
         try:
-            servers = _start_servers(processes, loaded.config, topology, options.server_python, logs) if logs else []
+            servers = _start_servers(processes, loaded, topology, options.server_python, logs) if logs else []
             if servers:
                 _say(f"{counted(len(servers), 'server')} starting{told}")
                 wait_until_ready(processes, servers, options.wait, _Progress(len(servers), options.wait))
@@ -177,8 +177,9 @@ def _log_folder(loaded: LoadedConfig) -> Path:
 
 
 def _start_servers(
-    processes: ProcessGroup, config: Config, topology: Topology, python: Path, logs: Path
+    processes: ProcessGroup, loaded: LoadedConfig, topology: Topology, python: Path, logs: Path
 ) -> list[Server]:
+    config, attempt = loaded.config, _run_folder(loaded).next_attempt()
     sections = _served(config)
     servers = []
     key = api_key(config.rollout_matching.vllm.server.api_key_env)
@@ -191,9 +192,14 @@ def _start_servers(
         port = local_port(section.base_url)
         name = f"server {section.base_url}"
         environment = with_key(_environment(variables, python), key)
-        process = processes.start(name, words, environment, logs / f"server-{port}.log")
+        process = processes.start(name, words, environment, logs / log_name(port, attempt))
         servers.append(Server(url=section.base_url, port=port, process=process))
     return servers
+
+
+def log_name(port: int, attempt: int) -> str:
+    """The file to which the server of a port writes in one start of the run."""
+    return f"server-{port}.attempt-{attempt}.log"
 
 
 def with_key(environment: dict[str, str], key: str | None) -> dict[str, str]:

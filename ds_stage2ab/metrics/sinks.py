@@ -86,19 +86,22 @@ class TensorBoardSink:
     Args:
         folder: made if it is missing.
         finished_steps: events after so many steps, of an earlier attempt, are hidden.
+        attempt: which start of the run this is, from 1; ends the name of the file.
 
     Raises:
         EnvironmentFault: the package `tensorboard` is not installed, or events cannot be written.
     """
 
-    def __init__(self, folder: Path, finished_steps: int = 0) -> None:
+    def __init__(self, folder: Path, finished_steps: int = 0, attempt: int = 1) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             why = f"TensorBoard events cannot be written: {error}"
             raise EnvironmentFault(why, fix="pip install tensorboard") from error
         self._folder = folder
-        self._writer = SummaryWriter(log_dir=str(folder), purge_step=finished_steps + 1 if finished_steps else None)
+        purge_step = finished_steps + 1 if finished_steps else None
+        suffix = f".attempt-{attempt}"
+        self._writer = SummaryWriter(log_dir=str(folder), purge_step=purge_step, filename_suffix=suffix)
         _show_no_trace_of_its_thread()
 
     def step(self, record: StepRecord) -> None:

@@ -44,8 +44,12 @@ def banner(batch_sentence: str, lines: Sequence[Line]) -> str:
     return f"{batch_sentence}\n{two_columns(lines)}"
 
 
-def opening_lines(config: Config, plan: RunPlan, found: Inventory) -> tuple[Line, ...]:
-    """What `banner` shows of a run."""
+def opening_lines(config: Config, plan: RunPlan, found: Inventory, attempt: int) -> tuple[Line, ...]:
+    """What `banner` shows of a run.
+
+    Args:
+        attempt: which start of the run this is, from 1.
+    """
     per_epoch = plan.num_records_used / plan.effective_batch_size
     length = f"packs of at most {plan.global_max_length} tokens" if plan.packing else "one sample per pack"
     model = f"{config.model.path}, {found.parameters:,} parameters, {found.trained_parameters:,} trained"
@@ -57,7 +61,7 @@ def opening_lines(config: Config, plan: RunPlan, found: Inventory) -> tuple[Line
         ("schedule", f"{plan.total_steps - plan.b_steps:,} A steps, {plan.b_steps:,} B steps"),
         ("rollouts", f"{_rollouts(config, found)}; operators: {found.operators}"),
         ("engine", f"DeepSpeed, ZeRO stage {plan.zero_stage}, {config.model.precision}"),
-        ("run folder", str(found.run_folder)),
+        ("run folder", f"{found.run_folder}, attempt {attempt}"),
         *((("resumed", found.start),) if found.start else ()),
         *(("warning", warning) for warning in found.warnings),
     )

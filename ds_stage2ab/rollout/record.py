@@ -2,9 +2,12 @@
 again (`rollout.replay`).
 
     {"finished_steps": 2, "draw": 16, "sample_id": "train.jsonl:3", "prompt_digest": "9f...", "response_ids": [10, 11],
-     "finish": "stop", "weight_version": "5d.../2", "seed": 77, "source": "hf", "seconds": 0.51, "attempt": 1}
+     "finish": "stop", "weight_version": "5d.../2", "seed": 77, "source": "hf", "seconds": 0.51, "attempt": 1,
+     "run_attempt": 2}
 
-Each rank writes `rank-00000.jsonl`; when that is full it goes on in `rank-00000.1.jsonl`, `rank-00000.2.jsonl`, ...
+`attempt` counts the servers that got the request, `run_attempt` the starts of the run, one for each line of
+`attempts.jsonl`. Each rank writes `rank-00000.jsonl`; when that is full it goes on in `rank-00000.1.jsonl`,
+`rank-00000.2.jsonl`, ...
 """
 
 import hashlib
@@ -28,6 +31,8 @@ SERVED = "vllm "
 """Prefix of the source of a server's rollout, before the server's address."""
 REPLAYED = "replay of "
 """Prefix of the source of a replayed rollout, before its first source."""
+UNTOLD = 0
+"""`run_attempt` of a line that does not have it."""
 FILE_NAME = re.compile(r"rank-(\d{5,})(?:\.(\d+))?\.jsonl")
 
 
@@ -48,6 +53,8 @@ class RecordedRollout:
     source: str
     seconds: float
     attempt: int
+    run_attempt: int
+    # which start of the run, from 1; 0: an earlier version wrote the line, which did not say
 
     @property
     def weight_steps(self) -> str:
@@ -71,7 +78,7 @@ def is_served(source: str) -> bool:
     return source.removeprefix(REPLAYED).startswith(SERVED)
 
 
-def to_line(finished_steps: int, rollout: Rollout) -> bytes:
+def to_line(finished_steps: int, rollout: Rollout, run_attempt: int = 1) -> bytes:
     """One line with its end."""
     values = {
         "finished_steps": finished_steps,
@@ -85,17 +92,20 @@ def to_line(finished_steps: int, rollout: Rollout) -> bytes:
         "source": rollout.source,
         "seconds": round(rollout.seconds, 6),
         "attempt": rollout.attempt,
+        "run_attempt": run_attempt,
     }
     return (json.dumps(values, ensure_ascii=False) + "\n").encode()
 
 
 def from_line(line: bytes) -> RecordedRollout:
-    """The inverse of `to_line`. Raises ValueError, with a message, on any other line."""
+    """The inverse of `to_line`. Raises ValueError, with a message, on any other line but those of earlier versions."""
     try:
         values = json.loads(line)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     names = [field.name for field in fields(RecordedRollout)]
+    if isinstance(values, dict):
+        values.setdefault(names[-1], UNTOLD)
     if not isinstance(values, dict) or sorted(values) != sorted(names):
         raise ValueError(f"it must be a mapping with exactly {', '.join(names)}")
     ids = values["response_ids"]
@@ -120,11 +130,13 @@ class RolloutLog:
     Args:
         folder: `rollouts/` of the run folder; made when the first rollouts come.
         rank: names the files, `rank-00000.jsonl`, `rank-00000.1.jsonl`, ...
+        run_attempt: which start of the run this is, from 1.
     """
 
-    def __init__(self, folder: Path, rank: int) -> None:
+    def __init__(self, folder: Path, rank: int, run_attempt: int = 1) -> None:
         self.folder = folder
         self.rank = rank
+        self.run_attempt = run_attempt
         self.number = max((number for owner, number, _ in recorded_files(folder) if owner == rank), default=0)
         self._is_mended = False
 
@@ -143,7 +155,7 @@ class RolloutLog:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for rollout in rollouts:
-                self._append(to_line(step, rollout))
+                self._append(to_line(step, rollout, self.run_attempt))
         except OSError as error:
             raise EnvironmentFault(
                 f"the rollouts of step {step + 1} cannot be written: {error.strerror}",

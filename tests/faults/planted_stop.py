@@ -5,6 +5,7 @@ rollouts    in the rollouts of that step
 passes      in front of a forward pass of it, which then takes PASS_S seconds
 evaluation  in the evaluation after so many steps
 waiting     while this rank waits for another one, which draws the rollouts of that step and takes its time
+slow        no signal: all ranks draw the rollouts of that step until the run shall stop
 """
 
 import os
@@ -59,6 +60,8 @@ def planted(loaded, world, start):
             backend.generate = signalled
         if number == int(place) and kind == "waiting":
             backend.generate = late if is_stopped else slow
+        if number == int(place) and kind == "slow":
+            backend.generate = slow
         if number == int(place) and kind == "passes" and is_stopped:
             forward = run.window._forward_backward
             run.window._forward_backward = lambda *words: (send_beside(), time.sleep(PASS_S), forward(*words))[2]

@@ -42,6 +42,10 @@ class Runs:
         values = merged(config_values(self.parts, self.folder / "runs", name), changes)
         return write_config(self.folder / f"{name}.yaml", values)
 
+    def words(self, name, changes=None):
+        """Of a command line that starts it, or goes on with it."""
+        return ("ds_stage2ab/train.py", "--config", str(self.config(name, changes)), "--resume", "auto")
+
     def __call__(self, name, *words, changes=None, num_ranks=2):
         return ranks.train(self.config(name, changes), *words, ranks=num_ranks)
 
@@ -84,6 +88,20 @@ def assert_the_same(runs, name, whole="whole"):
     assert all(torch.equal(exported[1][key], tensor) for key, tensor in exported[0].items())
     assert all(torch.equal(states[1][key], states[0][key]) for key in states[0].names)
     assert rollouts(other) == rollouts(whole)
+
+
+def assert_attempts(folder, numbers):
+    """In every recording and log of the run stands in which of its starts it was written; `numbers` are those of all.
+
+    A start that was killed early may have written nothing.
+    """
+    assert [json.loads(line)["attempt"] for line in (folder / "attempts.jsonl").open()] == numbers
+    files = [folder / "metrics.jsonl", *(folder / "evaluations").glob("*"), *(folder / "rollouts").glob("*")]
+    for file in files:
+        key = "run_attempt" if file.parent.name == "rollouts" else "attempt"
+        assert {json.loads(line)[key] for line in file.open()} <= {*numbers}, file
+    last = [json.loads(line) for line in (folder / "metrics.jsonl").open()][-1]
+    assert last["attempt"] == numbers[-1]
 
 
 def rollouts(folder):

@@ -14,7 +14,7 @@ import time
 import pytest
 
 from ds_stage2ab.errors import EXIT_CONFIG, EXIT_ENVIRONMENT, EXIT_STOPPED
-from ds_stage2ab.launch.command import LAST_LOOK_S
+from ds_stage2ab.launch.command import LAST_LOOK_S, log_name
 from tests.faults.fake_learner import LINES, RANK_DONE, RANK_FAULT, RANK_STOPPED, SERVER_END, line
 from tests.launching import Launched, read
 from tests.parts import ROOT, config_values, free_port, merged, write_config
@@ -45,7 +45,7 @@ class Launch(Launched):
         super().__init__(command, folder, {"FAKE": kind, "FOLDER": str(folder), "PYTHONPATH": path})
 
     def logs(self, server):
-        return self.folder / "runs" / "small.launch-logs" / f"server-{self.ports[server]}.log"
+        return self.folder / "runs" / "small.launch-logs" / log_name(self.ports[server], attempt=1)
 
     def rank_notes(self):
         return [path.read_text() for path in sorted(self.folder.glob("rank-*"))]

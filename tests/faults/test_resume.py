@@ -11,20 +11,11 @@ from ds_stage2ab.engine.resume import choose
 from ds_stage2ab.errors import EXIT_CONFIG, EXIT_OK, EXIT_STOPPED
 from ds_stage2ab.metrics.journal import read_history
 from tests import ranks
-from tests.faults.resumed_runs import MATCHING, STEPS, Runs, assert_the_same
+from tests.faults.resumed_runs import MATCHING, STEPS, assert_attempts, assert_the_same
 
 NUM_KILLS = 30
 PASS_S = 60
 KILLED_AFTER_S = (0.2, 9.0)  # a whole run takes some 15 s
-
-
-@pytest.fixture(scope="module")
-def runs(shipped, tmp_path_factory):
-    """Among them `whole`, which nothing has stopped."""
-    runs = Runs(shipped, tmp_path_factory.mktemp("resume"))
-    done = runs("whole")
-    assert done.returncode == EXIT_OK, done.stdout[-3000:] + done.stderr[-3000:]
-    return runs
 
 
 @pytest.mark.parametrize(
@@ -42,8 +33,9 @@ def test_a_killed_run_goes_on_to_the_last_bit(runs, place, begins):
     assert runs.killed(name, place).returncode != EXIT_OK
     done = runs(name, "--resume", "auto")
     assert done.returncode == EXIT_OK, done.stdout[-3000:] + done.stderr[-3000:]
-    assert begins in done.stdout
+    assert begins in done.stdout and f"{name}, attempt 2\n" in done.stdout
     assert_the_same(runs, name)
+    assert_attempts(runs.path(name), [1, 2])
 
 
 @pytest.mark.parametrize(
@@ -138,9 +130,8 @@ def test_every_kind_of_run_goes_on_to_the_last_bit(runs, changes):
 def test_kills_at_random_moments_change_nothing(runs):
     """At the start, in steps, rollouts, evaluations and saves, as they come; the same command each time."""
     chance, name = random.Random(20), "random"
-    words = ("ds_stage2ab/train.py", "--config", str(runs.config(name)), "--resume", "auto")
     for _ in range(NUM_KILLS):
-        with ranks.started(2, *words) as started:
+        with ranks.started(2, *runs.words(name)) as started:
             time.sleep(chance.uniform(*KILLED_AFTER_S))
             chance.choice(started).kill()
     done = runs(name, "--resume", "auto")

@@ -86,10 +86,12 @@ def test_a_journal_that_cannot_be_written_is_an_environment_fault(tmp_path):
 
 
 def test_tensorboard_holds_every_value_at_its_step(tmp_path):
-    sink = TensorBoardSink(tmp_path / "tensorboard")
+    sink = TensorBoardSink(tmp_path / "tensorboard", attempt=3)
     sink.step(step(1))
     sink.evaluation(evaluation(1))
     sink.close()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    assert file.name.startswith("events.out.tfevents.") and file.name.endswith(".attempt-3")
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert set(events.Tags()["scalars"]) == set(VALUES) | {"eval/f1", "eval/seconds", "eval/samples"}

@@ -9,7 +9,15 @@ import pytest
 from ds_stage2ab.carriers import Rollout
 from ds_stage2ab.errors import EXIT_ENVIRONMENT, EnvironmentFault, exit_code
 from ds_stage2ab.rollout import record
-from ds_stage2ab.rollout.record import RecordedRollout, RolloutLog, from_line, prompt_digest, recorded_files, to_line
+from ds_stage2ab.rollout.record import (
+    UNTOLD,
+    RecordedRollout,
+    RolloutLog,
+    from_line,
+    prompt_digest,
+    recorded_files,
+    to_line,
+)
 
 CAT = Rollout(
     sample_id="\u732b.jsonl:1",
@@ -55,7 +63,7 @@ def small(monkeypatch):
 
 
 def test_a_line_holds_everything_and_the_digest_of_the_prompt(tmp_path):
-    log = RolloutLog(tmp_path / "rollouts", rank=3)
+    log = RolloutLog(tmp_path / "rollouts", rank=3, run_attempt=2)
     log(2, [CAT, NOTHING])
     assert log.path == tmp_path / "rollouts" / "rank-00003.jsonl"
     assert lines(log.path) == [
@@ -71,6 +79,7 @@ def test_a_line_holds_everything_and_the_digest_of_the_prompt(tmp_path):
             "source": "hf",
             "seconds": 0.123457,
             "attempt": 1,
+            "run_attempt": 2,
         },
         {
             "finished_steps": 2,
@@ -84,6 +93,7 @@ def test_a_line_holds_everything_and_the_digest_of_the_prompt(tmp_path):
             "source": "http://127.0.0.1:8000",
             "seconds": 2.0,
             "attempt": 3,
+            "run_attempt": 2,
         },
     ]
 
@@ -107,9 +117,18 @@ def test_a_line_is_read_back_as_it_was():
         source="hf",
         seconds=0.123457,
         attempt=1,
+        run_attempt=1,
     )
     assert from_line(to_line(2, NOTHING)).response_ids == ()
     assert from_line(to_line(2, CAT)).weight_steps == "2"
+
+
+def test_a_line_of_an_earlier_version_says_nothing_of_the_start():
+    values = json.loads(to_line(2, CAT, run_attempt=3))
+    assert from_line(json.dumps(values).encode()).run_attempt == 3
+    del values["run_attempt"]
+    assert from_line(json.dumps(values).encode()).run_attempt == UNTOLD
+    assert from_line(json.dumps(values).encode()).draw == CAT.draw
 
 
 BROKEN = {
@@ -120,6 +139,7 @@ BROKEN = {
     "a key too many": lambda values: values.update(more=1),
     "text for a number": lambda values: values.update(draw="16"),
     "a truth for a number": lambda values: values.update(attempt=True),
+    "nothing for a number": lambda values: values.update(run_attempt=None),
     "a number for text": lambda values: values.update(sample_id=1),
     "no list": lambda values: values.update(response_ids="10"),
     "no ids": lambda values: values.update(response_ids=[1, "2"]),

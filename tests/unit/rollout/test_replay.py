@@ -165,6 +165,13 @@ def test_half_a_line_after_a_kill_is_left_out(tmp_path):
         generate(replaying, [sample(3)])
 
 
+def test_a_recording_of_an_earlier_version_is_replayed(tmp_path):
+    """Whose lines do not say in which start of the run they were drawn."""
+    path = write(tmp_path, [[0, 1]]) / "rollouts" / "rank-00000.jsonl"
+    path.write_text(path.read_text().replace(', "run_attempt": 1}', "}"))
+    assert [one.draw for one in generate(backend(tmp_path), [sample(1), sample(0)])] == [1, 0]
+
+
 def test_a_whole_line_of_something_else_is_named(tmp_path):
     path = write(tmp_path, [[0, 1]]) / "rollouts" / "rank-00000.jsonl"
     path.write_bytes(path.read_bytes() + b'{"draw": 2}\n' + to_line(0, recorded(3)))
