@@ -84,6 +84,13 @@ def test_workers_change_nothing(feed, records):
         assert torch.equal(mine.vision.pixel_values, theirs.vision.pixel_values)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_that_goes_on_begins_at_its_step(feed, workers):
+    """Worker processes too: those of step 0 are read by nobody."""
+    again = feed(workers)
+    assert [one.draw for micro_step in range(MICRO_STEPS) for one in again(1, micro_step)] == [10, 11, 14, 15]
+
+
 def test_the_batches_of_a_long_run_are_made_when_they_are_asked_for(feed):
     """A list of them took seconds and a gigabyte at a few million steps."""
     long = feed(1)
