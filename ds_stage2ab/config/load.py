@@ -43,6 +43,8 @@ class LoadedConfig:
     config: Config
     resolved: dict
     # the same as plain values: a valid config that resolves to itself
+    places: dict[str, str]
+    # dotted key -> where its value was written, "file:line:column" or the argument of `--set`; none for defaults
 
 
 def check_config(path: Path, rules: tuple[Rule, ...] = RULES, overrides: Node | None = None) -> CheckedConfig:
@@ -86,7 +88,14 @@ def load_config(path: Path, overrides: Node | None = None) -> LoadedConfig:
     if checked.problems:
         raise as_error(checked.problems, str(path), checked.document.sources)
     config = build_config(checked.resolved)
-    return LoadedConfig(path=path, name=config.logging.name or path.stem, config=config, resolved=checked.resolved)
+    origins = checked.document.origins.items()
+    return LoadedConfig(
+        path=path,
+        name=config.logging.name or path.stem,
+        config=config,
+        resolved=checked.resolved,
+        places={".".join(map(str, key)): str(origin.value) for key, origin in origins},
+    )
 
 
 def _rule_problems(resolved: dict, document: Document, faulty: set[KeyPath], rules: tuple[Rule, ...]) -> list[Problem]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ds_stage2ab.engine.manifest import damaged, incomplete
@@ -37,6 +38,8 @@ FREE_KEYS = (
     "custom.extra.rollout_matching.vllm.",
 )
 """Keys that change no result: nothing is asked when they have other values than before."""
+CONFIG = "config."
+"""Start of the keys of the config among the facts of a run."""
 SHOWN = 12
 """Changes that a message lists; it counts the rest."""
 
@@ -163,17 +166,23 @@ def put_aside(folder: Path) -> Path:
     return folder.rename(next(other for other in others if not other.exists()))
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`key: old -> new` of every difference that may change a result, config keys by their full names.
+def changes(
+    before: Mapping[str, Any], now: Mapping[str, Any], places: Mapping[str, str] = MappingProxyType({})
+) -> list[str]:
+    """`key: old -> new (place)` of every difference that may change a result, config keys by their full names.
 
     Args:
         before, now: nested mappings of plain values.
+        places: where values of the config are written now; see `LoadedConfig`.
     """
     old, new = dict(_flat(before)), dict(_flat(now))
+    different = [key for key in sorted(old.keys() | new.keys()) if old.get(key, ...) != new.get(key, ...)]
+    names = {key: key.removeprefix(CONFIG) for key in different}
     return [
         f"{key}: {_shown(old, key)} -> {_shown(new, key)}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key, ...) != new.get(key, ...) and not key.removeprefix("config.").startswith(FREE_KEYS)
+        + (f" ({printable(places[name])})" if name != key and name in places else "")
+        for key, name in names.items()
+        if not name.startswith(FREE_KEYS)
     ]
 
 

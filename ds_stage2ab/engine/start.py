@@ -59,13 +59,13 @@ class Start:
             own = [name for name in file.keys() if name.startswith(f"{rank}/")]
             return {name.partition("/")[2]: file.get_tensor(name) for name in own}
 
-    def compared(self, facts: Mapping[str, Any]) -> "Start":
-        """With a note of everything that has changed since the checkpoint was written, `key: old -> new`.
+    def compared(self, facts: Mapping[str, Any], places: Mapping[str, str]) -> "Start":
+        """With a note of everything that has changed since the checkpoint was written; see `changes`.
 
         Raises:
             ConfigError: something has, and the command line does not allow it.
         """
-        found = changes(self.saved.progress["facts"], facts) if self.saved else []
+        found = changes(self.saved.progress["facts"], facts, places) if self.saved else []
         if not self.allow_change:
             refuse_changes(found, self.saved)
         return replace(self, notes=(*self.notes, *(f"changed since the checkpoint: {line}" for line in found)))

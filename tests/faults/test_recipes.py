@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from ds_stage2ab.errors import EXIT_OK, EXIT_STOPPED
 from ds_stage2ab.metrics.journal import read_history
@@ -16,6 +17,8 @@ from tests.launching import Launched
 from tests.parts import ROOT
 
 START_S, END_S = 120, 240
+RUNBOOK = ROOT / "docs" / "training" / "STAGE2_RUNBOOK.md"
+SPEC = re.compile(r"^```\n(spec:.*?)^```", re.DOTALL | re.MULTILINE)
 BLOCK = re.compile(r"^```\n(#SBATCH.*?)^```", re.DOTALL | re.MULTILINE)
 SRUN = '#!/bin/sh\nshift\nexec "$@"\n'
 SCONTROL = '#!/bin/sh\necho "$@" >> "$FOLDER/requeued"\n'
@@ -23,8 +26,7 @@ SCONTROL = '#!/bin/sh\necho "$@" >> "$FOLDER/requeued"\n'
 
 def batch_script(config):
     """That of the runbook, for this machine."""
-    text = (ROOT / "docs" / "training" / "STAGE2_RUNBOOK.md").read_text(encoding="utf-8")
-    (block,) = BLOCK.findall(text)
+    (block,) = BLOCK.findall(RUNBOOK.read_text(encoding="utf-8"))
     for old, new in (("my.yaml", str(config)), ("--train-gpus 0-7", "--cpu --train-ranks 2")):
         assert old in block
         block = block.replace(old, new)
@@ -71,4 +73,43 @@ def test_a_job_that_slurm_warns_is_saved_queued_again_and_ends(shipped, tmp_path
     finally:
         again.end()
     assert (tmp_path / "requeued").read_text() == "requeue 77\n", "a finished job is not queued again"
+    assert [one.step for one in read_history(journal).steps] == list(range(1, STEPS + 1))
+
+
+class Pod(Launched):
+    """The one container of the runbook's job, which ends as Kubernetes ends it."""
+
+    def __init__(self, spec, config, folder):
+        (container,) = spec["template"]["spec"]["containers"]
+        words = [str(config) if word == "my.yaml" else word for word in container["command"]]
+        place = words.index("--train-gpus")
+        words[place : place + 2] = ["--cpu", "--train-ranks", "2"]
+        words[0] = str(Path(sys.executable).with_name(words[0]))
+        super().__init__(words, folder, {"PYTHONPATH": str(ROOT)})
+
+
+@pytest.mark.soak
+def test_a_pod_that_kubernetes_moves_is_saved_and_its_successor_ends(shipped, tmp_path):
+    """The kubelet sends SIGTERM to the container's first process; the policy says what follows from its exit code."""
+    runs = Runs(shipped, tmp_path)
+    (block,) = SPEC.findall(RUNBOOK.read_text(encoding="utf-8"))
+    spec = yaml.safe_load(block)["spec"]
+    config, journal = runs.config("job"), runs.path("job") / "metrics.jsonl"
+    pod = Pod(spec, config, tmp_path)
+    try:
+        pod.wait_for(lambda: journal.exists() and read_history(journal).steps, START_S)
+        pod.process.send_signal(signal.SIGTERM)
+        code = pod.ends(spec["template"]["spec"]["terminationGracePeriodSeconds"])
+    finally:
+        pod.end()
+    (rule,) = spec["podFailurePolicy"]["rules"]
+    assert rule == {"action": "Ignore", "onExitCodes": {"operator": "In", "values": [code]}} and code == EXIT_STOPPED
+    assert spec["template"]["spec"]["restartPolicy"] == "Never", "a failure policy of pods allows no other"
+    stopped_at = read_history(journal).steps[-1].step
+    assert stopped_at < STEPS and (runs.path("job") / "checkpoints" / f"step-{stopped_at:06d}").is_dir()
+    again = Pod(spec, config, tmp_path)
+    try:
+        assert again.ends(END_S) == EXIT_OK
+    finally:
+        again.end()
     assert [one.step for one in read_history(journal).steps] == list(range(1, STEPS + 1))

@@ -8,7 +8,7 @@ import pytest
 
 from ds_stage2ab import cli
 from ds_stage2ab.engine.resume import choose
-from ds_stage2ab.errors import EXIT_CONFIG, EXIT_OK, EXIT_STOPPED
+from ds_stage2ab.errors import EXIT_CONFIG, EXIT_OK, EXIT_STOPPED, EXIT_TRAINING
 from ds_stage2ab.metrics.journal import read_history
 from tests import ranks
 from tests.faults.resumed_runs import MATCHING, STEPS, assert_attempts, assert_the_same
@@ -127,6 +127,29 @@ def test_every_kind_of_run_goes_on_to_the_last_bit(runs, changes):
 
 
 @pytest.mark.soak
+def test_recorded_rollouts_go_on_to_the_last_bit(runs):
+    replay = {f"{MATCHING}.rollout_backend": "replay", f"{MATCHING}.replay.run": str(runs.path("whole"))}
+    assert runs("replay", changes=replay).returncode == EXIT_OK
+    runs.cut("replay-cut", 4, "replay")
+    done = runs("replay-cut", "--resume", "auto", changes=replay)
+    assert done.returncode == EXIT_OK, done.stdout[-3000:] + done.stderr[-3000:]
+    assert_the_same(runs, "replay-cut", "replay")
+
+
+@pytest.mark.soak
+def test_bad_steps_are_counted_on(runs):
+    """Two in a row are tolerated. The third comes two steps after the checkpoint, which counts the first."""
+    words = runs.words("bad", {"training.max_bad_steps": 2})
+    for begins in ("from the first step", "goes on after step 4"):
+        planted = {"FAULT": "nan:3,4,5", "FAULTY_RANK": "1"}
+        done = ranks.run("tests/faults/planted.py", *words[1:], ranks=2, environment=planted)
+        assert done.returncode == EXIT_TRAINING, done.stdout[-3000:] + done.stderr[-3000:]
+        assert begins in done.stdout
+        steps = read_history(runs.path("bad") / "metrics.jsonl").steps
+        assert [one.step for one in steps if not one.applied] == [4, 5]
+
+
+@pytest.mark.soak
 def test_kills_at_random_moments_change_nothing(runs):
     """At the start, in steps, rollouts, evaluations and saves, as they come; the same command each time."""
     chance, name = random.Random(20), "random"
@@ -159,7 +182,9 @@ def test_another_run_is_shown_what_has_changed(runs):
     slower = {"training.learning_rate": 5e-4, "logging.every_steps": 2}
     done = runs("slower", "--resume", "4", changes=slower)
     assert done.returncode == EXIT_CONFIG
-    assert "config.training.learning_rate: 0.001 -> 0.0005" in done.stderr and "--allow-change" in done.stderr
+    place = re.escape(str(runs.folder / "slower.yaml"))
+    assert re.search(rf"config\.training\.learning_rate: 0\.001 -> 0\.0005 \({place}:\d+:\d+\)\n", done.stderr)
+    assert "--allow-change" in done.stderr and str(runs.path("slower") / "checkpoints" / "step-000004") in done.stderr
     assert "logging" not in done.stderr
 
 

@@ -212,6 +212,16 @@ def test_what_has_changed_is_told_by_its_key(now, found):
     assert changes(BEFORE, {**BEFORE, **now}) == found
 
 
+def test_a_key_that_has_changed_is_told_with_its_place(tmp_path):
+    places = {"a.b": "my.yaml:7:5", "records.train": "no key of the config"}
+    now = {**BEFORE, "config": {"a": {"b": 2, "c": 0}}, "records": {"train": "13 lines"}}
+    assert changes(BEFORE, now, places) == [
+        "config.a.b: 1 -> 2 (my.yaml:7:5)",
+        "config.a.c: null -> 0",
+        'records.train: "12 lines" -> "13 lines"',
+    ]
+
+
 def test_many_changes_are_counted(folder):
     saved, _ = choose("auto", folder)
     with pytest.raises(ConfigError) as caught:
