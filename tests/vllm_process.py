@@ -65,12 +65,20 @@ def running(parts, folder: Path, *more: str):
     values = merged(config_values(parts, folder, "server"), server_changes(base_url))
     config = load_config(write_config(folder / "server.yaml", values)).config
     words, variables = server_command(config, config.rollout_matching.vllm.server.servers[0], python=PYTHON, devices=())
-    environment = {**os.environ, **variables, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    words += ["--worker-extension-cls", "tests.vllm_tools.Tools", *more]
+    with started(words, variables, base_url, folder) as server:
+        yield server
+
+
+@contextmanager
+def started(words, variables, base_url: str, folder: Path):
+    """The server of this command line, once it answers."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
     log = folder / "server.log"
     with log.open("w") as file:
         process = subprocess.Popen(
-            [*SUPERVISOR, *words, "--worker-extension-cls", "tests.vllm_tools.Tools", *more],
-            cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=file, stderr=file, start_new_session=True,
+            [*SUPERVISOR, *words], cwd=ROOT, env=environment,
+            stdin=subprocess.PIPE, stdout=file, stderr=file, start_new_session=True,
         )  # fmt: skip
     server = Server(process, base_url, log)
     try:
