@@ -58,7 +58,7 @@ def read_parts(loaded: LoadedConfig, world: World, start: Start) -> Parts:
     assert_same_records([path for path in (data.train, data.validation) if path], world)
     with world.raise_together("comparing the run with the checkpoint"):
         facts = run_facts(loaded, world.size)
-        start = start.compared(facts, loaded.places)
+        start = start.compared(facts, loaded.origins)
     with world.raise_together("loading the checkpoint"):
         parts = _load(loaded.config, world, datasets, folder, recording, start, facts)
         if start.saved:

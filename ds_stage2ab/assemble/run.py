@@ -2,7 +2,7 @@
 
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -22,9 +22,10 @@ from ds_stage2ab.engine.build import (
     position_index,
 )
 from ds_stage2ab.engine.checkpoint import Checkpoints
+from ds_stage2ab.engine.facts import environment
 from ds_stage2ab.engine.resume import set_aside
 from ds_stage2ab.engine.run import Run
-from ds_stage2ab.engine.run_folder import explained
+from ds_stage2ab.engine.run_folder import ENVIRONMENT_FILE, ORIGINS_FILE, SAMPLING_FILE, explained
 from ds_stage2ab.engine.start import Start
 from ds_stage2ab.engine.training_state import restore_optimizer, restore_random
 from ds_stage2ab.engine.tuner import adapters_of
@@ -36,7 +37,7 @@ from ds_stage2ab.metrics.best_watch import BestWatch
 from ds_stage2ab.metrics.health_watch import HealthWatch
 from ds_stage2ab.metrics.journal import EvaluationRecord, read_history
 from ds_stage2ab.metrics.recorder import Metrics
-from ds_stage2ab.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink
+from ds_stage2ab.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink, WarningsSink
 from ds_stage2ab.preflight.opening import Inventory, opening_lines
 from ds_stage2ab.preflight.warnings import run_warnings
 from ds_stage2ab.rollout.base import RolloutBackend, evaluation_sampling, sampling_record
@@ -66,7 +67,7 @@ def assemble(loaded: LoadedConfig, world: World, start: Start) -> Run:
     world.save_before_stopping()
     backend.verify_weights(start.finished_steps)
     feed = _feed(parts)
-    metrics, attempt = _claim(parts, loaded, backend, start_id)
+    metrics, attempt = _claim(parts, loaded, backend, start_id, inventory.warnings)
     window = Window(engine, parts.plan, world, feed, dummy_segment)
     health = HealthWatch(parts.config.stage2_ab.channel_b.health)
     sampled = sampled_or_replayed(parts, backend, start_id)
@@ -148,7 +149,9 @@ def _rollout_matching(parts: Parts, backend: RolloutBackend, start_id: str, atte
     )
 
 
-def _claim(parts: Parts, loaded: LoadedConfig, backend: RolloutBackend, start_id: str) -> tuple[Metrics, int]:
+def _claim(
+    parts: Parts, loaded: LoadedConfig, backend: RolloutBackend, start_id: str, warnings: Sequence[str]
+) -> tuple[Metrics, int]:
     """Make the run folder ours and open the sinks in it; if a sink cannot be opened, give the folder back.
 
     Returns: the metrics, and which start of the run this is, from 1.
@@ -158,9 +161,14 @@ def _claim(parts: Parts, loaded: LoadedConfig, backend: RolloutBackend, start_id
     sampling = sampling_record(backend, parts.config.rollout_matching, parts.config.evaluation.decoding)
     with parts.world.raise_together("making the run folder"):
         if parts.world.rank == 0:
-            parts.folder.claim(loaded.resolved, sampling, resumes=parts.start.resumes)
+            beside = {
+                SAMPLING_FILE: sampling,
+                ORIGINS_FILE: loaded.origins,
+                ENVIRONMENT_FILE: environment(parts.world.size, parts.world.device),
+            }
+            parts.folder.claim(loaded.resolved, beside, resumes=parts.start.resumes)
             try:
-                attempt, sinks = _begin(parts, start_id)
+                attempt, sinks = _begin(parts, start_id, warnings)
             except BaseException:
                 parts.folder.abandon(resumes=parts.start.resumes)
                 raise
@@ -169,17 +177,21 @@ def _claim(parts: Parts, loaded: LoadedConfig, backend: RolloutBackend, start_id
     return Metrics(sinks, every_steps, channel_for_step, attempt=attempt), attempt
 
 
-def _begin(parts: Parts, start_id: str) -> tuple[int, list[Sink]]:
+def _begin(parts: Parts, start_id: str, warnings: Sequence[str]) -> tuple[int, list[Sink]]:
     """In the folder that is ours."""
     with explained(parts.folder.path):
         if parts.start.resumes:
             set_aside(parts.folder.checkpoints, parts.start.saved)
         attempt = parts.folder.begin_attempt(start_id, parts.start.finished_steps)
-        return attempt, _open_sinks(parts, attempt)
+        return attempt, _open_sinks(parts, attempt, warnings)
 
 
-def _open_sinks(parts: Parts, attempt: int) -> list[Sink]:
-    sinks: list[Sink] = [JsonlSink(parts.folder.metrics), ConsoleSink(sys.stdout, parts.plan.total_steps)]
+def _open_sinks(parts: Parts, attempt: int, warnings: Sequence[str]) -> list[Sink]:
+    sinks: list[Sink] = [
+        JsonlSink(parts.folder.metrics),
+        WarningsSink(parts.folder.warnings, warnings),
+        ConsoleSink(sys.stdout, parts.plan.total_steps),
+    ]
     if parts.config.logging.tensorboard:
         sinks.append(TensorBoardSink(parts.folder.tensorboard, parts.start.finished_steps, attempt))
     return sinks

@@ -15,6 +15,7 @@ from ds_stage2ab.config.nodes import Node
 from ds_stage2ab.config.problems import ArgumentPlace, KeyPath, Problem, in_reading_order
 from ds_stage2ab.config.removed import without_removed_keys
 from ds_stage2ab.config.report import as_error
+from ds_stage2ab.config.resolved import origins
 from ds_stage2ab.config.rules import B_RATIO, RULES, Rule, broken_rules
 from ds_stage2ab.config.schema import check_values, config_schema, keys_in_doubt, with_defaults
 from ds_stage2ab.config.sections import Config, build_config
@@ -43,8 +44,8 @@ class LoadedConfig:
     config: Config
     resolved: dict
     # the same as plain values: a valid config that resolves to itself
-    places: dict[str, str]
-    # dotted key -> where its value was written, "file:line:column" or the argument of `--set`; none for defaults
+    origins: dict[str, str]
+    # dotted key -> `file:line`, argument, or `default`
 
 
 def check_config(path: Path, rules: tuple[Rule, ...] = RULES, overrides: Node | None = None) -> CheckedConfig:
@@ -88,13 +89,12 @@ def load_config(path: Path, overrides: Node | None = None) -> LoadedConfig:
     if checked.problems:
         raise as_error(checked.problems, str(path), checked.document.sources)
     config = build_config(checked.resolved)
-    origins = checked.document.origins.items()
     return LoadedConfig(
         path=path,
         name=config.logging.name or path.stem,
         config=config,
         resolved=checked.resolved,
-        places={".".join(map(str, key)): str(origin.value) for key, origin in origins},
+        origins=origins(checked.resolved, checked.document),
     )
 
 

@@ -1,8 +1,13 @@
 """What decides the results of a run, as plain values: a checkpoint keeps it, and a resumed run is compared with it."""
 
+import os
+import platform
+import socket
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ds_stage2ab.config.load import LoadedConfig
 from ds_stage2ab.runtime.versions import library_versions
@@ -19,6 +24,21 @@ def run_facts(loaded: LoadedConfig, num_learners: int) -> dict[str, Any]:
         "records": {name: _records(path) for name, path in files.items() if path is not None},
         "versions": library_versions(),
         "learners": num_learners,
+    }
+
+
+def environment(num_learners: int, device: str) -> dict[str, Any]:
+    """What a run was computed with, as a person asks for it; nothing is compared with it."""
+    is_gpu = torch.device(device).type == "cuda"
+    return {
+        "host": socket.gethostname(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "processors": os.cpu_count(),
+        "device": torch.cuda.get_device_name(device) if is_gpu else device,
+        "cuda": torch.version.cuda if is_gpu else None,
+        "learners": num_learners,
+        **library_versions(),
     }
 
 

@@ -173,7 +173,7 @@ def changes(
 
     Args:
         before, now: nested mappings of plain values.
-        places: where values of the config are written now; see `LoadedConfig`.
+        places: where values of the config are written now: `LoadedConfig.origins`.
     """
     old, new = dict(_flat(before)), dict(_flat(now))
     different = [key for key in sorted(old.keys() | new.keys()) if old.get(key, ...) != new.get(key, ...)]

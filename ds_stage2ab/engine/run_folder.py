@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +16,13 @@ from ds_stage2ab.errors import ConfigError, EnvironmentFault, printable
 
 CONFIG_FILE = "config.json"
 SAMPLING_FILE = "sampling.json"
+ORIGINS_FILE = "origins.json"
+"""Where each value of the config came from."""
+ENVIRONMENT_FILE = "environment.json"
+"""Machine, versions and ranks of the newest start."""
+BESIDE = (SAMPLING_FILE, ORIGINS_FILE, ENVIRONMENT_FILE)
 LOCK_FILE = "run.lock"
+WARNINGS_FILE = "warnings.log"
 ATTEMPTS_FILE = "attempts.jsonl"
 """A line for each start of the run."""
 LATEST = "latest"
@@ -51,6 +57,7 @@ class RunFolder:
         self.path = path
         self.locked = locked
         self.metrics = path / "metrics.jsonl"
+        self.warnings = path / WARNINGS_FILE
         self.tensorboard = path / "tensorboard"
         self.pictures = path / "pictures"
         self.evaluations = path / "evaluations"
@@ -92,16 +99,20 @@ class RunFolder:
             nearest = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
             with TemporaryDirectory(prefix=".trial-", dir=nearest) as trial:
                 folder = RunFolder(Path(trial) / self.path.name, locked=self.locked)
-                folder._make({}, None, resumes=False)
+                folder._make({}, {}, resumes=False)
                 folder.release()
 
     def claim(
-        self, resolved_config: dict[str, Any], sampling: dict[str, Any] | None = None, *, resumes: bool = False
+        self,
+        resolved_config: dict[str, Any],
+        beside: Mapping[str, dict[str, Any]] | None = None,
+        *,
+        resumes: bool = False,
     ) -> None:
         """Create the folder, lock it and write the resolved config, which marks the folder as a run. Rank 0 only.
 
         Args:
-            sampling: how answers are sampled, written beside it.
+            beside: name, one of `BESIDE`, -> what that file holds.
             resumes: go on with the run that the folder holds.
 
         Raises:
@@ -109,14 +120,16 @@ class RunFolder:
             EnvironmentFault: the folder cannot be written.
         """
         with explained(self.path):
-            self._make(resolved_config, sampling, resumes=resumes)
+            self._make(resolved_config, beside or {}, resumes=resumes)
 
-    def _make(self, resolved_config: dict[str, Any], sampling: dict[str, Any] | None, *, resumes: bool) -> None:
+    def _make(
+        self, resolved_config: dict[str, Any], beside: Mapping[str, dict[str, Any]], *, resumes: bool
+    ) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._take_lock(resumes=resumes)
-            if sampling is not None:
-                self._write(SAMPLING_FILE, sampling)
+            for name, values in beside.items():
+                self._write(name, values)
             self._write(CONFIG_FILE, resolved_config)
         except OSError:
             self.release()
@@ -153,7 +166,7 @@ class RunFolder:
 
     def abandon(self, *, resumes: bool = False) -> None:
         """Undo `claim`: nothing was recorded yet. The files of a run that goes on stay."""
-        for name in () if resumes else (CONFIG_FILE, SAMPLING_FILE, ATTEMPTS_FILE):
+        for name in () if resumes else (CONFIG_FILE, *BESIDE, WARNINGS_FILE, ATTEMPTS_FILE):
             (self.path / name).unlink(missing_ok=True)
         self.release()
 

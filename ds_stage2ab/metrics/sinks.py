@@ -1,4 +1,4 @@
-"""Where records go: a JSONL journal, TensorBoard events, the console."""
+"""Where records go: a JSONL journal, TensorBoard events, the console; and warnings to a file as well."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import math
 import os
 import threading
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol, TextIO
 
@@ -138,6 +140,44 @@ def _show_no_trace_of_its_thread() -> None:
             shown(died)
 
     threading.excepthook = hook
+
+
+class WarningsSink:
+    """Appends each warning to `warnings.log` with its time (UTC), so that it outlives the terminal.
+
+    Args:
+        path: made with the first warning.
+        earlier: those of the start of the run, which were printed before there was a run folder.
+
+    Raises:
+        EnvironmentFault: a line cannot be written.
+    """
+
+    def __init__(self, path: Path, earlier: Sequence[str] = ()) -> None:
+        self._path = path
+        for text in earlier:
+            self.warning(text)
+
+    def step(self, record: StepRecord) -> None:
+        """Keep what went wrong in a step."""
+        if trouble := trouble_line(record):
+            self.warning(trouble)
+
+    def evaluation(self, record: EvaluationRecord) -> None:
+        """Ignored: it is no warning."""
+
+    def warning(self, text: str) -> None:
+        now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
+        try:
+            with self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(f"{now} {printable(text)}\n")
+        except OSError as error:
+            fix = "free space on that disk, then start again"
+            why = f"a warning cannot be written: {error.strerror}"
+            raise EnvironmentFault(why, where=str(self._path), fix=fix) from error
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class ConsoleSink:

@@ -54,7 +54,7 @@ def test_claiming_locks_the_folder_and_writes_the_config(path):
 
 def test_how_answers_are_drawn_is_written_beside_it_and_given_back_with_it(path):
     folder = RunFolder(path, locked=True)
-    folder.claim(RESOLVED, {"training": {"temperature": 0.7}})
+    folder.claim(RESOLVED, {"sampling.json": {"training": {"temperature": 0.7}}})
     assert json.loads((path / "sampling.json").read_text()) == {"training": {"temperature": 0.7}}
     folder.abandon()
     assert not (path / "sampling.json").exists() and not (path / "config.json").exists()

@@ -15,6 +15,7 @@ from ds_stage2ab.metrics.sinks import (
     JsonlSink,
     Pace,
     TensorBoardSink,
+    WarningsSink,
     duration,
     evaluation_line,
     number,
@@ -186,3 +187,18 @@ def test_numbers_for_people(value, text):
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00:00"), (59.6, "0:01:00"), (3725, "1:02:05"), (-3, "0:00:00")])
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_warnings_outlive_the_terminal(tmp_path):
+    path = tmp_path / "warnings.log"
+    WarningsSink(path)
+    assert not path.exists()
+    sink = WarningsSink(path, ["of the start"])
+    sink.step(step(3))
+    sink.step(step(4, skipped=("a",)))
+    sink.evaluation(evaluation(4))
+    sink.warning("two\nlines\x1b[2J")
+    lines = [re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (.*)", line)[1] for line in path.read_text().splitlines()]
+    assert lines == ["of the start", "step 4: 1 samples skipped (a)", r"two\nlines\x1b[2J"]
+    with pytest.raises(EnvironmentFault, match="a warning cannot be written: Is a directory"):
+        WarningsSink(tmp_path, ["here"])
