@@ -106,8 +106,8 @@ costs: $(INSTALLED) $(VLLM_INSTALLED)
 	$(PYTEST) --costs tests/costs.json
 
 soak: $(INSTALLED) $(VLLM_INSTALLED)
-	@# The fuzzer
-	$(PIP) atheris
+	@# The fuzzer, and what opens the HTML pages in the system's chromium
+	$(PIP) atheris playwright
 	$(PYTEST) -m soak $(if $(SHARD),--shard $(SHARD))
 
 bench: $(INSTALLED) $(VLLM_INSTALLED)

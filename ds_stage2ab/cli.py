@@ -117,13 +117,9 @@ def _add_coord_tokens(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from rich.console import Console
+    from ds_stage2ab.run_report.command import run_report
 
-    from ds_stage2ab.metrics.report import summary_table, write_report
-
-    report = write_report(options.run_folder)
-    Console().print(summary_table(report.rows, title=report.run))
-    print(f"{printable(str(report.curves))}: drawn")
+    _say(run_report(options))
 
 
 def _checkpoints(options: argparse.Namespace) -> None:
@@ -216,9 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     add_export_options(exporting)
     exporting.set_defaults(run=_export)
 
-    report = commands.add_parser("report", help="draw the curves of a run again and print its closing table")
-    report.add_argument("run_folder", type=Path, metavar="RUN_DIR", help="folder of one run")
-    report.set_defaults(run=_report)
+    _add_report(commands.add_parser("report", help="draw the curves of runs again, print tables, write a page"))
     return parser
 
 
@@ -244,6 +238,13 @@ def _add_data(data: argparse.ArgumentParser) -> None:
     data.add_argument("--image-root", type=Path, metavar="DIR", help=what)
     add_set_option(data)
     data.set_defaults(run=_data)
+
+
+def _add_report(report: argparse.ArgumentParser) -> None:
+    report.add_argument("run_folders", type=Path, nargs="+", metavar="RUN_DIR", help="folder of a run")
+    what = "also write one HTML file of all of them (default: report.html in the first folder)"
+    report.add_argument("--html", type=Path, nargs="?", const=Path(), metavar="FILE", help=what)
+    report.set_defaults(run=_report)
 
 
 def _add_init(init: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
+from ds_stage2ab.cli import main
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.metrics.journal import read_history
@@ -150,6 +151,7 @@ def test_run_folder_is_complete_and_released(trained):
     _, run, _ = trained
     names = {path.name for path in run.iterdir()}
     records = {"config.json", "sampling.json", "attempts.jsonl", "metrics.jsonl", "rollouts", "tensorboard"}
+    records |= {"origins.json", "environment.json"}
     assert names == records | {"curves.png", "evaluations", "pictures", "checkpoints"}
     answers = sorted((run / "evaluations").iterdir())
     assert [path.name for path in answers] == ["step-000000.jsonl", f"step-{STEPS:06d}.jsonl"]
@@ -157,6 +159,17 @@ def test_run_folder_is_complete_and_released(trained):
     assert {path.name for path in (run / "pictures").glob("*.png")} == {"step_000000.png", f"step_0000{STEPS}.png"}
     assert len(list((run / "pictures" / "step_000000").glob("*.png"))) == 2
     assert any((run / "tensorboard").iterdir())
+
+
+def test_its_report_is_one_page(trained, tmp_path):
+    """Of a real run every section has something to show."""
+    _, run, config = trained
+    assert main(["report", str(run), "--html", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    keys = ("figures", "curves", "thresholds", "pictures", "descriptions", "names", "health", "config", "environment")
+    assert [key for key in keys if f"<h2 id={key}>" not in page] == []
+    assert page.count("data:image/jpeg;base64,") >= 8 and len(page) < 6_000_000
+    assert f"{config}:" in page and "<td>learners</td><td>2</td>" in page
 
 
 def test_resolved_config_resolves_to_itself(trained):

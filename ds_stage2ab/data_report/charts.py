@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from ds_stage2ab.data_report.figures import LOGARITHMIC, ClassCount
@@ -32,7 +32,9 @@ def histogram(title: str, values: NDArray[np.float64], caps: Sequence[float] = (
         axes.hist(values, bins=edges, color=COLOUR)
         if title in LOGARITHMIC:
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(ScalarFormatter())
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())  # the usual one writes TeX, which SVG shows as it is
         for cap in caps:
             axes.axvline(cap, color=CAP, linewidth=1.5)
         return _svg(figure)

@@ -1,15 +1,40 @@
-"""The answers of an evaluation as JSON lines, one for each held-out image, with scores and truth."""
+"""The answers of an evaluation as JSON lines, one for each held-out image, with scores and truth; and read again."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from ds_stage2ab.carriers import Record, Truth
+from ds_stage2ab.carriers import Finish, Record, Truth
+from ds_stage2ab.errors import DataError
 from ds_stage2ab.evaluation.f1 import ImageScore
+
+FOLDER = "evaluations"
+NAME = "step-*.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One line."""
+
+    id: str
+    image: Path
+    width: int
+    height: int
+    predicted: tuple[Truth, ...]
+    scores: tuple[float, ...] | None
+    # None: not known
+    truth: tuple[Truth, ...]
+    pairs: tuple[tuple[int, int], ...]
+    state: str
+    finish: str
+    dropped: tuple[str, ...]
+    text: str
 
 
 def answer_line(
@@ -66,3 +91,53 @@ def save_answers(folder: Path, step: int, lines: Iterable[dict[str, Any]]) -> Pa
         stream.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     os.replace(partial, file)
     return file
+
+
+def answer_files(run: Path) -> dict[int, Path]:
+    """Finished steps -> the file of that evaluation, in order."""
+    return {int(file.stem.removeprefix("step-")): file for file in sorted((run / FOLDER).glob(NAME))}
+
+
+def read_answers(file: Path, limit: int | None = None) -> list[Answer]:
+    """The lines of a file, or the first of them.
+
+    Raises:
+        DataError: a line is not one that `answer_line` gives.
+    """
+    with file.open(encoding="utf-8") as stream:
+        return list(_answers(file, islice(stream, limit)))
+
+
+def _answers(file: Path, lines: Iterable[str]) -> Iterator[Answer]:
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield _answer(json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            why = f"not a line of an evaluation ({type(error).__name__}: {error})"
+            fix = "delete the line, or evaluate again"
+            raise DataError(why, where=f"{file}:{number}", fix=fix) from error
+
+
+def _answer(values: dict[str, Any]) -> Answer:
+    scores = tuple(one["score"] for one in values["objects"])
+    if values["finish"] not in get_args(Finish):
+        raise ValueError(f"{values['finish']!r} is no end of an answer")
+    return Answer(
+        id=str(values["id"]),
+        image=Path(values["image"]),
+        width=int(values["width"]),
+        height=int(values["height"]),
+        predicted=tuple(map(_truth, values["objects"])),
+        scores=None if None in scores else tuple(map(float, scores)),
+        truth=tuple(map(_truth, values["truth"])),
+        pairs=tuple((int(p), int(g)) for p, g in values["pairs"]),
+        state=str(values["state"]),
+        finish=str(values["finish"]),
+        dropped=tuple(values["dropped"]),
+        text=str(values["text"]),
+    )
+
+
+def _truth(values: dict[str, Any]) -> Truth:
+    x1, y1, x2, y2 = map(int, values["bbox_2d"])
+    return Truth(desc=str(values["desc"]), box=(x1, y1, x2, y2))

@@ -78,6 +78,21 @@ def score_image(predicted: Sequence[Truth], truth: Sequence[Truth]) -> ImageScor
     )
 
 
+def wrong_names(
+    predicted: Sequence[Truth], truth: Sequence[Truth], pairs: Sequence[tuple[int, int]]
+) -> tuple[tuple[int, int], ...]:
+    """Boxes that were found under another name: further pairs (place among the predicted, place among the true).
+
+    Args:
+        pairs: of equal description; their objects are taken.
+    """
+    found, hit = ({pair[side] for pair in pairs} for side in (0, 1))
+    left = [place for place in range(len(predicted)) if place not in found]
+    open_ = [place for place in range(len(truth)) if place not in hit]
+    iou_PG = pairwise_iou([predicted[p].box for p in left], [truth[g].box for g in open_])
+    return tuple((left[row], open_[column]) for row, column in _best_pairs(iou_PG, iou_PG >= MIN_IOU))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DescriptionCounts:
     """Counts of one description over a set."""

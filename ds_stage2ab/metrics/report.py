@@ -47,6 +47,14 @@ class SummaryRow:
         """after - before."""
         return None if self.before is None else self.after - self.before
 
+    @property
+    def helped(self) -> bool | None:
+        """Whether the value is better than before; None where neither is better, or nothing is known."""
+        change = self.difference
+        if change is None or self.better == "neither" or change == 0 or math.isnan(change):
+            return None
+        return change > 0 if self.better == "higher" else change < 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
@@ -170,12 +178,13 @@ def summary_table(rows: Sequence[SummaryRow], title: str) -> Table:
             table.add_section()
             table.add_row(Text(row.section, style="bold"))
             section = row.section
-        before = "" if row.before is None else _shown(row.before, row.unit)
-        table.add_row(f"  {row.metric}", before, _shown(row.after, row.unit), _difference(row))
+        before = "" if row.before is None else shown_value(row.before, row.unit)
+        table.add_row(f"  {row.metric}", before, shown_value(row.after, row.unit), _difference(row))
     return table
 
 
-def _shown(value: float, unit: str) -> str:
+def shown_value(value: float, unit: str) -> str:
+    """A value of this unit as the table shows it."""
     return f"{value:.4f}" if unit == "fraction" else number(value)
 
 
@@ -183,6 +192,5 @@ def _difference(row: SummaryRow) -> Text:
     if row.difference is None:
         return Text("")
     sign = "+" if row.difference > 0 else ""
-    helped = row.difference > 0 if row.better == "higher" else row.difference < 0
-    plain = row.better == "neither" or row.difference == 0 or math.isnan(row.difference)
-    return Text(f"{sign}{_shown(row.difference, row.unit)}", style="" if plain else ("green" if helped else "red"))
+    style = {True: "green", False: "red", None: ""}[row.helped]
+    return Text(f"{sign}{shown_value(row.difference, row.unit)}", style=style)

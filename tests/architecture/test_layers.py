@@ -10,9 +10,10 @@ from tests.architecture.sources import imported_names, module_of, package_files,
 LAYERS = (
     ("carriers", "errors", "ops", "schedule"),
     ("codec", "config", "model_folder", "packs", "runtime"),
-    ("losses", "matching", "metrics", "plan", "validate"),
+    ("losses", "matching", "metrics", "pages", "plan", "validate"),
     ("data", "engine", "preflight", "rollout", "tools"),
     ("channels", "data_report", "evaluation", "formats", "launch", "rollout.server"),
+    ("run_report",),
     ("assemble", "cli"),
     ("__main__", "train"),
 )

@@ -31,6 +31,8 @@ LIGHT = (
     "ds_stage2ab.preflight.memory",
     "ds_stage2ab.preflight.report",
     "ds_stage2ab.preflight.text",
+    "ds_stage2ab.run_report.command",
+    "ds_stage2ab.run_report.page",
     "ds_stage2ab.schedule",
     "ds_stage2ab.tools.init_config",
     "ds_stage2ab.validate",

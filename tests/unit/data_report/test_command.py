@@ -83,6 +83,7 @@ def test_a_config_gives_tables_findings_and_a_page(config, tmp_path, capsys):
     assert page.tags.count("svg") == 2 * (9 + 1)
     assert 12 + 18 <= page.tags.count("img") <= 12 + 24
     assert len(text) < 6_000_000
+    assert "mathdefault" not in text  # text of a chart stays text: TeX would be shown as it is
 
 
 def test_a_jsonl_of_another_form(tmp_path, capsys):

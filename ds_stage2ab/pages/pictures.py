@@ -1,0 +1,43 @@
+"""Images with boxes inside a page: the image as a data address, the boxes as elements above it, so that they stay sharp
+and can be pointed at."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+from PIL import Image
+
+from ds_stage2ab.carriers import Box
+from ds_stage2ab.codec.bins import fraction_of
+from ds_stage2ab.pages.frame import text
+
+QUALITY = 80
+
+
+def jpeg_address(image: Image.Image, side: int) -> tuple[str, tuple[int, int]]:
+    """`data:image/jpeg;base64,...` and its size.
+
+    Args:
+        image: RGB; left as it is.
+        side: pixels that its longer side has at most.
+    """
+    small = image.copy()
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    small.save(stream, format="JPEG", quality=QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}", small.size
+
+
+def box_element(box: Box, label: str, kind: str = "", title: str = "") -> str:
+    """One box in percent of its image.
+
+    Args:
+        label: what stands at its corner; not ours.
+        kind: further classes of the element.
+        title: what is said where a mouse points at it; the label, if empty.
+    """
+    x1, y1, x2, y2 = (100 * fraction_of(k) for k in box)
+    place = f"left:{x1:.1f}%;top:{y1:.1f}%;width:{x2 - x1:.1f}%;height:{y2 - y1:.1f}%"
+    classes = f"'box {kind}'" if kind else "box"
+    return f"<div class={classes} style='{place}' title='{text(title or label)}'><span>{text(label)}</span></div>"
