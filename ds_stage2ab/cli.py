@@ -20,6 +20,7 @@ from ds_stage2ab.errors import EXIT_OK, Stage2Error, exit_code, printable, unusa
 from ds_stage2ab.formats.options import add_export_options, add_import_options
 from ds_stage2ab.launch.command import launch
 from ds_stage2ab.launch.options import add_launch_options, whole_number
+from ds_stage2ab.predict.options import add_predict_options
 from ds_stage2ab.runtime.shutdown import (
     EXIT_INTERRUPTED,
     end_on_signals,
@@ -157,6 +158,12 @@ def _export(options: argparse.Namespace) -> None:
     _say(run_export(options))
 
 
+def _predict(options: argparse.Namespace) -> int:
+    from ds_stage2ab.predict.command import run_predict
+
+    return run_predict(options, partial(print, file=sys.stderr, flush=True))
+
+
 def _say(parts: Iterable[object]) -> None:
     """Lines and tables."""
     from rich.console import Console
@@ -183,6 +190,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan(commands.add_parser("plan", help="say what a run would do and take: no torch, no GPU, from anywhere"))
 
     _add_evaluate(commands.add_parser("evaluate", help="judge a checkpoint on data.validation, by description too"))
+
+    predict = commands.add_parser("predict", help="find objects in images: pictures, JSONL and COCO's results")
+    add_predict_options(predict)
+    predict.set_defaults(run=_predict)
 
     together = commands.add_parser(
         "launch", help="start the rollout servers of a config and the learner, end all together"

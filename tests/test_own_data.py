@@ -46,6 +46,7 @@ def walk(quickstart, tmp_path_factory):
         "data.html": folder / "data.html",
         "runs/my": folder / "runs" / "my",
         "results.json": folder / "results.json",
+        "--out found": f"--out {folder}/found",
     }
     said = {}
     for command in commands():
@@ -120,6 +121,11 @@ def test_the_way_back_opens_in_pycocotools(walk):
         for box, other in zip(expected, found, strict=True):
             # half a bin of 160 pixels for a start, and for a size the errors of both its ends
             assert other == pytest.approx(box, abs=2 * 0.5 * 160 / 999 + 1e-9)
+
+
+def test_every_picture_is_answered(walk):
+    lines = (walk["folder"] / "found" / "predictions.jsonl").read_text().splitlines()
+    assert len(lines) == NUM_IMAGES == len([*(walk["folder"] / "found" / "pictures").iterdir()])
 
 
 def _has_results(walk) -> bool:

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 from ds_stage2ab.carriers import Record
+from ds_stage2ab.cli import main
 from ds_stage2ab.data.images import EXIF_ORIENTATION
 from ds_stage2ab.errors import EXIT_OK
 from ds_stage2ab.metrics.journal import read_history
@@ -227,3 +228,22 @@ def the_answer(backend, bench, step):
     (rollout,) = drawn(backend, bench.samples, greedy_sampling(), step)
     assert rollout.weight_version == f"caches/{step}"
     return rollout.response_ids
+
+
+def test_predict_asks_a_server_and_gets_the_answers_of_the_checkpoint_that_it_serves(shipped, server, tmp_path):
+    """From the command line: boxes, names and text to the last token, scores up to rounding."""
+    bench = limited_bench(shipped, num_samples=1)
+    with one_rank() as world:  # the weights of the test before are gone then
+        by_server(bench, server.base_url, world, start_id="predict").verify_weights(0)
+    values = merged(config_values(shipped, tmp_path, "run"), server_changes(server.base_url))
+    config = write_config(tmp_path / "c.yaml", values)  # the server's images are small, and the checkpoint's are not
+    images = sorted((shipped.data / "images").glob("validation*.png"))
+    lines = []
+    for checkpoint, name in ((server.base_url, "served"), (shipped.model, "alone")):
+        words = ["predict", checkpoint, *images, "--config", config, "--batch", 4, "--out", tmp_path / name]
+        assert main([*map(str, words), "--no-pictures"]) == EXIT_OK
+        lines.append([json.loads(line) for line in (tmp_path / name / "predictions.jsonl").read_text().splitlines()])
+    served, alone = ([[dict(one) for one in line.pop("objects")] for line in some] for some in lines)
+    scores = [[one.pop("score") for line in some for one in line] for some in (served, alone)]
+    assert (served, lines[0]) == (alone, lines[1])
+    assert len(scores[0]) > len(images) / 2 and scores[0] == pytest.approx(scores[1], rel=1e-2)  # 30 tokens each

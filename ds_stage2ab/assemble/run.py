@@ -16,6 +16,7 @@ from ds_stage2ab.config.load import LoadedConfig
 from ds_stage2ab.data.datasets import SKIP, data_warnings
 from ds_stage2ab.data.feed import Feed, Reader
 from ds_stage2ab.data.stream import SampleOrder
+from ds_stage2ab.detector_file import of_config
 from ds_stage2ab.engine.build import (
     build_engine,
     build_optimizer,
@@ -97,6 +98,7 @@ def assemble(loaded: LoadedConfig, world: World, start: Start) -> Run:
             section=parts.config.checkpoint,
             warn=metrics.warn,
             newest=start.newest_in(parts.folder.checkpoints),
+            detector=of_config(parts.config),
         ),
         facts=parts.facts,
         first_step=start.finished_steps,

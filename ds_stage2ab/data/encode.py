@@ -62,7 +62,14 @@ class Encoder:
         Raises:
             DataError: the image cannot be read, is not what the record says, or the image processor refuses it.
         """
-        content, image = load_image(record)
+        return self.encode_loaded(record, draw, *load_image(record))
+
+    def encode_loaded(self, record: Record, draw: int, content: bytes, image: Image.Image) -> Sample:
+        """The same of an image that `load_image` has read.
+
+        Raises:
+            DataError: the image processor refuses it.
+        """
         try:
             prompt_ids, vision = self._encode(image)
         except (ValueError, TypeError, RuntimeError) as error:

@@ -148,10 +148,10 @@ def load_image(record: Record) -> tuple[bytes, Image.Image]:
         content = record.image.read_bytes()
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_header(record, image)
-            return content, _as_rgb(ImageOps.exif_transpose(image))
+            return content, as_rgb(ImageOps.exif_transpose(image))
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
+def as_rgb(image: Image.Image) -> Image.Image:
     """Convert to RGB with transparent parts white, as viewers show them; the hidden pixels are often black.
 
     vLLM finds the same images transparent, and makes them white too: server and learner see the same pixels.

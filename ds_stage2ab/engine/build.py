@@ -4,7 +4,8 @@ import logging
 import os
 import socket
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +25,7 @@ from ds_stage2ab.errors import EnvironmentFault, Stage2Error
 from ds_stage2ab.losses.attention import use_segments
 from ds_stage2ab.model_folder.checks import check_folder, warnings_of
 from ds_stage2ab.model_folder.images import image_limits
+from ds_stage2ab.model_folder.read import ModelFolder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -126,26 +128,9 @@ def load_checkpoint(section: ModelSection, *, min_pixels: int | None, max_pixels
         ConfigError: a pixel limit crosses the checkpoint's other one.
     """
     folder = check_folder(section.path)
-    image_limits(folder.image_settings, min_pixels=min_pixels, max_pixels=max_pixels)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder.path)
-        tokenizer.encode(SOME_TEXT)  # a wrong value in its config shows in use alone
-        # By name: the automatic choice differs with torchvision, and so would the pixels.
-        image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder.path)
+    tokenizer, image_processor = load_processors(folder, min_pixels=min_pixels, max_pixels=max_pixels)
+    with _explained(folder.path):
         model = _load_model(section, is_tied=folder.is_tied)
-    except (Stage2Error, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # each of the libraries raises its own, tokenizers a panic of Rust
-        raise EnvironmentFault(
-            f"the checkpoint cannot be loaded: {error}",
-            where=str(folder.path),
-            fix="check that model.path is a whole Qwen3-VL folder with its tokenizer and image processor",
-        ) from error
-    if folder.older_template:
-        tokenizer.chat_template = folder.older_template
-    size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
-    changed = {name: value for name, value in size.items() if value is not None}
-    image_processor.size = {**dict(image_processor.size), **changed}
     if section.attn_implementation == "sdpa":
         use_segments(model)
     if section.gradient_checkpointing:
@@ -157,6 +142,41 @@ def load_checkpoint(section: ModelSection, *, min_pixels: int | None, max_pixels
         image_processor=image_processor,
         warnings=warnings_of(folder),
     )
+
+
+def load_processors(folder: ModelFolder, *, min_pixels: int | None, max_pixels: int | None) -> tuple[Any, Any]:
+    """(tokenizer, image processor) of a folder, with these pixel limits.
+
+    Raises:
+        EnvironmentFault: one of them is missing or damaged.
+        ConfigError: a pixel limit crosses the checkpoint's other one.
+    """
+    image_limits(folder.image_settings, min_pixels=min_pixels, max_pixels=max_pixels)
+    with _explained(folder.path):
+        tokenizer = AutoTokenizer.from_pretrained(folder.path)
+        tokenizer.encode(SOME_TEXT)  # a wrong value in its config shows in use alone
+        # By name: the automatic choice differs with torchvision, and so would the pixels.
+        image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder.path)
+    if folder.older_template:
+        tokenizer.chat_template = folder.older_template
+    size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+    changed = {name: value for name, value in size.items() if value is not None}
+    image_processor.size = {**dict(image_processor.size), **changed}
+    return tokenizer, image_processor
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (Stage2Error, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # each of the libraries raises its own, tokenizers a panic of Rust
+        raise EnvironmentFault(
+            f"the checkpoint cannot be loaded: {error}",
+            where=str(folder),
+            fix="check that model.path is a whole Qwen3-VL folder with its tokenizer and image processor",
+        ) from error
 
 
 def _load_model(section: ModelSection, *, is_tied: bool) -> nn.Module:

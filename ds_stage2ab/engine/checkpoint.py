@@ -29,6 +29,7 @@ from torch import Tensor
 from transformers import Qwen2VLImageProcessorPil
 
 from ds_stage2ab.config.sections import CheckpointSection
+from ds_stage2ab.detector_file import DetectorFile
 from ds_stage2ab.engine.export import UNWRITABLE, export
 from ds_stage2ab.engine.publish import Publisher
 from ds_stage2ab.engine.resume import ADAPTER, EXPORT, FORMAT, RANDOM, STATE, TRAINING, step_name
@@ -61,6 +62,7 @@ class Checkpoints:
         section: `checkpoint` of the config.
         warn: takes what went wrong and does not end the run.
         newest: finished steps of the checkpoint that the run goes on from.
+        detector: how the run's checkpoints are asked; None: as the source's own file says.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Checkpoints:
         section: CheckpointSection,
         warn: Callable[[str], None],
         newest: int = 0,
+        detector: DetectorFile | None = None,
     ) -> None:
         self.folder = folder
         self.source = source
@@ -84,6 +87,7 @@ class Checkpoints:
         self.world = world
         self.section = section
         self.warn = warn
+        self.detector = detector
         self.newest = newest  # finished steps of the newest checkpoint, complete or about to be
         self._complete = newest
         self.publisher = Publisher(folder, section.keep_last)
@@ -181,7 +185,7 @@ class Checkpoints:
                 partial.mkdir(parents=True)
                 refuse_without_room(partial, checkpoint_bytes(self.whole_model.layout, self._num_states()))
         with self.world.raise_together("exporting the weights"), _explained(self.folder):
-            export(self.whole_model, self.source, self.image_processor, partial / EXPORT)
+            export(self.whole_model, self.source, self.image_processor, partial / EXPORT, self.detector)
         if self.section.engine_state:
             with self.world.raise_together("saving the state of the training"), _explained(self.folder):
                 self._save_training(partial / TRAINING)

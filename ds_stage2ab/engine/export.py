@@ -3,12 +3,14 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import SafetensorError
 from torch import nn
 from transformers import Qwen2VLImageProcessorPil
 
+from ds_stage2ab.detector_file import DetectorFile, write_detector_file
 from ds_stage2ab.engine.shards import ShardWriter
 from ds_stage2ab.engine.tuner import merged_tensors
 from ds_stage2ab.engine.whole_model import WholeModel
@@ -24,12 +26,19 @@ KEPT_OF_GENERATION = re.compile(r".*_token_id|max_length|max_new_tokens|_from_mo
 
 
 def export(
-    whole_model: WholeModel, source: Path, image_processor: Qwen2VLImageProcessorPil, destination: Path
+    whole_model: WholeModel,
+    source: Path,
+    image_processor: Qwen2VLImageProcessorPil,
+    destination: Path,
+    detector: DetectorFile | None = None,
 ) -> None:
     """Write a Hugging Face folder that `from_pretrained` and vLLM load; `destination` must not exist yet.
 
     Collective; rank 0 writes. Adapters are merged into copies of the weights. One gathered tensor at a time is in
     memory, and on rank 0 one file of them.
+
+    Args:
+        detector: how the checkpoint is asked; None: as the source's own file says, if it has one.
 
     Raises:
         OSError, SafetensorError: a file cannot be written.
@@ -39,7 +48,7 @@ def export(
     writer, fault = None, None
     if whole_model.world.rank == 0:
         try:
-            writer = _begin(whole_model.layout, source, image_processor, destination)
+            writer = _begin(whole_model.layout, source, image_processor, destination, detector)
         except UNWRITABLE as error:
             fault = error
     for tensor in merged_tensors(whole_model.layout):
@@ -57,14 +66,22 @@ def export(
 
 
 def _begin(
-    model: nn.Module, source: Path, image_processor: Qwen2VLImageProcessorPil, destination: Path
+    model: nn.Module,
+    source: Path,
+    image_processor: Qwen2VLImageProcessorPil,
+    destination: Path,
+    detector: DetectorFile | None,
 ) -> ShardWriter:
     """Everything but the weights."""
     destination.mkdir(parents=True)
     for file in source.iterdir():
         if file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES) and file.name not in CHANGING:
             shutil.copyfile(file, destination / file.name)
-    _export_image_size(dict(image_processor.size), destination)
+    size = dict(image_processor.size)
+    _export_image_size(size, destination)
+    if detector is not None:
+        limits = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+        write_detector_file(destination, replace(detector, **limits))
     _export_greedy(destination / GENERATION_FILE)
     model.config.save_pretrained(destination)
     return ShardWriter(destination)

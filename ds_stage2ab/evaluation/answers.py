@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from ds_stage2ab.carriers import Finish, Record, Truth
 from ds_stage2ab.errors import DataError
+from ds_stage2ab.evaluation.detected import Detected
 from ds_stage2ab.evaluation.f1 import ImageScore
 
 FOLDER = "evaluations"
@@ -37,41 +38,33 @@ class Answer:
     text: str
 
 
-def answer_line(
-    record: Record,
-    *,
-    predicted: Sequence[Truth],
-    scores: Sequence[float] | None,
-    score: ImageScore,
-    text: str,
-    state: str,
-    finish: str,
-    dropped: Sequence[str],
-) -> dict[str, Any]:
+def prediction_line(record: Record, found: Detected) -> dict[str, Any]:
     """One line, with boxes in bins, as `ds-stage2ab export coco` reads it.
 
-    Args:
-        scores: of each predicted object; None: not known.
-        score: whose pairs (predicted, true) have the same description and an IoU of 0.5 at least.
-        text: the answer; bytes that are no UTF-8 are replaced, and of added tokens coordinates alone are written.
-        state: one of `matching.parse.STATES`.
-        finish: how the answer ended: `stop`, `length` or `repeat`.
-        dropped: the reason for each dropped value.
+    Its text is the answer; bytes that are no UTF-8 are replaced, and of added tokens coordinates alone are written.
     """
-    known = [None] * len(predicted) if scores is None else scores
+    scores = [None] * len(found.predicted) if found.scores is None else found.scores
     return {
         "id": record.id,
         "image": str(record.image),
         "width": record.width,
         "height": record.height,
-        "objects": [{**_object(one), "score": value} for one, value in zip(predicted, known, strict=True)],
-        "truth": [_object(one) for one in record.objects],
-        "pairs": [list(pair) for pair in score.pairs],
-        "state": state,
-        "finish": finish,
-        "dropped": list(dropped),
-        "text": text,
+        "objects": [{**_object(one), "score": score} for one, score in zip(found.predicted, scores, strict=True)],
+        "state": found.state,
+        "finish": found.finish,
+        "dropped": list(found.dropped),
+        "text": found.text,
     }
+
+
+def answer_line(record: Record, found: Detected, score: ImageScore) -> dict[str, Any]:
+    """The same of a held-out image, with its truth.
+
+    Args:
+        score: whose pairs (predicted, true) have the same description and an IoU of 0.5 at least.
+    """
+    truth = [_object(one) for one in record.objects]
+    return {**prediction_line(record, found), "truth": truth, "pairs": [list(pair) for pair in score.pairs]}
 
 
 def _object(one: Truth) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Runs as one process, or under the launcher on several devices, which share the s
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -29,13 +28,13 @@ from ds_stage2ab.data.encode import Encoder
 from ds_stage2ab.data.images import check_image
 from ds_stage2ab.data.records import Share, read_records
 from ds_stage2ab.data.same_inputs import assert_same_records, assert_same_start
+from ds_stage2ab.detector_file import differences
 from ds_stage2ab.engine.build import embedding_holds_coordinates, load_checkpoint, position_index
 from ds_stage2ab.errors import ConfigError, EnvironmentFault, printable
 from ds_stage2ab.evaluation.evaluator import Evaluation, Evaluator
 from ds_stage2ab.metrics.registry import METRICS
 from ds_stage2ab.model_folder.checks import check_folder
-from ds_stage2ab.model_folder.places import EXPORT, export_in
-from ds_stage2ab.model_folder.read import CONFIG
+from ds_stage2ab.model_folder.places import weights_folder
 from ds_stage2ab.rollout.base import evaluation_sampling
 from ds_stage2ab.rollout.hf import HfBackend
 from ds_stage2ab.runtime.ranks import World
@@ -78,7 +77,7 @@ def evaluate_checkpoint(
         )
     if world.rank == 0:
         say(f"evaluating {source.folder}")
-        for warning in (*source.warnings, *encoder.warnings):
+        for warning in (*source.warnings, *encoder.warnings, *differences(config, source.folder)):
             say(f"warning: {warning}")
     model, codec = source.model.to(world.device), get_codec(config.data.codec)
     backend = HfBackend(
@@ -114,19 +113,6 @@ def _try_out(pictures: Path) -> None:
             where=f"--pictures {pictures}",
             fix="name a folder that you may write to",
         ) from error
-
-
-def weights_folder(checkpoint: Path) -> Path:
-    """The Hugging Face folder inside a run or a run's checkpoint, the newest one; else the given folder itself."""
-    checkpoint = Path(os.path.expanduser(checkpoint))  # pathlib's own raises where there is no such home
-    folder = export_in(checkpoint) or checkpoint
-    if os.path.isfile(folder / CONFIG):
-        return folder
-    raise EnvironmentFault(
-        f"no checkpoint here: neither {CONFIG} nor {EXPORT}/{CONFIG}",
-        where=str(checkpoint),
-        fix="name a Hugging Face folder, a folder runs/<name> with a checkpoint, or one of its checkpoints",
-    )
 
 
 def _read(

@@ -1,16 +1,12 @@
 """Held-out rollouts -> figures and pictures; every sample exactly once on any number of ranks."""
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from ds_stage2ab.carriers import ParsedRollout, Probabilities, Record, Rollout, Sample, Truth
+from ds_stage2ab.carriers import Record, Rollout, Sample
 from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.data.images import load_image
@@ -18,39 +14,23 @@ from ds_stage2ab.data.stream import evaluation_draw
 from ds_stage2ab.errors import DataError
 from ds_stage2ab.evaluation.answers import answer_line, save_answers
 from ds_stage2ab.evaluation.average_precision import Detections, average_precision
+from ds_stage2ab.evaluation.detected import Detected, detected
 from ds_stage2ab.evaluation.f1 import DescriptionCounts, ImageScore, count_by_description, score_image, set_score
 from ds_stage2ab.evaluation.pictures import Picture, save_pictures
-from ds_stage2ab.matching.parse import REASONS, parse_rollout
+from ds_stage2ab.matching.parse import REASONS
 from ds_stage2ab.rollout.base import RolloutBackend, Sampling, all_drawn
 from ds_stage2ab.runtime.ranks import World
-
-WELL_FORMED = ("ok", "empty_answer")
-"""Parse states of a complete answer."""
 
 CHUNK = 32
 """Samples that are encoded at a time: bounds the memory of images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """Result of one held-out sample; small, as ranks exchange it."""
+class Outcome(Detected):
+    """Result of one held-out sample."""
 
     index: int
     score: ImageScore
-    predicted: tuple[Truth, ...]
-    scores: tuple[float, ...] | None
-    # of each predicted object: product of the probabilities of its tokens; None where the backend gives none
-    dropped: tuple[str, ...]
-    # the reason for each dropped value
-    well_formed: bool
-    text: str
-    # the answer, for people
-    state: str
-    # how far it could be parsed
-    finish: str
-    num_tokens: int
-    coordinate_mass: tuple[float, int]
-    # (sum, count) over the generated coordinate tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,27 +152,9 @@ class Evaluator:
         return scored
 
     def _outcome(self, index: int, rollout: Rollout) -> Outcome:
-        parsed = parse_rollout(rollout.response_ids, self.vocabulary, self.codec)
-        predicted = tuple(Truth(desc=found.desc, box=found.box) for found in parsed.objects)
-        return Outcome(
-            index=index,
-            score=score_image(predicted, self.records[index].objects),
-            predicted=predicted,
-            scores=_scores(parsed, rollout.probabilities),
-            dropped=parsed.dropped,
-            well_formed=parsed.state in WELL_FORMED and rollout.finish == "stop",
-            text=self.vocabulary.written_all(rollout.response_ids).decode(errors="replace"),
-            state=parsed.state,
-            finish=rollout.finish,
-            num_tokens=len(rollout.response_ids),
-            coordinate_mass=self._coordinate_mass(rollout),
-        )
-
-    def _coordinate_mass(self, rollout: Rollout) -> tuple[float, int]:
-        if rollout.probabilities is None:
-            return 0.0, 0
-        is_coordinate = self.vocabulary.kinds_of(np.array(rollout.response_ids, dtype=np.int64)) >= 0
-        return float(rollout.probabilities.coordinate_mass[is_coordinate].sum()), int(is_coordinate.sum())
+        found = detected(rollout, self.vocabulary, self.codec)
+        values = {field.name: getattr(found, field.name) for field in fields(found)}
+        return Outcome(index=index, score=score_image(found.predicted, self.records[index].objects), **values)
 
     def _save(self, outcomes: list[Outcome], finished_steps: int) -> None:
         """Write the answers; where that fails the figures are whole all the same."""
@@ -200,7 +162,7 @@ class Evaluator:
             return
         try:
             pairs = zip(self.records, outcomes, strict=True)
-            lines = ({**_line(record, outcome), "attempt": self.attempt} for record, outcome in pairs)
+            lines = ({**answer_line(record, one, one.score), "attempt": self.attempt} for record, one in pairs)
             save_answers(self.answers, finished_steps, lines)
         except OSError as error:
             self.warn(f"the answers are not written: {error}")
@@ -212,13 +174,6 @@ class Evaluator:
             save_pictures(self.pictures, finished_steps, [_picture(record, outcome) for record, outcome in shown])
         except (OSError, DataError) as error:
             self.warn(f"the pictures are not drawn: {error}")
-
-
-def _scores(parsed: ParsedRollout, probabilities: Probabilities | None) -> tuple[float, ...] | None:
-    """For each object, the product of the probabilities of its tokens."""
-    if probabilities is None:
-        return None
-    return tuple(math.exp(probabilities.log_probs[slice(*found.tokens)].sum()) for found in parsed.objects)
 
 
 def evaluated(outcomes: Sequence[Outcome], records: Sequence[Record], seconds: float) -> Evaluation:
@@ -298,19 +253,6 @@ def _row(name: str, count: DescriptionCounts, ap: float | None) -> DescriptionRo
 
 def _quotient(part: float, whole: int) -> float | None:
     return part / whole if whole else None
-
-
-def _line(record: Record, outcome: Outcome) -> dict[str, Any]:
-    return answer_line(
-        record,
-        predicted=outcome.predicted,
-        scores=outcome.scores,
-        score=outcome.score,
-        text=outcome.text,
-        state=outcome.state,
-        finish=outcome.finish,
-        dropped=outcome.dropped,
-    )
 
 
 def _picture(record: Record, outcome: Outcome) -> Picture:

@@ -148,7 +148,7 @@ def _marks(picture: Picture, size: tuple[int, int]) -> list[_Mark]:
         for item, matched in zip(objects, flags or [True] * len(objects), strict=True):
             x1, x2 = (MARGIN + item.box[side] / LAST_BIN * (width - 1) for side in (0, 2))
             y1, y2 = (MARGIN + item.box[side] / LAST_BIN * (height - 1) for side in (1, 3))
-            marks.append(_Mark((x1, y1, x2, y2), _shortened(item.desc), is_truth, matched))
+            marks.append(_Mark((x1, y1, x2, y2), shortened(item.desc), is_truth, matched))
     return sorted(marks, key=lambda mark: (mark.box[1], mark.box[0], not mark.is_truth))
 
 
@@ -195,7 +195,7 @@ def _pieces(
 
 def _draw_labels(draw: ImageDraw.ImageDraw, marks: Sequence[_Mark], size: tuple[int, int], font_size: int) -> None:
     """Descriptions above truths and below predictions; one that had to give way gets a line to its box."""
-    font = _font(font_size)
+    font = label_font(font_size)
     placed: list[Rectangle] = []
     for mark in marks:
         label_size = (draw.textlength(mark.text, font=font) + 10, font_size + 7)
@@ -234,7 +234,7 @@ def _draw_legend(width: int, picture: Picture | None = None) -> Image.Image:
     """The strip above a picture: which colour is what, and how many."""
     strip = Image.new("RGB", (width, FONT_SIZE + 16), PAPER_COLOUR)
     draw = ImageDraw.Draw(strip)
-    font = _font(FONT_SIZE)
+    font = label_font(FONT_SIZE)
     x = float(MARGIN)
     middle = strip.height / 2 + 3
     dashes = picture is None or picture.predicted_matched is not None or picture.truth_matched is not None
@@ -261,7 +261,7 @@ def _draw_sheet(step: int, pictures: Sequence[Picture]) -> Image.Image:
     top = 40 + legend.height
     sheet = Image.new("RGB", (legend.width, top + sum(heights)), PAPER_COLOUR)
     title = f"step {step}"
-    ImageDraw.Draw(sheet).text((MARGIN, 26), title, font=_font(FONT_SIZE + 7), fill=INK_COLOUR, anchor="lm")
+    ImageDraw.Draw(sheet).text((MARGIN, 26), title, font=label_font(FONT_SIZE + 7), fill=INK_COLOUR, anchor="lm")
     sheet.paste(legend, (0, 40))
     for row, height in zip(rows, heights, strict=True):
         for column, cell in enumerate(row):
@@ -278,10 +278,10 @@ def _draw_cell(picture: Picture) -> Image.Image:
     body = _draw_body(picture, scaled.resize(size, Image.Resampling.LANCZOS), SHEET_FONT_SIZE)
     cell = Image.new("RGB", (SHEET_CELL, body.height + SHEET_FONT_SIZE), PAPER_COLOUR)
     cell.paste(body, ((SHEET_CELL - body.width) // 2, 0))
-    text = f"{_shortened(picture.name)}: {len(picture.truth)} true, {len(picture.predicted)} predicted"
+    text = f"{shortened(picture.name)}: {len(picture.truth)} true, {len(picture.predicted)} predicted"
     middle = body.height - SHEET_FONT_SIZE / 2
     draw = ImageDraw.Draw(cell)
-    draw.text((SHEET_CELL / 2, middle), text, font=_font(SHEET_FONT_SIZE), fill=FAINT_COLOUR, anchor="mm")
+    draw.text((SHEET_CELL / 2, middle), text, font=label_font(SHEET_FONT_SIZE), fill=FAINT_COLOUR, anchor="mm")
     return cell
 
 
@@ -297,7 +297,7 @@ def _scaled(image: Image.Image) -> Image.Image:
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
     """One line of at most `MAX_LABEL` characters."""
     line = printable(" ".join(text.split()))
     return line if len(line) <= MAX_LABEL else line[: MAX_LABEL - 3].rstrip() + "..."
@@ -313,7 +313,7 @@ def _file_name(name: str) -> str:
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def label_font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans as matplotlib ships it: the same on every machine, Latin, Greek, Cyrillic and more."""
     import matplotlib
 

@@ -6,6 +6,9 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from ds_stage2ab.errors import EnvironmentFault
+from ds_stage2ab.model_folder.read import CONFIG
+
 EXPORT = "hf"
 """Folder of a run's checkpoint that holds the plain Hugging Face files."""
 CHECKPOINTS, NEWEST = "checkpoints", "latest"
@@ -23,4 +26,17 @@ def export_in(path: Path) -> Path | None:
             path = file.parent / file.read_text(encoding="utf-8", errors="replace").strip()
             break
     export = path / EXPORT
-    return export if os.path.isfile(export / "config.json") else None
+    return export if os.path.isfile(export / CONFIG) else None
+
+
+def weights_folder(checkpoint: Path) -> Path:
+    """The Hugging Face folder inside a run or a run's checkpoint, the newest one; else the given folder itself."""
+    checkpoint = Path(os.path.expanduser(checkpoint))  # pathlib's own raises where there is no such home
+    folder = export_in(checkpoint) or checkpoint
+    if os.path.isfile(folder / CONFIG):
+        return folder
+    raise EnvironmentFault(
+        f"no checkpoint here: neither {CONFIG} nor {EXPORT}/{CONFIG}",
+        where=str(checkpoint),
+        fix="name a Hugging Face folder, a folder runs/<name> with a checkpoint, or one of its checkpoints",
+    )

@@ -6,17 +6,23 @@ from ds_stage2ab.config.batch import counted
 from ds_stage2ab.config.deepspeed import runnable_zero_stage
 from ds_stage2ab.config.sections import Config, RolloutMatchingSection
 from ds_stage2ab.config.servers import INFER_TIMEOUT, SERVERS, is_loopback
+from ds_stage2ab.detector_file import differences
 from ds_stage2ab.plan import RunPlan, rollout_timeout_s
 
 
 def run_warnings(config: Config, plan: RunPlan) -> tuple[str, ...]:
-    """The warnings of a run with this plan, one line each."""
+    """The warnings of a run with this plan, one line each.
+
+    Raises:
+        EnvironmentFault: the checkpoint's `detector.json` is damaged.
+    """
     rollouts = config.rollout_matching
     _, stage_warnings = runnable_zero_stage(config.model.precision, config.deepspeed.zero_stage)
     return (
         *stage_warnings,
         *_warmup_warnings(config.training.warmup_steps, plan.total_steps),
         *_ratio_warnings(plan.b_ratio, plan.total_steps),
+        *differences(config, config.model.path),
         *_server_warnings(rollouts),
         *(_timeout_warnings(rollouts, config.deepspeed.collective_timeout_s) if plan.learners > 1 else ()),
     )

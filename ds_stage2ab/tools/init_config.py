@@ -13,6 +13,7 @@ from string import Template
 
 from ds_stage2ab.codec.bins import coordinate_token
 from ds_stage2ab.config.schema import ROOT_FILE, schema_folder
+from ds_stage2ab.detector_file import read_detector_file
 from ds_stage2ab.errors import ConfigError, DataError, unwritable
 from ds_stage2ab.model_folder.checks import check_folder
 
@@ -39,8 +40,7 @@ data:
   train: $train
   validation: $validation
   box_format: bins                 # what `ds-stage2ab import` writes
-  system_prompt: null              # both prompts: those of the stage-1 training, character by character
-  user_prompt: Detect every object in the image and give its box.
+$prompts
   max_pixels: 1048576              # 1,024 tokens for the largest image; more shows smaller objects
 
 training:
@@ -78,6 +78,13 @@ tuner:
   lora_alpha: 64                   # twice the rank: the product is scaled by 2
   trainable_token_rows: coordinates   # LoRA leaves the embedding table as it is; these are the rows that boxes need
 """
+PROMPTS = """\
+  system_prompt: null              # both prompts: those of the stage-1 training, character by character
+  user_prompt: Detect every object in the image and give its box."""
+OWN_PROMPTS = Template("""\
+  system_prompt: $system   # both prompts and the codec: as the checkpoint's detector.json has them
+  user_prompt: $user
+  codec: $codec""")
 NO_EVALUATION = "null                # as often as a checkpoint, once data.validation is set"
 LORA_RATE = "1e-4              # LoRA's usual one, ten times that of full training"
 FULL_RATE = "1e-5"
@@ -125,6 +132,7 @@ def init_config(file: Path, *, lora: bool, model: Path | None, data: Path | None
         kind="with LoRA" if lora else "every weight of the language model",
         model=_quoted(NO_MODEL if model is None else model),
         tuner=LORA if lora else "",
+        prompts=_prompts(model),
         train=_quoted(found.train),
         validation="null" if found.validation is None else _quoted(found.validation),
         samples=f"{samples:<10}",
@@ -146,8 +154,17 @@ def init_config(file: Path, *, lora: bool, model: Path | None, data: Path | None
     return hints
 
 
+def _prompts(model: Path | None) -> str:
+    """Those that the checkpoint was trained with, if it says so."""
+    own = None if model is None else read_detector_file(model)
+    if own is None:
+        return PROMPTS
+    system = "null" if own.system_prompt is None else _quoted(own.system_prompt)
+    return OWN_PROMPTS.substitute(system=system, user=_quoted(own.user_prompt), codec=own.codec)
+
+
 def _quoted(value: object) -> str:
-    """A path as a YAML value: in double quotes, whatever it holds."""
+    """A path or a text as a YAML value: in double quotes, whatever it holds."""
     return json.dumps(str(value), ensure_ascii=False)
 
 

@@ -112,6 +112,7 @@ COMMANDS = {
     "python -m tests.bench.packing_speed": ("tests/bench/test_packing.py", "tests.bench.packing_speed"),
     "ds-stage2ab data": ("tests/unit/data_report/test_command.py", '"data"'),
     "ds-stage2ab export coco": ("tests/unit/formats/test_export_coco.py", "export_coco"),
+    "ds-stage2ab predict": ("tests/unit/predict/test_predict.py", '"predict"'),
     "ds-stage2ab init": ("tests/unit/tools/test_init_config.py", '"init"'),
     "python -m tests.bench.decoding_pictures": ("tests/bench/test_decoding.py", "decoding_pictures"),
     "ds-stage2ab plan": ("tests/unit/test_cli.py", "plan"),

@@ -5,7 +5,6 @@ probe what the servers compute. Meanwhile each rank keeps its permits at every s
 version again.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,22 +13,16 @@ from typing import Any
 from ds_stage2ab.carriers import Rollout, Sample, Transfer
 from ds_stage2ab.config.servers import split_requests
 from ds_stage2ab.errors import DataError, ServerFault, printable
-from ds_stage2ab.rollout.base import Sampling, request_seed, weight_version
-from ds_stage2ab.rollout.record import SERVED
-from ds_stage2ab.rollout.repeat_guard import first_repeat
+from ds_stage2ab.rollout.base import Sampling, weight_version
 from ds_stage2ab.rollout.scoring import Scorer
 from ds_stage2ab.rollout.server.api import ServerApi, as_server_fault
-from ds_stage2ab.rollout.server.chat import Answer, other_prompt, read_answer
+from ds_stage2ab.rollout.server.ask import Asker
 from ds_stage2ab.rollout.server.handshake import Requirements
-from ds_stage2ab.rollout.server.http_client import TRIES, ClientError, ServerUnavailable
+from ds_stage2ab.rollout.server.http_client import TRIES, ServerUnavailable
 from ds_stage2ab.rollout.server.logprob_probe import Probe
-from ds_stage2ab.rollout.server.request_pool import RequestPool, ServerLost
+from ds_stage2ab.rollout.server.request_pool import RequestPool
 from ds_stage2ab.rollout.server.weight_sync import WeightSync
 from ds_stage2ab.runtime.ranks import World
-
-WRONG_SAMPLE = (400, 413, 422)
-"""Status codes that concern an image or a prompt; others (404, 401) are not about the sample."""
-ASK_AGAIN = "look at the server's own log; the rollouts of a step are complete or the step is not trained"
 
 
 class VllmBackend:
@@ -79,7 +72,13 @@ class VllmBackend:
         self.check_stop = check_stop
         self.conversation = requirements.conversation
         self.vocabulary = requirements.vocabulary
-        self.seed = seed
+        self.asker = Asker(
+            conversation=requirements.conversation,
+            vocabulary=requirements.vocabulary,
+            seed=seed,
+            read_s=requirements.infer_timeout_s,
+            log_probs=False,  # the learner's own are computed by `score`
+        )
         self.infer_timeout_s = requirements.infer_timeout_s
         self.probe_every = probe_every
         self.sent = 0  # number of transfers of weights
@@ -140,7 +139,7 @@ class VllmBackend:
         version = weight_version(self.sync.start_id, finished_steps)
 
         def ask(request: int, server: int, attempt: int) -> Rollout | DataError:
-            return self._ask(self.servers[server], samples[request], sampling, version, attempt)
+            return self.asker(self.servers[server], samples[request], sampling, version=version, attempt=attempt)
 
         drawn = RequestPool(split_requests(len(samples), self.shares), self.permits, ask)
         return self._in_order(drawn, finished_steps, len(samples))
@@ -170,48 +169,6 @@ class VllmBackend:
         lost = [self.servers[n] for n in drawn.lost & drawn.gave]
         self._refuse_other_versions(finished_steps, lost, may_be_gone=True)
 
-    def _ask(
-        self, server: ServerApi, sample: Sample, sampling: Sampling, version: str, attempt: int
-    ) -> Rollout | DataError:
-        seed = request_seed(self.seed, sample.draw, sample.id)
-        begun = time.monotonic()
-        try:
-            reply = server.chat(self.conversation.request(sample, sampling, seed), read_s=self.infer_timeout_s)
-            answer = read_answer(reply, self.vocabulary)
-        except ServerUnavailable as error:
-            why = f"the rollout of sample {printable(sample.id)}: {error}"
-            fault = ServerFault(why, where=server.url, fix=ASK_AGAIN)
-            raise ServerLost from _caused(fault, error)
-        except ClientError as error:
-            return _refused(server.url, sample, error)
-        if answer.prompt_ids != sample.prompt_ids:
-            raise other_prompt(server.url, sample, answer.prompt_ids)
-        response, finish = self._guarded(answer, sampling)
-        return Rollout(
-            sample_id=sample.id,
-            draw=sample.draw,
-            prompt_ids=answer.prompt_ids,
-            response_ids=response,
-            finish=finish,
-            weight_version=version,
-            seed=seed,
-            source=SERVED + server.url,
-            seconds=time.monotonic() - begun,
-            attempt=attempt,
-            probabilities=None,
-        )
-
-    def _guarded(self, answer: Answer, sampling: Sampling) -> tuple[tuple[int, ...], str]:
-        """The answer up to where the repetition guard ends it, and how it ended.
-
-        The guard inside the server only saves tokens that would be cut here: the ids alone show that a rule was broken,
-        so an answer that it ended by force is a repetition too, as in `generate`. At the limit no stop was forced.
-        """
-        end = first_repeat(answer.response_ids, self.vocabulary.coordinate_bins, sampling.repeat_terminate)
-        if end is None or end == sampling.max_new_tokens:
-            return answer.response_ids, answer.finish
-        return answer.response_ids[:end], "repeat"
-
     def _someone_sees_another(self, version: str) -> bool:
         """Whether any rank sees a server with another version; collective."""
         with self.world.raise_together("looking at the weights' versions"):
@@ -240,25 +197,3 @@ class VllmBackend:
     def _version_at(self, server: ServerApi) -> str:
         with as_server_fault(server.url, "telling the version of its weights"):
             return server.weight_version()
-
-
-def _refused(url: str, sample: Sample, error: ClientError) -> DataError:
-    """The fault of a sample that a server refuses.
-
-    Raises:
-        ServerFault: the refusal is not about the sample.
-    """
-    if error.status not in WRONG_SAMPLE:
-        fix = "look at the server's own log: it took such requests at the start; is it still what base_url names?"
-        why = f"the rollout of sample {printable(sample.id)}: the server {error}"
-        raise ServerFault(why, where=url, fix=fix) from error
-    return DataError(
-        f"the rollout server {url} {error}",
-        where=f"sample {printable(sample.id)}",
-        fix="look at this image and its prompt, or set data.on_bad_sample to skip",
-    )
-
-
-def _caused(fault: ServerFault, cause: BaseException) -> ServerFault:
-    fault.__cause__ = cause
-    return fault

@@ -64,10 +64,14 @@ class RequestPool(Generic[R]):
         """
         for request, future in enumerate(self.futures):
             deadline = time.monotonic() + within_s
-            while not wait([future], timeout=LOOK_S).done:
-                self._check(check)
-                if time.monotonic() > deadline:
-                    self._end(_overdue(request, len(self.futures), within_s))
+            try:
+                while not wait([future], timeout=LOOK_S).done:
+                    self._check(check)
+                    if time.monotonic() > deadline:
+                        self._end(_overdue(request, len(self.futures), within_s))
+            except KeyboardInterrupt as error:
+                self._end(error)
+                raise
             yield future.result(timeout=0)
 
     def _check(self, check: Callable[[], None]) -> None:

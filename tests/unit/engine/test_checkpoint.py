@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -13,6 +14,7 @@ from safetensors import safe_open
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
 
 from ds_stage2ab.config.load import load_config
+from ds_stage2ab.detector_file import DetectorFile, read_detector_file, write_detector_file
 from ds_stage2ab.engine.build import load_checkpoint
 from ds_stage2ab.engine.checkpoint import Checkpoints
 from ds_stage2ab.engine.export import export
@@ -24,7 +26,17 @@ from ds_stage2ab.errors import EnvironmentFault
 from ds_stage2ab.model_folder.read import CHANGING
 from tests.parts import Quickstart, config_values, merged, write_config
 from tests.unit.engine.saving import save, section
+from tests.unit.parts import NO_GUARD
 
+DETECTOR = DetectorFile(
+    system_prompt=None,
+    user_prompt="Find the cats.",
+    codec="array",
+    min_pixels=None,
+    max_pixels=10**6,
+    max_new_tokens=64,
+    repeat_terminate=NO_GUARD,
+)
 WHOLE = ["hf", "manifest.json", "random.safetensors", "state.json", "training"]
 
 
@@ -175,7 +187,11 @@ def test_a_checkpoint_of_a_run_holds_its_limits(source, engine, bench, world, tm
     training = trained_with(source, tmp_path, **LIMITS[2])
     whole_model = WholeModel(bench.model, world, is_partitioned=False)
     parts = (tmp_path / "checkpoints", source, training, engine, whole_model, world)
-    folder = save(Checkpoints(*parts, section=section(), warn=print), 1)
+    write_detector_file(source, DETECTOR)  # of the stage before: not what this run trains
+    own = replace(DETECTOR, user_prompt="Find all.", max_pixels=None)
+    folder = save(Checkpoints(*parts, section=section(), warn=print, detector=own), 1)
+    limits = {"min_pixels": training.size["shortest_edge"], "max_pixels": training.size["longest_edge"]}
+    assert read_detector_file(folder / "hf") == replace(own, **limits)
     assert pixels(Qwen2VLImageProcessorPil.from_pretrained(folder / "hf"))[1] == pixels(training)[1]
 
 

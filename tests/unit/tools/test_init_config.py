@@ -109,3 +109,15 @@ def test_what_is_refused(tmp_path, capsys):
     for words in ("exists already", "holds a.jsonl, b.jsonl, and which one", "holds no JSONL", "cannot be written"):
         assert words in said
     assert not (tmp_path / "new.yaml").exists()
+
+
+def test_the_prompts_are_those_that_the_checkpoint_was_trained_with(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(STAGE1, folder)
+    values = json.loads((folder / "detector.json").read_text())
+    told = {"system_prompt": 'Say "no" {x}: #1', "user_prompt": "Find: a\nb", "codec": "keyed"}
+    (folder / "detector.json").write_text(json.dumps({**values, **told}))
+    assert main(["init", str(tmp_path / "my.yaml"), "--model", str(folder)]) == 0
+    data = load_config(tmp_path / "my.yaml").config.data
+    assert {key: getattr(data, key) for key in told} == told
+    assert "detector.json" in (tmp_path / "my.yaml").read_text()
