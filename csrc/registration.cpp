@@ -122,10 +122,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_rollout(const Tensor& token_ids,
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> scan_lines(const Tensor& token_ids, const Tensor& table,
-                                                      const Tensor& offsets, const Tensor& kinds) {
+                                                      const Tensor& offsets, const Tensor& kinds,
+                                                      int64_t num_coordinates) {
   const Tokens tokens(token_ids, table, offsets, kinds);
+  TORCH_CHECK_VALUE(num_coordinates > 0, "num_coordinates must be positive");
   cpu::Found found;
-  const bool fits = cpu::scan_lines(tokens.response(), found);
+  const bool fits = cpu::scan_lines(static_cast<size_t>(num_coordinates), tokens.response(), found);
   return tensors_of(found, fits, tokens);
 }
 
@@ -137,7 +139,8 @@ TORCH_LIBRARY(ds_stage2ab, library) {
       "scan_rollout(Tensor token_ids, Tensor table, Tensor offsets, Tensor kinds, str opening, str closing, "
       "str key_head, bool quoted) -> (Tensor, Tensor, Tensor, Tensor)");
   library.def(
-      "scan_lines(Tensor token_ids, Tensor table, Tensor offsets, Tensor kinds) -> (Tensor, Tensor, Tensor, Tensor)");
+      "scan_lines(Tensor token_ids, Tensor table, Tensor offsets, Tensor kinds, SymInt num_coordinates) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
   library.def("philox(Tensor counters, Tensor keys) -> Tensor");
   library.def(
       "sample_tokens(Tensor scores, float temperature, SymInt top_k, float top_p, Tensor seeds, Tensor positions) -> "

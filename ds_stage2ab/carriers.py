@@ -28,6 +28,8 @@ class Truth:
 
     desc: str
     box: Box
+    score: int = 999
+    # k of 0..999 for the score k / 999, which a scored form writes: the truth is certain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +176,10 @@ class ParsedObject:
     # [first, last) indices into response_ids of the tokens whose first byte lies in `span`
     slots: tuple[int, int, int, int]
     # indices into response_ids of its four coordinate tokens
+    score: int
+    # k of 0..999 for the score k / 999; -1 where the form has none
+    score_slot: int
+    # index into response_ids of that token; -1 where the form has none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +239,10 @@ class Target:
     # [4N] ascending positions of supervised coordinate tokens
     bins: NDArray[np.int64]
     # [4N] the target bin of each slot
+    score_slots: NDArray[np.int64]
+    # [K] ascending positions of the scores; K >= N, since objects that are not true have one too
+    score_bins: NDArray[np.int64]
+    # [K] the bin that each should have had
     num_go_on: int
     # supervised tokens that decide to write another object
     num_stop: int
@@ -258,6 +268,10 @@ class Segment:
     # long [4N]: positions t of supervised coordinate tokens, x1 y1 x2 y2 of each object in turn
     bins: Tensor
     # long [4N]: the target bin of each slot
+    score_slots: Tensor
+    # long [K]: positions t of supervised scores
+    score_bins: Tensor
+    # long [K]: the target bin of each score
     sample_id: str
     draw: int
     channel: str
@@ -285,6 +299,10 @@ class Pack:
     # long [4N], positions in the pack
     bins: Tensor
     # long [4N]
+    score_slots: Tensor
+    # long [K], positions in the pack
+    score_bins: Tensor
+    # long [K]
     segment_of: Tensor
     # long [T]
     boundaries: tuple[int, ...]
@@ -296,7 +314,8 @@ class Pack:
     # False: a dummy pack, which contributes exactly zero
 
     def to(self, device: str) -> Pack:
-        tensors = ("input_ids", "position_ids", "weights", "is_desc", "slots", "bins", "segment_of")
+        slots = ("slots", "bins", "score_slots", "score_bins")
+        tensors = ("input_ids", "position_ids", "weights", "is_desc", *slots, "segment_of")
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in tensors}
         return replace(self, vision=self.vision.to(device), **moved)
 

@@ -31,11 +31,13 @@ class Value:
     desc: str
     desc_span: tuple[int, int]
     corners: Box
+    score: int
+    # 999 where the form has none, as that of a `Truth`
     coordinate_spans: tuple[tuple[int, int], ...]
 
     @property
     def found(self) -> Truth:
-        return Truth(desc=self.desc, box=self.corners)
+        return Truth(desc=self.desc, box=self.corners, score=self.score)
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,10 @@ class Case:
 
 
 class Answer:
-    """A whole answer as it grows."""
+    """A whole answer as it grows, in a form with scores or without."""
 
-    def __init__(self) -> None:
+    def __init__(self, random: Random, scored: bool) -> None:
+        self.random, self.scored = random, scored
         self.text = bytearray()
         self.coordinates: dict[int, int] = {}
         self.values: list[Value] = []
@@ -65,13 +68,14 @@ class Answer:
         desc_span = (begin, len(self.text))
         for place, corners in enumerate(boxes):
             first, spans = len(self.text), []
-            for k in corners:
+            score = self.random.randrange(1000) if self.scored else 999
+            for k in (*corners, *[score] * self.scored):
                 self.coordinates[len(self.text)] = k
                 spans.append((len(self.text), len(self.text) + len(coordinate_token(k))))
                 self.text += coordinate_token(k).encode()
             span = (first if place else begin, len(self.text))
             reason = reason_of(desc, corners)
-            self.values.append(Value(span, reason, desc, desc_span, corners, tuple(spans)))
+            self.values.append(Value(span, reason, desc, desc_span, corners, score, tuple(spans)))
 
 
 def reason_of(desc: str, corners: Box) -> str:
@@ -80,8 +84,8 @@ def reason_of(desc: str, corners: Box) -> str:
     return "" if corners[0] < corners[2] and corners[1] < corners[3] else "bbox_invalid"
 
 
-def make_answer(random: Random) -> Answer:
-    answer = Answer()
+def make_answer(random: Random, scored: bool) -> Answer:
+    answer = Answer(random, scored)
     for _ in range(random.choice([0, 1, 1, 2, 3, 5])):
         desc = random.choice(ODD_NAMES if random.random() < 0.15 else NAMES)
         answer.line(desc, [_box(random) for _ in range(random.choice([1, 1, 1, 2, 3]))])
@@ -93,10 +97,10 @@ def _box(random: Random) -> Box:
     return random.choice([(x2, y1, x1, y2), (x1, y1, x2, y1)]) if random.random() < 0.15 else (x1, y1, x2, y2)
 
 
-def make_case(seed: int, vocabulary: Vocabulary) -> tuple[Case, list[Truth]]:
+def make_case(seed: int, vocabulary: Vocabulary, *, scored: bool = False) -> tuple[Case, list[Truth]]:
     """The case of a seed, and true objects some of which it found."""
     random = Random(seed)
-    answer = make_answer(random)
+    answer = make_answer(random, scored)
     ids = ids_of(random, bytes(answer.text), answer.coordinates, vocabulary)
     event = random.choice(["whole", "cut", "cut", "bad byte", "special"])
     at = len(answer.text) if event == "whole" or not answer.text else random.randrange(len(answer.text))
@@ -104,10 +108,10 @@ def make_case(seed: int, vocabulary: Vocabulary) -> tuple[Case, list[Truth]]:
     return _happened(at, answer, ids, stray, vocabulary), _truth(random, answer)
 
 
-def cut_everywhere(seed: int, vocabulary: Vocabulary) -> tuple[list[Case], list[Truth]]:
+def cut_everywhere(seed: int, vocabulary: Vocabulary, *, scored: bool = False) -> tuple[list[Case], list[Truth]]:
     """The answer of a seed, cut before each of its bytes (and so before each of its tokens)."""
     random = Random(seed)
-    answer = make_answer(random)
+    answer = make_answer(random, scored)
     ids = ids_of(random, bytes(answer.text), answer.coordinates, vocabulary)
     cases = [_happened(at, answer, ids, [], vocabulary) for at in range(len(answer.text) + 1)]
     return cases, _truth(random, answer)

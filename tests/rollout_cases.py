@@ -23,6 +23,7 @@ JSON = tuple(name for name, codec in CODECS.items() if not codec.in_lines)
 NEVER = 0x01  # a byte that JSON has nowhere, not even in a string
 NO_OPENING = {
     "array": ("no idea", "[1, 2]", "{", '{"object": [', '{"objects": {', "{'objects': []}", "\u4e2d", "", '"objects"'),
+    "array_scored": ("no idea", '{"objects": {', ""),
     "keyed": ("no idea", "[1, 2]", "<{", "\u4e2d", "", " \n", '"object_1"'),
 }
 
@@ -129,11 +130,15 @@ def _value(writer: Writer, numbers: list[int]) -> Value:
 def _kept(writer: Writer) -> dict:
     desc, box = writer.random.choice(WORDS), random_box(writer.random)
     parts = {"desc": lambda: writer.string(desc), "bbox_2d": lambda: _corners(writer, box)}
-    spans = writer.members(dict(writer.random.sample([*parts.items()], 2)))
+    score = 999
+    if writer.codec.scored:
+        score = writer.random.randrange(1000)
+        parts["score"] = lambda: writer.corner(score)
+    spans = writer.members(dict(writer.random.sample([*parts.items()], len(parts))))
     return {
-        "found": Truth(desc=desc, box=box),
+        "found": Truth(desc=desc, box=box, score=score),
         "desc_span": spans["desc"],
-        "coordinate_spans": tuple(spans["bbox_2d"]),
+        "coordinate_spans": (*spans["bbox_2d"], *[spans[key] for key in spans if key == "score"]),
     }
 
 
@@ -142,7 +147,10 @@ def _corners(writer: Writer, bins) -> list:
 
 
 def _dropped(writer: Writer) -> dict:
-    reason = writer.random.choice([*DROPPED])
+    reason = writer.random.choice([*DROPPED, *["missing_score"] * writer.codec.scored])
+    if reason == "missing_score":
+        _missing_score(writer)
+        return {"reason": reason, "kind": None}
     kind = DROPPED[reason](writer)
     return {"reason": reason, "kind": kind}
 
@@ -179,7 +187,7 @@ def _key_invalid(writer: Writer) -> str | None:
         inner = [lambda: writer.members({"desc": _desc(writer), "bbox_2d": _box(writer)})]
         writer.members({"objects": lambda: writer.several("[", "]", inner)})
         return None
-    key = writer.random.choice(["score", "Desc", "", "\u4e2d", "bbox_2D"])
+    key = writer.random.choice([*["score"] * (not writer.codec.scored), "Desc", "", "\u4e2d", "bbox_2D"])
     writer.members({"desc": _desc(writer), key: _anything(writer), "bbox_2d": _box(writer)})
     return None
 
@@ -225,6 +233,13 @@ def _bbox_invalid(writer: Writer) -> None:
     x1, y1, x2, y2 = random_box(writer.random)
     box = writer.random.choice([(x2, y1, x1, y2), (x1, y2, x2, y1), (x1, y1, x1, y2), (x1, y1, x2, y1)])
     writer.members({"desc": _desc(writer), "bbox_2d": lambda: _corners(writer, box)})
+
+
+def _missing_score(writer: Writer) -> None:
+    parts = {"desc": _desc(writer), "bbox_2d": _box(writer)}
+    if writer.random.random() < 0.5:
+        parts["score"] = writer.random.choice([lambda: writer.put("1"), lambda: writer.several("[", "]", [])])
+    writer.members(dict(writer.random.sample([*parts.items()], len(parts))))
 
 
 DROPPED = {

@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from transformers import PreTrainedTokenizerFast
 
 from ds_stage2ab.carriers import Target, Truth
+from ds_stage2ab.codec.names import SCORED
 from ds_stage2ab.codec.text import CODECS, get_codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.matching.append import appended_target
@@ -57,7 +58,7 @@ class Form:
 
 ARRAY, KEYED = (Form("array", '{"objects": [', "]}", ""), Form("keyed", "{", "}", '"'))
 FORMS = tuple(form for form in (ARRAY, KEYED) if form.name in CODECS)
-assert {form.name for form in FORMS} == set(JSON), "every codec in JSON that there is, and no fewer"
+assert {form.name for form in FORMS} == set(JSON) - {*SCORED}, "every codec in JSON that there is, and no fewer"
 
 
 @cache
@@ -126,7 +127,8 @@ def follow(vocabulary: Vocabulary, form: Form, ids: list[int], truth: list[Truth
     found = [place for _, place in match.pairs]
     assert sorted([*found, *match.missed]) == list(range(len(truth)))
     if said_order is not None:
-        rewritten = rewritten_target(*made_of, said_order=said_order, desc_ce_weight=0.5, where="sample")
+        order = {"said_order": said_order, "keep_spurious": False}
+        rewritten = rewritten_target(*made_of, **order, desc_ce_weight=0.5, where="sample")
         return match, as_tuples(rewritten)
     target = as_tuples(appended_target(*made_of, **WEIGHTS))
     assert target.bins == tuple(k for place in [*found, *match.missed] for k in truth[place].box)

@@ -26,7 +26,7 @@ SLOTS, LONGEST = 4, 16
 
 def asking(**limits) -> SamplingParams:
     params = GuardParams(
-        limits=RepeatTerminateSection(**{**NO_LIMITS, **limits}), stop_id=STOP, coordinate_ids=(8, 9)
+        limits=RepeatTerminateSection(**{**NO_LIMITS, **limits}), stop_id=STOP, coordinate_ids=(8, 9), per_object=4
     )  # fmt: skip
     return SamplingParams(extra_args={"session_id": "another's", **params.arguments()})
 

@@ -66,6 +66,6 @@ inline bool read_tokens(const Response& response, std::vector<int64_t>& kinds, F
 
 // False as that of `read_tokens`.
 bool scan_rollout(const Grammar& grammar, const Response& response, Found& found);
-bool scan_lines(const Response& response, Found& found);
+bool scan_lines(size_t num_coordinates, const Response& response, Found& found);
 
 }  // namespace ds_stage2ab::cpu

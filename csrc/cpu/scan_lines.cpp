@@ -4,14 +4,12 @@
 namespace ds_stage2ab::cpu {
 namespace {
 
-constexpr size_t kCorners = 4;
-
-// The line that is being read: a description, then boxes of four coordinates each.
+// The line that is being read: a description, then values of `num_coordinates` coordinates each.
 class Lines {
  public:
-  explicit Lines(Found& found) : found_(found) {}
+  Lines(size_t num_coordinates, Found& found) : num_coordinates_(num_coordinates), found_(found) {}
 
-  // Whether nothing was written, or the last thing was a fourth coordinate.
+  // Whether nothing was written, or the last thing was the last coordinate of a value.
   bool may_end() const { return after_box_ || (last_ == 0 && corners_.empty()); }
 
   bool feed(uint8_t byte, int64_t at) {
@@ -36,7 +34,7 @@ class Lines {
       return false;
     }
     corners_.push_back(Node{static_cast<int64_t>(Kind::coordinate), first, last, -1, slot, bin});
-    after_box_ = corners_.size() == kCorners;
+    after_box_ = corners_.size() == num_coordinates_;
     if (after_box_) {
       complete(last);
     }
@@ -56,6 +54,7 @@ class Lines {
     value_first_ = last;
   }
 
+  size_t num_coordinates_;
   Found& found_;
   Character character_;
   int64_t first_ = 0, last_ = 0;  // of the line's description
@@ -77,12 +76,12 @@ bool take(Lines& lines, const std::string& text, int64_t kind, int64_t slot, int
 
 }  // namespace
 
-bool scan_lines(const Response& response, Found& found) {
+bool scan_lines(size_t num_coordinates, const Response& response, Found& found) {
   std::vector<int64_t> kinds;
   if (!read_tokens(response, kinds, found)) {
     return false;
   }
-  Lines lines(found);
+  Lines lines(num_coordinates, found);
   bool ok = true;
   for (int64_t slot = 0; ok && slot < response.num_ids; ++slot) {
     ok = take(lines, found.text, kinds[slot], slot, found.starts[slot], found.starts[slot + 1]);

@@ -127,6 +127,8 @@ def _expectation(parts: Parts) -> Expectation:
         position_index(parts.source.model),
         num_passes=parts.config.stage2_ab.n_softctx_iter,
         desc_ce_weight=parts.config.stage2_ab.desc_ce_weight,
+        num_noise=parts.config.stage2_ab.noise_objects,
+        seed=parts.config.training.seed,
         max_length=parts.config.training.global_max_length,
         skip_overlong=parts.config.data.on_overlong == SKIP,
     )
@@ -160,7 +162,8 @@ def _claim(
     """
     sinks: list[Sink] = []
     attempt = 1
-    sampling = sampling_record(backend, parts.config.rollout_matching, parts.config.evaluation.decoding)
+    codec = get_codec(parts.config.data.codec)
+    sampling = sampling_record(backend, parts.config.rollout_matching, parts.config.evaluation.decoding, codec)
     with parts.world.raise_together("making the run folder"):
         if parts.world.rank == 0:
             beside = {
@@ -206,7 +209,9 @@ def _evaluation(
         parts.datasets.validation,
         parts.encoder.encode,
         backend,
-        evaluation_sampling(parts.config.rollout_matching, parts.config.evaluation.decoding),
+        evaluation_sampling(
+            parts.config.rollout_matching, parts.config.evaluation.decoding, get_codec(parts.config.data.codec)
+        ),
         codec=get_codec(parts.config.data.codec),
         vocabulary=parts.vocabulary,
         world=parts.world,

@@ -7,6 +7,7 @@ read expected embeddings at the coordinate slots) is in the objective; the chann
 from collections.abc import Iterator
 
 from ds_stage2ab.carriers import Sample, Segment, Skipped
+from ds_stage2ab.channels.noise import entries_with_noise
 from ds_stage2ab.channels.segment import Overlong, PositionIndex, make_segment, segment_or_skipped
 from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
@@ -24,6 +25,8 @@ class Expectation:
         positions: position ids of one sample alone.
         num_passes: `stage2_ab.n_softctx_iter`.
         desc_ce_weight: cross-entropy weight of the tokens of a description's value.
+        num_noise: `stage2_ab.noise_objects` of each sample.
+        seed: `training.seed`, of the noise objects.
         max_length: `training.global_max_length`, tokens.
         skip_overlong: skip a longer sample instead of raising.
     """
@@ -40,6 +43,8 @@ class Expectation:
         *,
         num_passes: int,
         desc_ce_weight: float,
+        num_noise: int,
+        seed: int,
         max_length: int,
         skip_overlong: bool,
     ) -> None:
@@ -48,6 +53,8 @@ class Expectation:
         self.positions = positions
         self.num_passes = num_passes
         self.desc_ce_weight = desc_ce_weight
+        self.num_noise = num_noise
+        self.seed = seed
         self.max_length = max_length
         self.skip_overlong = skip_overlong
 
@@ -80,8 +87,7 @@ class Expectation:
         return make_segment(
             sample,
             answer_target(
-                sample.objects,
-                sample.objects,
+                entries_with_noise(sample, self.num_noise, self.seed),
                 self.vocabulary,
                 self.codec,
                 desc_ce_weight=self.desc_ce_weight,

@@ -78,7 +78,7 @@ class RolloutMatching:
         self.vocabulary = vocabulary
         self.positions = positions
         self.section = section
-        self.sampling = training_sampling(section)
+        self.sampling = training_sampling(section, codec)
         self.targets = targets
         self.desc_ce_weight = desc_ce_weight
         self.max_length = max_length
@@ -156,7 +156,8 @@ class RolloutMatching:
         if self.appends:
             factor = self.targets.drop_invalid_struct_ce_multiplier
             return appended_target(*made_of, drop_invalid_struct_ce_multiplier=factor, **shared)
-        return rewritten_target(*made_of, said_order=self.targets.rewrite_order == GENERATED, **shared)
+        said_order, keep = self.targets.rewrite_order == GENERATED, self.targets.keep_spurious
+        return rewritten_target(*made_of, said_order=said_order, keep_spurious=keep, **shared)
 
     def _server_terms(self) -> dict[str, tuple[float, float]]:
         """Server metrics, the same for every rollout of a step."""

@@ -73,6 +73,8 @@ def make_segment(
         is_desc=pad(torch.from_numpy(target.is_desc), (prompt_length, 0)),
         slots=torch.from_numpy(target.slots) + prompt_length,
         bins=torch.from_numpy(target.bins),
+        score_slots=torch.from_numpy(target.score_slots) + prompt_length,
+        score_bins=torch.from_numpy(target.score_bins),
         sample_id=sample.id,
         draw=sample.draw,
         channel=channel,

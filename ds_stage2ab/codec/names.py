@@ -7,8 +7,11 @@ Invariants:
 
 from unicodedata import normalize
 
-IN_LINES = ("compact",)
+IN_LINES = ("compact", "compact_scored")
 """The codecs (`data.codec`) that write a description as a line of text; the others write JSON."""
+
+SCORED = ("array_scored", "compact_scored")
+"""The codecs that write a score behind each box: how sure the model is of it."""
 
 
 def compared(desc: str) -> str:

@@ -9,7 +9,7 @@ Invariants:
 - The bytes of `ids` without the end of turn are exactly the codec's text of the objects, each description
   in the tokenizer's own normal form.
 - `ids[-1]` is the end of turn, exactly once.
-- Coordinate tokens are exactly at `slots`, and encode `bins`.
+- Coordinate tokens are exactly at `slots`, where they encode `bins`, and at `score_slots`.
 - A description that contains the text of an added token never becomes that token.
 - In lines, objects that follow each other and have the same description share it, and it belongs to the first.
 - `is_desc` and `is_coord` are never both true.
@@ -18,7 +18,7 @@ Invariants:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
@@ -28,22 +28,22 @@ from numpy.typing import NDArray
 
 from ds_stage2ab.carriers import Truth
 from ds_stage2ab.codec.bins import coordinate_token
-from ds_stage2ab.codec.names import IN_LINES
+from ds_stage2ab.codec.names import IN_LINES, SCORED
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.errors import ConfigError, DataError
 
-Region = Literal["structure", "desc", "coordinate"]
-REGIONS: tuple[Region, ...] = ("structure", "desc", "coordinate")
+Region = Literal["structure", "desc", "coordinate", "score"]
+REGIONS: tuple[Region, ...] = ("structure", "desc", "coordinate", "score")
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text of one region; each coordinate is a separate piece."""
+    """Text of one region; each coordinate and each score is a separate piece."""
 
     text: str
     region: Region
     bin: int = -1
-    # of a coordinate; -1 elsewhere
+    # of a coordinate or a score; -1 elsewhere
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -63,6 +63,8 @@ class AnswerTokens:
     # [4N] positions of the coordinate tokens, x1 y1 x2 y2 of each object in turn
     bins: NDArray[np.int64]
     # [4N] the bin at each slot
+    score_slots: NDArray[np.int64]
+    # [N] positions of the scores; empty where the form has none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +73,8 @@ class Codec:
 
     Example: `array` writes `{"objects": [{"desc": "cat", "bbox_2d": [<|coord_110|>, ...]}, ...]}`, `keyed`
     `{"object_1": {"desc": "cat", "bbox_2d": ["<|coord_110|>", ...]}, ...}`, `compact` a line `cat<|coord_110|>...` for
-    each description, with all boxes of a run of objects that have it.
+    each description, with all boxes of a run of objects that have it. A scored form writes one more coordinate token
+    for each object, k of 0..999 for the score k / 999: `"score": <|coord_999|>` behind `bbox_2d`, and in lines a fifth.
     """
 
     name: str
@@ -92,6 +95,16 @@ class Codec:
         """Whether objects of one description share it, on a line without any structure; else an object is JSON."""
         return self.name in IN_LINES
 
+    @property
+    def scored(self) -> bool:
+        """Whether an object has a score behind its box."""
+        return self.name in SCORED
+
+    @property
+    def num_coordinates(self) -> int:
+        """Coordinate tokens of an object, its score included."""
+        return 4 + self.scored
+
     def object_pieces(self, truth: Truth, number: int, vocabulary: Vocabulary) -> list[Piece]:
         """One object as pieces.
 
@@ -107,18 +120,24 @@ class Codec:
             Piece(_escaped(truth.desc, vocabulary), "desc"),
             Piece(f'", "bbox_2d": [{self.quote}', "structure"),
             *self.box_pieces(truth),
-            Piece(f"{self.quote}]}}", "structure"),
+            Piece("}", "structure") if self.scored else Piece(f"{self.quote}]}}", "structure"),
         ]
 
     def box_pieces(self, truth: Truth) -> list[Piece]:
-        """The four coordinates, and what stands between them."""
+        """The four coordinates, the score if there is one, and what stands between them."""
         pieces = []
         for place, k in enumerate(truth.box):
             if place and not self.in_lines:
                 pieces.append(Piece(f"{self.quote}, {self.quote}", "structure"))
             pieces.append(Piece(coordinate_token(k), "coordinate", k))
+        if self.scored and not self.in_lines:
+            pieces.append(Piece('], "score": ', "structure"))
+        if self.scored:
+            pieces.append(Piece(coordinate_token(truth.score), "score", truth.score))
         return pieces
 
+
+LIST = {"opening": '{ "objects" : [', "closing": "] }", "key_head": "", "quoted": False}
 
 CODECS: Mapping[str, Codec] = MappingProxyType(
     {
@@ -131,7 +150,16 @@ CODECS: Mapping[str, Codec] = MappingProxyType(
                 separator=", ",
                 key=("", ""),
                 quote="",
-                grammar={"opening": '{ "objects" : [', "closing": "] }", "key_head": "", "quoted": False},
+                grammar=LIST,
+            ),
+            Codec(
+                name="array_scored",
+                opening='{"objects": [',
+                closing="]}",
+                separator=", ",
+                key=("", ""),
+                quote="",
+                grammar=LIST,
             ),
             Codec(
                 name="keyed",
@@ -143,6 +171,7 @@ CODECS: Mapping[str, Codec] = MappingProxyType(
                 grammar={"opening": "{", "closing": "}", "key_head": '"object_', "quoted": True},
             ),
             Codec(name="compact", opening="", closing="", separator="\n", key=("", ""), quote="", grammar=None),
+            Codec(name="compact_scored", opening="", closing="", separator="\n", key=("", ""), quote="", grammar=None),
         )
     }
 )
@@ -178,17 +207,38 @@ def appended_pieces(
         open_desc: the description, as it was written, that a first object which has it too would share; empty: none.
     """
     pieces: list[Piece] = []
+    for between, own in _written(objects, number, vocabulary, codec, after_a_value=after_a_value, open_desc=open_desc):
+        pieces += [*between, *own]
+    pieces.append(Piece(codec.closing, "structure"))
+    return pieces
+
+
+def object_spans(objects: Sequence[Truth], vocabulary: Vocabulary, codec: Codec) -> list[tuple[int, int]]:
+    """[first, last) bytes of each object in the text of an answer; a shared description belongs to the first."""
+    spans, at = [], len(codec.opening.encode())
+    for between, own in _written(objects, 1, vocabulary, codec, after_a_value=False, open_desc=""):
+        first = at + _num_bytes(between)
+        at = first + _num_bytes(own)
+        spans.append((first, at))
+    return spans
+
+
+def _num_bytes(pieces: Sequence[Piece]) -> int:
+    return sum(len(piece.text.encode()) for piece in pieces)
+
+
+def _written(
+    objects: Sequence[Truth], number: int, vocabulary: Vocabulary, codec: Codec, *, after_a_value: bool, open_desc: str
+) -> Iterator[tuple[list[Piece], list[Piece]]]:
+    """Of each object what stands before it, and its own pieces."""
     for place, truth in enumerate(objects):
         desc = vocabulary.normalise(truth.desc)
         if codec.in_lines and desc == open_desc:
-            pieces.extend(codec.box_pieces(truth))
+            yield [], codec.box_pieces(truth)
             continue
-        if place or after_a_value:
-            pieces.append(Piece(codec.separator, "structure"))
-        pieces.extend(codec.object_pieces(truth, number + place, vocabulary))
+        between = [Piece(codec.separator, "structure")] if place or after_a_value else []
+        yield between, codec.object_pieces(truth, number + place, vocabulary)
         open_desc = desc
-    pieces.append(Piece(codec.closing, "structure"))
-    return pieces
 
 
 def encode_answer(objects: Sequence[Truth], vocabulary: Vocabulary, codec: Codec, *, where: str = "") -> AnswerTokens:
@@ -207,6 +257,7 @@ def encode_answer(objects: Sequence[Truth], vocabulary: Vocabulary, codec: Codec
         is_coord=np.append(answer.is_coord, False),
         slots=answer.slots,
         bins=answer.bins,
+        score_slots=answer.score_slots,
     )
 
 
@@ -239,20 +290,23 @@ def exact_tokens(pieces: Sequence[Piece], vocabulary: Vocabulary) -> AnswerToken
     text = "".join(piece.text for piece in pieces)
     ids = np.array(vocabulary.encode(text), dtype=np.int64)
     kinds = vocabulary.kinds_of(ids)
-    slots = np.flatnonzero(kinds >= 0)
-    wanted = [piece.bin for piece in pieces if piece.region == "coordinate"]
+    written_slots = np.flatnonzero(kinds >= 0)
+    wanted = [piece.bin for piece in pieces if piece.bin >= 0]
     written = vocabulary.written_all(ids.tolist())
-    if written != text.encode() or kinds[slots].tolist() != wanted:
+    if written != text.encode() or kinds[written_slots].tolist() != wanted:
         return None
     # A last token without bytes has no first byte: it takes the region of the last byte.
     first = np.minimum(vocabulary.starts_of(ids)[:-1], len(written) - 1)
     region = region_of_bytes(pieces)[first]
+    is_score = (kinds >= 0) & (region == REGIONS.index("score"))
+    slots = np.flatnonzero((kinds >= 0) & ~is_score)
     return AnswerTokens(
         ids=ids,
         is_desc=region == REGIONS.index("desc"),
         is_coord=kinds >= 0,
         slots=slots,
         bins=kinds[slots],
+        score_slots=np.flatnonzero(is_score),
     )
 
 

@@ -11,13 +11,20 @@ from dataclasses import dataclass
 
 from ds_stage2ab.config.batch import counted
 from ds_stage2ab.config.problems import KeyPath
+from ds_stage2ab.config.score_rules import (
+    CODEC,
+    KEEP_SPURIOUS,
+    NOISE,
+    REWRITE_ORDER,
+    noise_objects_have_a_score,
+    spurious_objects_stay_where_they_were_said,
+)
 from ds_stage2ab.config.sections import APPEND, NO_OFFLOAD
 from ds_stage2ab.config.servers import BACKEND, SERVERS
 from ds_stage2ab.errors import ConfigError
 
 B_RATIO = "stage2_ab.schedule.b_ratio"
 TARGET = "stage2_ab.channel_b.target"
-REWRITE_ORDER = "stage2_ab.channel_b.rewrite_order"
 DROP_MULTIPLIER = "stage2_ab.channel_b.drop_invalid_struct_ce_multiplier"
 LENGTH_CAP = "training.global_max_length"
 MAX_NEW_TOKENS = "custom.extra.rollout_matching.max_new_tokens"
@@ -283,6 +290,8 @@ RULES = (
     Rule(repeated_sequences_have_length_and_number, (NGRAM_SIZE, NGRAM_REPEATS)),
     Rule(only_rewritten_answers_have_an_order, (TARGET, REWRITE_ORDER)),
     Rule(only_appended_objects_have_a_multiplier, (TARGET, DROP_MULTIPLIER)),
+    Rule(noise_objects_have_a_score, (CODEC, NOISE)),
+    Rule(spurious_objects_stay_where_they_were_said, (CODEC, REWRITE_ORDER, KEEP_SPURIOUS)),
     Rule(answer_fits_length, (MAX_NEW_TOKENS, LENGTH_CAP)),
     Rule(constant_rate_does_not_fall, (SCHEDULER, FINAL_RATE)),
     Rule(offload_needs_zero, (OFFLOAD, ZERO_STAGE)),

@@ -63,6 +63,7 @@ class ChannelBSection:
     target: str
     rewrite_order: str | None
     # None with `append`, which rewrites nothing; with `rewrite` it means the data's order
+    keep_spurious: bool
     drop_invalid_struct_ce_multiplier: float
     health: HealthSection
 
@@ -87,6 +88,8 @@ class Stage2ABSection:
     coord_ehuber_weight: float
     coord_huber_delta: float
     coord_entropy_weight: float
+    score_weight: float
+    noise_objects: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

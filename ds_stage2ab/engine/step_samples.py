@@ -45,7 +45,7 @@ class StepSamples:
                 self.skipped.append(one)
                 continue
             self.num_kept += 1
-            self.num_supervised += bool(one.weights.any()) or len(one.slots) > 0
+            self.num_supervised += bool(one.weights.any()) or len(one.slots) + len(one.score_slots) > 0
             for name, (total, count) in self.terms.items():
                 more = one.terms[name]
                 self.terms[name] = total + more[0], count + more[1]

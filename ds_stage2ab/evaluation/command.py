@@ -91,7 +91,7 @@ def evaluate_checkpoint(
         records,
         encoder.encode,
         backend,
-        evaluation_sampling(config.rollout_matching, config.evaluation.decoding),
+        evaluation_sampling(config.rollout_matching, config.evaluation.decoding, codec),
         codec=codec,
         vocabulary=vocabulary,
         world=world,

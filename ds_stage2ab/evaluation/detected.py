@@ -11,9 +11,13 @@ from ds_stage2ab.carriers import ParsedRollout, Probabilities, Rollout, Truth
 from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.matching.parse import parse_rollout
+from ds_stage2ab.matching.scores import confidence_of
 
 WELL_FORMED = ("ok", "empty_answer")
 """Parse states of a complete answer."""
+
+BY_SCORE, BY_PROBABILITY, UNRANKED = "by_score", "by_probability", "unranked"
+"""How objects are ranked: the end of the names of `eval/ap...`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +26,11 @@ class Detected:
 
     predicted: tuple[Truth, ...]
     scores: tuple[float, ...] | None
-    # of each predicted object: product of the probabilities of its tokens; None where the backend gives none
+    # of each predicted object, higher is more certain: its confidence in a scored form, else `token_scores`
+    token_scores: tuple[float, ...] | None
+    # product of the probabilities of its tokens, its score left out; None where the backend gives none
+    ranked: str
+    # what `scores` are: BY_SCORE, BY_PROBABILITY, or UNRANKED where there are none
     dropped: tuple[str, ...]
     # the reason for each dropped value
     well_formed: bool
@@ -39,9 +47,13 @@ class Detected:
 def detected(rollout: Rollout, vocabulary: Vocabulary, codec: Codec) -> Detected:
     """Parse an answer, strictly."""
     parsed = parse_rollout(rollout.response_ids, vocabulary, codec)
+    token_scores = _token_scores(parsed, rollout.probabilities)
+    scores = _confidences(parsed, rollout.probabilities) if codec.scored else token_scores
     return Detected(
         predicted=tuple(Truth(desc=found.desc, box=found.box) for found in parsed.objects),
-        scores=_scores(parsed, rollout.probabilities),
+        scores=scores,
+        token_scores=token_scores,
+        ranked=BY_SCORE if codec.scored else UNRANKED if scores is None else BY_PROBABILITY,
         dropped=parsed.dropped,
         well_formed=parsed.state in WELL_FORMED and rollout.finish == "stop",
         text=vocabulary.written_all(rollout.response_ids).decode(errors="replace"),
@@ -52,11 +64,22 @@ def detected(rollout: Rollout, vocabulary: Vocabulary, codec: Codec) -> Detected
     )
 
 
-def _scores(parsed: ParsedRollout, probabilities: Probabilities | None) -> tuple[float, ...] | None:
-    """For each object, the product of the probabilities of its tokens."""
+def _token_scores(parsed: ParsedRollout, probabilities: Probabilities | None) -> tuple[float, ...] | None:
+    """For each object, the product of the probabilities of its tokens but its score."""
     if probabilities is None:
         return None
-    return tuple(math.exp(probabilities.log_probs[slice(*found.tokens)].sum()) for found in parsed.objects)
+    log_probs = probabilities.log_probs.copy()
+    log_probs[[found.score_slot for found in parsed.objects if found.score_slot >= 0]] = 0.0
+    return tuple(math.exp(log_probs[slice(*found.tokens)].sum()) for found in parsed.objects)
+
+
+def _confidences(parsed: ParsedRollout, probabilities: Probabilities | None) -> tuple[float, ...]:
+    """What the score of each object says."""
+    given = [None if probabilities is None else probabilities.log_probs[one.score_slot] for one in parsed.objects]
+    return tuple(
+        confidence_of(one.score, None if log_prob is None else math.exp(log_prob))
+        for one, log_prob in zip(parsed.objects, given, strict=True)
+    )
 
 
 def _coordinate_mass(rollout: Rollout, vocabulary: Vocabulary) -> tuple[float, int]:

@@ -34,6 +34,14 @@ class SlotDistribution:
     log_mass_M: Tensor
     # log of the probability that the full vocabulary gives to coordinate ids; <= 0
 
+    def split(self, num_first: int) -> "tuple[SlotDistribution, SlotDistribution]":
+        """The first slots, and the others."""
+        first, rest = slice(None, num_first), slice(num_first, None)
+        return (
+            SlotDistribution(log_p_MK=self.log_p_MK[first], log_mass_M=self.log_mass_M[first]),
+            SlotDistribution(log_p_MK=self.log_p_MK[rest], log_mass_M=self.log_mass_M[rest]),
+        )
+
 
 def slot_distribution(logits_MV: Tensor, coordinate_ids_K: Tensor) -> SlotDistribution:
     """Split the logits at coordinate slots into a distribution over bins and the total coordinate probability."""

@@ -23,15 +23,18 @@ from ds_stage2ab.losses.coordinates import (
     expected_coordinate,
     slot_distribution,
 )
+from ds_stage2ab.losses.score import score_term
 from ds_stage2ab.losses.text import token_cross_entropy, weighted_sample_mean
 
+SCORE_TERM = "score"
 BOX_TERMS = ("bbox_smoothl1", "bbox_ciou")
 COORDINATE_TERMS = (
     "coord_soft_ce", "coord_w1", "coord_gate", "coord_ce", "coord_el1", "coord_ehuber", "coord_entropy",
 )  # fmt: skip
+WEIGHTED_TERMS = (*BOX_TERMS, *COORDINATE_TERMS, SCORE_TERM)
 DIAGNOSTICS = ("loss/desc_ce", "coord/mass", "coord/mean_abs_error_bins")
 TERM_NAMES = (
-    "loss/total", "loss/text_ce", *(f"loss/{name}" for name in BOX_TERMS + COORDINATE_TERMS), *DIAGNOSTICS,
+    "loss/total", "loss/text_ce", *(f"loss/{name}" for name in WEIGHTED_TERMS), *DIAGNOSTICS,
 )  # fmt: skip
 """Every name in the terms of `forward`, the same for every pack."""
 
@@ -49,7 +52,7 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self.section = section
-        self.weights = {name: getattr(section, f"{name}_weight") for name in BOX_TERMS + COORDINATE_TERMS}
+        self.weights = {name: getattr(section, f"{name}_weight") for name in WEIGHTED_TERMS}
         self.register_buffer("coordinate_ids", coordinate_ids, persistent=False)
 
     def forward(self, pack: Pack) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
@@ -59,13 +62,17 @@ class Objective(nn.Module):
         """
         num_samples = len(pack.boundaries) - 1
         supervised_M = pack.weights.nonzero().squeeze(-1)
-        text_logits_MV, slot_logits_MV = self._expectation_loop(pack, supervised_M - 1, pack.slots - 1)
+        text_logits_MV, slot_logits_MV = self._expectation_loop(pack, supervised_M - 1)
 
         ce_M = token_cross_entropy(text_logits_MV, pack.input_ids[supervised_M])
         sample_of_M = pack.segment_of[supervised_M]
         per_sample = {"text_ce": weighted_sample_mean(ce_M, pack.weights[supervised_M], sample_of_M, num_samples)}
-        slots = slot_distribution(slot_logits_MV, self.coordinate_ids)
+        both = slot_distribution(slot_logits_MV, self.coordinate_ids)
+        slots, scores = both.split(len(pack.slots))
         per_sample |= self._geometry_terms(slots, pack, num_samples)
+        score_K = score_term(scores, pack.score_bins)
+        sample_of_K = pack.segment_of[pack.score_slots]
+        per_sample[SCORE_TERM] = weighted_sample_mean(score_K, torch.ones_like(score_K), sample_of_K, num_samples)
 
         total_S = per_sample["text_ce"] + sum(weight * per_sample[name] for name, weight in self.weights.items())
         real = float(pack.real)
@@ -74,14 +81,15 @@ class Objective(nn.Module):
         terms |= _diagnostics(ce_M, pack.is_desc[supervised_M], slots, pack.bins, real)
         return total_S.sum() * real, terms
 
-    def _expectation_loop(self, pack: Pack, text_rows: Tensor, slot_rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits that predict the supervised tokens (first pass) and the coordinate slots (last pass).
+    def _expectation_loop(self, pack: Pack, text_rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits that predict the supervised tokens (first pass), and the coordinate slots and scores (last pass).
 
         Pass 0 reads the tokens themselves; each further pass reads, at every coordinate slot, the embedding
         that the pass before predicted there. The vision tower runs once.
         """
         vision = self.model.get_image_features(pack.vision.pixel_values, pack.vision.image_grid_thw, return_dict=True)
         embed, detach = self.model.get_input_embeddings(), self.section.softctx_grad_mode == "em_detach"
+        slot_rows = torch.cat([pack.slots, pack.score_slots]) - 1
         text_logits = slot_logits = None
         for index in range(pack.num_passes):
             first, last = index == 0, index == pack.num_passes - 1
@@ -89,7 +97,8 @@ class Objective(nn.Module):
                 # Embedded again in each pass: placeholder rows must stay bitwise what the model compares with.
                 inputs_TD = embed(pack.input_ids)
                 if not first:
-                    expected_MD = self._expected_embedding(slot_logits.detach() if detach else slot_logits)
+                    boxes_MV = slot_logits[: len(pack.slots)]
+                    expected_MD = self._expected_embedding(boxes_MV.detach() if detach else boxes_MV)
                     expected_MD = expected_MD.detach() if detach else expected_MD
                     inputs_TD = inputs_TD.index_copy(0, pack.slots, expected_MD.to(inputs_TD.dtype))
                 rows = torch.cat([text_rows, slot_rows]) if first else slot_rows

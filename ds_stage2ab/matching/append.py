@@ -49,6 +49,7 @@ from ds_stage2ab.codec.text import (
     region_of_bytes,
 )
 from ds_stage2ab.codec.vocabulary import Vocabulary
+from ds_stage2ab.matching.targets import score_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -96,10 +97,8 @@ def appended_target(
     assert len(match.pairs) + len(match.missed) == len(truth), "the match is of other true objects"
     assert len(match.pairs) + len(match.spurious) == len(parsed.objects), "the match is of other predictions"
     missed = [truth[place] for place in match.missed]
-    said_any = bool(parsed.value_ends)
-    pieces = appended_pieces(
-        missed, parsed.next_number, vocabulary, codec, after_a_value=said_any, open_desc=parsed.open_desc
-    )
+    written_as = {"after_a_value": bool(parsed.value_ends), "open_desc": parsed.open_desc}
+    pieces = appended_pieces(missed, parsed.next_number, vocabulary, codec, **written_as)
     written = _write(parsed, pieces, vocabulary, where)
     structure = float(drop_invalid_struct_ce_multiplier if parsed.dropped else 1)
     regions = np.concatenate([np.full(written.num_kept, -1), region_of_bytes(pieces)])
@@ -108,7 +107,8 @@ def appended_target(
 
     is_generated = written.starts[:-1] < written.num_kept
     is_coordinate = vocabulary.kinds_of(written.ids) >= 0
-    slots = np.concatenate([_matched_slots(parsed, match), np.flatnonzero(is_coordinate & ~is_generated)])
+    is_score = is_coordinate & (regions[first] == REGIONS.index("score"))
+    slots = np.concatenate([_matched_slots(parsed, match), np.flatnonzero(is_coordinate & ~is_generated & ~is_score)])
     bins = [truth[place].box for _, place in match.pairs] + [one.box for one in missed]
 
     weights = np.append(np.where(is_desc, float(desc_ce_weight), structure), 1.0)  # the last is the end of turn's
@@ -123,6 +123,8 @@ def appended_target(
         is_desc=np.append(is_desc, False),
         slots=slots,
         bins=np.array(bins, dtype=np.int64).reshape(-1),
+        score_slots=np.array([*_said_score_slots(parsed), *np.flatnonzero(is_score)], dtype=np.int64),
+        score_bins=_score_bins(parsed, match, truth) if codec.scored else np.array([], dtype=np.int64),
         num_go_on=_num_taught(parsed, go_on, written, is_coordinate, slots) + (len(missed) if structure > 0 else 0),
         num_stop=1,
         seam_fallback=written.seam_fallback,
@@ -203,6 +205,17 @@ def _still_to_come(parsed: ParsedRollout, match: Match) -> list[bool]:
     """For each generated value but the last: whether a matched object follows it, or one was missed."""
     last_said = max((parsed.objects[place].span[1] for place, _ in match.pairs), default=0)
     return [bool(match.missed) or end < last_said for end in parsed.value_ends[:-1]]
+
+
+def _said_score_slots(parsed: ParsedRollout) -> list[int]:
+    return [found.score_slot for found in parsed.objects if found.score_slot >= 0]
+
+
+def _score_bins(parsed: ParsedRollout, match: Match, truth: Sequence[Truth]) -> NDArray[np.int64]:
+    """What the scores of all generated objects should have been, and those of the missed ones."""
+    fits = {place: score_of(parsed.objects[place].box, truth[true].box) for place, true in match.pairs}
+    said = [fits.get(place, 0) for place in range(len(parsed.objects))]
+    return np.array([*said, *(truth[place].score for place in match.missed)], dtype=np.int64)
 
 
 def _matched_slots(parsed: ParsedRollout, match: Match) -> NDArray[np.int64]:

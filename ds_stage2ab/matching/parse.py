@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -42,7 +43,7 @@ empty, and one that ends behind a complete box is closed.
 """
 
 REASONS = (
-    "key_invalid",  # not an object, a key twice (its own included), or a key that is neither `desc` nor a geometry
+    "key_invalid",  # not an object, a key twice (its own included), or a key that the form does not know
     "missing_desc",  # no `desc`, or it is blank or not a string
     "missing_geom",  # no geometry at all
     "unknown_geom",  # a geometry of another kind, beside `bbox_2d` or instead of it
@@ -50,10 +51,11 @@ REASONS = (
     "wrong_arity",  # `bbox_2d` is not a list of four
     "non_coord_token",  # one of the four is not a coordinate token
     "bbox_invalid",  # x2 <= x1 or y2 <= y1
+    "missing_score",  # in a scored form: no `score`, or it is not a coordinate token
 )
 """Why a complete value was dropped: the first that applies.
 
-In lines a value has four coordinates and no keys: `missing_desc` (blank, or none) and `bbox_invalid` alone can be.
+In lines a value has all its coordinates and no keys: `missing_desc` (blank, or none) and `bbox_invalid` alone can be.
 """
 
 MAX_NUMBER = 10**MAX_KEY_DIGITS - 1
@@ -61,6 +63,7 @@ ROOM = 10_000
 """Numbers that must be free above the first appended one: more than any answer has objects."""
 DESC_KEY = "desc"
 BOX_KEY = "bbox_2d"
+SCORE_KEY = "score"
 POLYGON_KEYS = frozenset({"poly", "poly_2d", "polygon", "polygon_2d", "segmentation"})
 OTHER_GEOMETRY_KEYS = frozenset(
     {"bbox", "bbox_3d", "box", "box_2d", "box_3d", "boxes", "circle", "line", "line_2d", "mask"}
@@ -82,7 +85,7 @@ def parse_rollout(token_ids: Sequence[int], vocabulary: Vocabulary, codec: Codec
     numbers = [value.number for value in found.values] if codec.key[0] else []
     judge = _judge_line if codec.in_lines else _judge
     judged = [
-        "key_invalid" if value.number in numbers[:place] else judge(value, found)
+        "key_invalid" if value.number in numbers[:place] else judge(value, found, codec.scored)
         for place, value in enumerate(found.values)
     ]
     prefix_ids, num_whole = _prefix(token_ids, found, vocabulary, codec)
@@ -121,13 +124,13 @@ def _state(found: Scan) -> str:
     return "truncated" if found.values else "truncated_first_object"
 
 
-def _judge(value: Node, found: Scan) -> ParsedObject | str:
+def _judge(value: Node, found: Scan, scored: bool) -> ParsedObject | str:
     """The object, or the first of `REASONS` that applies."""
     if value.kind != "object":
         return "key_invalid"
     names = [_string(key, found.text) for key in value.inside[::2]]
     members = dict(zip(names, value.inside[1::2], strict=True))
-    others = members.keys() - {DESC_KEY, BOX_KEY}
+    others = members.keys() - {DESC_KEY, BOX_KEY, *[SCORE_KEY] * scored}
     if len(members) < len(names) or not others <= POLYGON_KEYS | OTHER_GEOMETRY_KEYS:
         return "key_invalid"
     if DESC_KEY not in members or members[DESC_KEY].kind != "string":
@@ -141,7 +144,8 @@ def _judge(value: Node, found: Scan) -> ParsedObject | str:
         return "unknown_geom"
     if others:
         return "poly_unsupported"
-    return _judge_box(value, members[DESC_KEY], desc, members[BOX_KEY], found.starts)
+    judged = _judge_box(value, members[DESC_KEY], desc, members[BOX_KEY], found.starts)
+    return _with_score(judged, members.get(SCORE_KEY)) if scored else judged
 
 
 def _judge_box(value: Node, desc_node: Node, desc: str, box: Node, starts: list[int]) -> ParsedObject | str:
@@ -152,13 +156,22 @@ def _judge_box(value: Node, desc_node: Node, desc: str, box: Node, starts: list[
     return _object(value, desc, (desc_node.first + 1, desc_node.last - 1), box.inside, starts)
 
 
-def _judge_line(value: Node, found: Scan) -> ParsedObject | str:
+def _with_score(judged: ParsedObject | str, score: Node | None) -> ParsedObject | str:
+    if isinstance(judged, str):
+        return judged
+    if score is None or score.slot < 0:
+        return "missing_score"
+    return replace(judged, score=score.number, score_slot=score.slot)
+
+
+def _judge_line(value: Node, found: Scan, scored: bool) -> ParsedObject | str:
     """Of a value in lines the object, or the first of `REASONS` that applies."""
     desc_node, *corners = value.inside
     desc = found.text[desc_node.first : desc_node.last].decode()
     if not desc.strip():
         return "missing_desc"
-    return _object(value, desc, (desc_node.first, desc_node.last), corners, found.starts)
+    judged = _object(value, desc, (desc_node.first, desc_node.last), corners[:4], found.starts)
+    return _with_score(judged, corners[4]) if scored else judged
 
 
 def _object(
@@ -175,6 +188,8 @@ def _object(
         desc_span=desc_span,
         tokens=_tokens(starts, value.first, value.last),
         slots=(first, second, third, fourth),
+        score=-1,
+        score_slot=-1,
     )
 
 

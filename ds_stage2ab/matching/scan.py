@@ -58,7 +58,10 @@ def scan(token_ids: Sequence[int], vocabulary: Vocabulary, codec: Codec) -> Scan
         token_ids: [T] response ids, the stop token removed. Any ids are legal.
     """
     arguments = scan_arguments(token_ids, vocabulary)
-    made = ops.scan_lines(*arguments) if codec.grammar is None else ops.scan_rollout(*arguments, **codec.grammar)
+    if codec.grammar is None:
+        made = ops.scan_lines(*arguments, codec.num_coordinates)
+    else:
+        made = ops.scan_rollout(*arguments, **codec.grammar)
     nodes, text, starts, summary = made
     opening_end, ended, behind = summary.tolist()
     return Scan(

@@ -73,6 +73,8 @@ LOSS = (
             "Huber distance from the true coordinate, averaged over a slot's distribution."),
     _metric("loss/coord_entropy", "nats", "mean", "both", "lower",
             "Entropy of a slot's distribution over bins; 0 means one certain bin."),
+    _metric("loss/score", "nats", "mean", "both", "lower",
+            "The score behind each box: cross entropy with what it should have been, and of its token."),
 )
 
 COORDINATES = (
@@ -161,6 +163,8 @@ PARSE = (
             "Share of complete values dropped: one of the four is no coordinate token."),
     _metric("drop/bbox_invalid", "fraction", "mean", "B", "lower",
             "Share of complete values dropped: the box has no width or no height."),
+    _metric("drop/missing_score", "fraction", "mean", "B", "lower",
+            "Share of complete values dropped: no score, or one that is no coordinate token (scored forms alone)."),
 )
 
 TARGET = (
@@ -238,6 +242,12 @@ EVALUATION = (
             "As eval/recall, with descriptions ignored."),
     _metric("eval/matched_iou", "fraction", "mean", "eval", "higher",
             "Mean IoU of the pairs that eval/f1 counts."),
+    _metric("eval/ap_by_score", "fraction", "mean", "eval", "higher",
+            "COCO AP, mean over IoU 0.50 to 0.95, with objects ranked by the score that they were written with."),
+    _metric("eval/ap50_by_score", "fraction", "mean", "eval", "higher",
+            "The same at IoU 0.50."),
+    _metric("eval/ap75_by_score", "fraction", "mean", "eval", "higher",
+            "The same at IoU 0.75."),
     _metric("eval/ap_by_probability", "fraction", "mean", "eval", "higher",
             "COCO's AP (IoU 0.50 to 0.95), objects ranked by the product of the probabilities of their tokens."),
     _metric("eval/ap50_by_probability", "fraction", "mean", "eval", "higher",
@@ -276,6 +286,8 @@ EVALUATION = (
             "Share of complete values dropped as drop/non_coord_token is."),
     _metric("eval/drop_bbox_invalid", "fraction", "mean", "eval", "lower",
             "Share of complete values dropped as drop/bbox_invalid is."),
+    _metric("eval/drop_missing_score", "fraction", "mean", "eval", "lower",
+            "Share of complete values dropped as drop/missing_score is."),
     _metric("eval/coord_mass", "fraction", "mean", "eval", "higher",
             "Probability of the 1,000 coordinate tokens together where one was generated, averaged over those places."),
     _metric("eval/samples", "samples", "sum", "eval", "neither",

@@ -60,12 +60,13 @@ def scan_rollout(
 
 
 def scan_lines(
-    token_ids: Tensor, table: Tensor, offsets: Tensor, kinds: Tensor
+    token_ids: Tensor, table: Tensor, offsets: Tensor, kinds: Tensor, num_coordinates: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Which boxes of an answer in lines are complete, and where: `ds_stage2ab/ops/lines.py` has the grammar.
 
     Args:
         token_ids, table, offsets, kinds: as in `scan_rollout`.
+        num_coordinates: of a box, its score included; at least 1.
 
     Returns:
         as `scan_rollout`: each value is an array of its line's description (a string) and its coordinates; "closed"
@@ -74,7 +75,7 @@ def scan_lines(
     Raises:
         ValueError: as in `scan_rollout`.
     """
-    return _BOUND.ops.scan_lines(token_ids, table, offsets, kinds)
+    return _BOUND.ops.scan_lines(token_ids, table, offsets, kinds, num_coordinates)
 
 
 def philox(counters: Tensor, keys: Tensor) -> Tensor:

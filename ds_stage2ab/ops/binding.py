@@ -51,7 +51,7 @@ def self_test(ops: Any) -> str:
     numbers = torch.tensor([5, 6, 7, 8, 9])
     arguments = {
         "scan_rollout": (*_scan_example(), "[", "]", "", False),
-        "scan_lines": _scan_example(),
+        "scan_lines": (*_scan_example(), 4),
         "philox": (torch.stack([numbers[:4], -numbers[1:]]), numbers[:4].reshape(2, 2)),
         "sample_tokens": (numbers[None].float(), 1.0, 4, 0.9, numbers[:1], numbers[1:2]),
     }

@@ -1,8 +1,9 @@
 """One pass over the bytes of a rollout of lines: which boxes of the compact form are complete, and where.
 
-A line is a description, then coordinate tokens; every four of them are a box of that description, and each line has one
-at least. Lines are separated by one newline, and nothing closes the answer: it may end behind any complete box, or
-before anything was written. This file is the meaning of the scan; the compiled one in `csrc/` gives equal results.
+A line is a description, then coordinate tokens; every four of them (five where each box has a score) are a value of
+that description, and each line has one at least. Lines are separated by one newline, and nothing closes the answer: it
+may end behind any complete value, or before anything was written. This file is the meaning of the scan; the compiled
+one in `csrc/` gives equal results.
 
 Invariants:
 - No byte is looked at twice, and none after the first that cannot continue the grammar.
@@ -10,9 +11,9 @@ Invariants:
   the scan.
 - A description is valid UTF-8 without a newline, of at most 4,096 bytes; it may be empty before a coordinate, and no
   text follows a coordinate on its line.
-- A value is complete with its fourth coordinate, and a newline follows a complete value alone.
+- A value is complete with its last coordinate, and a newline follows a complete value alone.
 - A value begins with its line if it is the first of it, else with its first coordinate. In it are the line's
-  description, a string without quotes, and its four coordinates.
+  description, a string without quotes, and its coordinates.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from itertools import accumulate
 from ds_stage2ab.ops.json_value import MAX_VALUE_BYTES, Node, continuation
 from ds_stage2ab.ops.scan import SPECIAL, Scan
 
-CORNERS = 4
 NEWLINE = ord("\n")
 CONTINUES = 0x80  # a byte from here on belongs to a character of several
 
@@ -31,14 +31,15 @@ CONTINUES = 0x80  # a byte from here on belongs to a character of several
 class _Lines:
     """The line that is being read, and the complete values."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_coordinates: int) -> None:
+        self.num_coordinates = num_coordinates
         self.values: list[Node] = []
         self._utf8: list[range] = []  # what the next bytes of a character must be
         self._begin(0)
 
     @property
     def may_end(self) -> bool:
-        """Whether nothing was written, or the last thing was a fourth coordinate."""
+        """Whether nothing was written, or the last thing was the last coordinate of a value."""
         return self._after_box or (self._last == 0 and not self._corners)
 
     def feed(self, byte: int, at: int) -> bool:
@@ -63,7 +64,7 @@ class _Lines:
         if self._utf8:
             return False
         self._corners.append(Node("coordinate", first, last, slot, k))
-        self._after_box = len(self._corners) == CORNERS
+        self._after_box = len(self._corners) == self.num_coordinates
         if self._after_box:
             self._complete(last)
         return True
@@ -80,10 +81,14 @@ class _Lines:
         self._corners, self._value_first = [], last
 
 
-def scan(written: Sequence[bytes], kinds: Sequence[int]) -> Scan:
-    """Read a response, as `ds_stage2ab.ops.scan.scan` does: `closed` means that the answer may end where it does."""
+def scan(written: Sequence[bytes], kinds: Sequence[int], num_coordinates: int) -> Scan:
+    """Read a response, as `ds_stage2ab.ops.scan.scan` does: `closed` means that the answer may end where it does.
+
+    Args:
+        num_coordinates: of a value.
+    """
     starts = tuple(accumulate(map(len, written), initial=0))
-    lines, refused = _Lines(), False
+    lines, refused = _Lines(num_coordinates), False
     for slot in range(len(written)):
         refused = not _take(lines, written[slot], kinds[slot], slot, starts[slot])
         if refused:

@@ -42,11 +42,12 @@ def scan_rollout(
 
 
 def scan_lines(
-    token_ids: Tensor, table: Tensor, offsets: Tensor, kinds: Tensor
+    token_ids: Tensor, table: Tensor, offsets: Tensor, kinds: Tensor, num_coordinates: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(nodes, text, starts, summary) of one response in lines."""
     written, kind = _tokens_of(token_ids, table, offsets, kinds)
-    return _tensors_of(lines.scan(written, kind), written, table)
+    _require(num_coordinates > 0, "num_coordinates must be positive")
+    return _tensors_of(lines.scan(written, kind, num_coordinates), written, table)
 
 
 def _tokens_of(token_ids: Tensor, table: Tensor, offsets: Tensor, kinds: Tensor) -> tuple[list[bytes], list[int]]:

@@ -61,14 +61,21 @@ def collate(segments: list[Segment], *, num_passes: int) -> Pack:
         ),
         weights=torch.cat([segment.weights for segment in segments]),
         is_desc=torch.cat([segment.is_desc for segment in segments]),
-        slots=torch.cat([segment.slots + start for segment, start in zip(segments, offsets, strict=False)]),
+        slots=_shifted([segment.slots for segment in segments], offsets),
         bins=torch.cat([segment.bins for segment in segments]),
+        score_slots=_shifted([segment.score_slots for segment in segments], offsets),
+        score_bins=torch.cat([segment.score_bins for segment in segments]),
         segment_of=torch.repeat_interleave(torch.arange(len(segments)), torch.tensor(lengths)),
         boundaries=tuple(offsets),
         sample_ids=tuple(segment.sample_id for segment in segments),
         num_passes=num_passes,
         real=True,
     )
+
+
+def _shifted(positions: list[torch.Tensor], offsets: list[int]) -> torch.Tensor:
+    """Positions in segments as positions in the pack."""
+    return torch.cat([part + start for part, start in zip(positions, offsets, strict=False)])
 
 
 def dummy_pack(segment: Segment, *, num_passes: int) -> Pack:

@@ -138,4 +138,5 @@ def _above(found: Detected, threshold: float) -> Detected:
         found,
         predicted=tuple(found.predicted[place] for place in kept),
         scores=tuple(found.scores[place] for place in kept),
+        token_scores=tuple(found.token_scores[place] for place in kept),
     )

@@ -134,12 +134,12 @@ def _served(server: Any, path: Path, prompt: str | None, config: Path | None, ba
 
 
 def _parts(asked: DetectorFile, tokenizer: Any, image_processor: Any) -> dict[str, Any]:
-    vocabulary = Vocabulary.from_tokenizer(tokenizer)
+    vocabulary, codec = Vocabulary.from_tokenizer(tokenizer), get_codec(asked.codec)
     prompts = {"system_prompt": asked.system_prompt, "user_prompt": asked.user_prompt}
     return {
         "vocabulary": vocabulary,
         "encoder": Encoder(tokenizer, image_processor, vocabulary, **prompts),
-        "codec": get_codec(asked.codec),
+        "codec": codec,
         "sampling": Sampling(
             temperature=0.0,
             top_p=1.0,
@@ -147,6 +147,7 @@ def _parts(asked: DetectorFile, tokenizer: Any, image_processor: Any) -> dict[st
             repetition_penalty=1.0,
             max_new_tokens=asked.max_new_tokens,
             repeat_terminate=asked.repeat_terminate,
+            coordinates_per_object=codec.num_coordinates,
             with_probabilities=True,
         ),
     }

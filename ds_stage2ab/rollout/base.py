@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ds_stage2ab.carriers import Decoding, Probabilities, Rollout, Sample, Transfer
+from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.config.sections import DecodingSection, RepeatTerminateSection, RolloutMatchingSection
 from ds_stage2ab.errors import DataError
 
@@ -26,6 +27,8 @@ class Sampling:
     max_new_tokens: int
     repeat_terminate: RepeatTerminateSection
     # the guard's limits
+    coordinates_per_object: int
+    # of an answer, as the guard counts objects
     with_probabilities: bool
     # whether a rollout carries the probabilities of its tokens
 
@@ -48,7 +51,7 @@ def weight_version(start_id: str, finished_steps: int) -> str:
     return f"{start_id}/{finished_steps}"
 
 
-def training_sampling(section: RolloutMatchingSection) -> Sampling:
+def training_sampling(section: RolloutMatchingSection, codec: Codec) -> Sampling:
     """Decoding parameters of Channel B."""
     return Sampling(
         temperature=section.decoding.temperature,
@@ -57,11 +60,12 @@ def training_sampling(section: RolloutMatchingSection) -> Sampling:
         repetition_penalty=section.repetition_penalty,
         max_new_tokens=section.max_new_tokens,
         repeat_terminate=section.repeat_terminate,
+        coordinates_per_object=codec.num_coordinates,
         with_probabilities=False,
     )
 
 
-def evaluation_sampling(section: RolloutMatchingSection, decoding: DecodingSection) -> Sampling:
+def evaluation_sampling(section: RolloutMatchingSection, decoding: DecodingSection, codec: Codec) -> Sampling:
     """Decoding parameters of held-out answers: `evaluation.decoding`, without a repetition penalty."""
     return Sampling(
         temperature=decoding.temperature,
@@ -70,6 +74,7 @@ def evaluation_sampling(section: RolloutMatchingSection, decoding: DecodingSecti
         repetition_penalty=1.0,
         max_new_tokens=section.max_new_tokens,
         repeat_terminate=section.repeat_terminate,
+        coordinates_per_object=codec.num_coordinates,
         with_probabilities=True,
     )
 
@@ -114,12 +119,12 @@ class RolloutBackend(Protocol):
 
 
 def sampling_record(
-    backend: RolloutBackend, section: RolloutMatchingSection, evaluation: DecodingSection
+    backend: RolloutBackend, section: RolloutMatchingSection, evaluation: DecodingSection, codec: Codec
 ) -> dict[str, Any]:
     """The decoding parameters of a run: the same for the same config, for every backend that generates."""
     return {
-        "training": backend.resolved(training_sampling(section)),
-        "evaluation": backend.resolved(evaluation_sampling(section, evaluation)),
+        "training": backend.resolved(training_sampling(section, codec)),
+        "evaluation": backend.resolved(evaluation_sampling(section, evaluation, codec)),
     }
 
 

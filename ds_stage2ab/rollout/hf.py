@@ -139,7 +139,8 @@ class HfBackend:
 
     def _row(self, request: Request, sampling: Sampling) -> Row:
         limits = sampling.repeat_terminate
-        guard = IncrementalDetector(limits, self.vocabulary.coordinate_bins) if has_rules(limits) else None
+        counted = self.vocabulary.coordinate_bins, sampling.coordinates_per_object
+        guard = IncrementalDetector(limits, *counted) if has_rules(limits) else None
         return started(
             request,
             max_new_tokens=sampling.max_new_tokens,
@@ -152,7 +153,11 @@ class HfBackend:
         """With the sample's true answer."""
         if self.codec is None:
             return None
-        return Drafter(true_answer(sample, self.vocabulary, self.codec), self.vocabulary.coordinate_bins)
+        return Drafter(
+            true_answer(sample, self.vocabulary, self.codec),
+            self.vocabulary.coordinate_bins,
+            self.codec.num_coordinates,
+        )
 
     def _rollout(self, row: Row, sampling: Sampling, finished_steps: int) -> Rollout:
         sample = row.request.sample

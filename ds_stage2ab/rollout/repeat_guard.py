@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ds_stage2ab.config.sections import RepeatTerminateSection
 
-COORDINATES_PER_OBJECT = 4
 
-
-def repeats(generated_BL: Tensor, coordinate_ids: Tensor, limits: RepeatTerminateSection) -> Tensor:
+def repeats(
+    generated_BL: Tensor, coordinate_ids: Tensor, limits: RepeatTerminateSection, per_object: int
+) -> Tensor:
     """Whether each answer breaks a rule with its last token, [B].
 
     Args:
@@ -29,6 +29,7 @@ def repeats(generated_BL: Tensor, coordinate_ids: Tensor, limits: RepeatTerminat
         coordinate_ids: [1000] the coordinate tokens.
         limits: `max_token_run` equal tokens at the end; a last `ngram_size` tokens that occur `max_ngram_repeats`
             times, overlapping ones counted; coordinates of more than `max_objects` objects.
+        per_object: coordinate tokens of an object, its score included.
     """
     length = generated_BL.shape[1]
     broken_B = torch.zeros(len(generated_BL), dtype=torch.bool, device=generated_BL.device)
@@ -39,7 +40,7 @@ def repeats(generated_BL: Tensor, coordinate_ids: Tensor, limits: RepeatTerminat
         windows_BWN = generated_BL.unfold(1, size, 1)
         broken_B |= (windows_BWN == windows_BWN[:, -1:]).all(2).sum(1) >= times
     if limits.max_objects is not None:
-        broken_B |= torch.isin(generated_BL, coordinate_ids).sum(1) > COORDINATES_PER_OBJECT * limits.max_objects
+        broken_B |= torch.isin(generated_BL, coordinate_ids).sum(1) > per_object * limits.max_objects
     return broken_B
 
 
@@ -49,9 +50,11 @@ class IncrementalDetector:
     Args:
         limits: as those of `repeats`.
         coordinate_ids: the coordinate tokens.
+        per_object: how many of them an object has.
     """
 
-    def __init__(self, limits: RepeatTerminateSection, coordinate_ids: Container[int]) -> None:
+    def __init__(self, limits: RepeatTerminateSection, coordinate_ids: Container[int], per_object: int) -> None:
+        self.per_object = per_object
         self.limits = limits
         self.coordinate_ids = coordinate_ids
         self.ids: list[int] = []
@@ -81,7 +84,7 @@ class IncrementalDetector:
             self.ngrams[last] += 1
             broken |= self.ngrams[last] >= limits.max_ngram_repeats
         if limits.max_objects is not None:
-            broken |= self.num_coordinates > COORDINATES_PER_OBJECT * limits.max_objects
+            broken |= self.num_coordinates > self.per_object * limits.max_objects
         return broken
 
 
@@ -91,12 +94,12 @@ def has_rules(limits: RepeatTerminateSection) -> bool:
 
 
 def first_repeat(
-    response_ids: Sequence[int], coordinate_ids: Container[int], limits: RepeatTerminateSection
+    response_ids: Sequence[int], coordinate_ids: Container[int], limits: RepeatTerminateSection, per_object: int
 ) -> int | None:
     """How many tokens of a whole answer stand when it first breaks a rule; None if it never does."""
     if not has_rules(limits):
         return None
-    detector = IncrementalDetector(limits, coordinate_ids)
+    detector = IncrementalDetector(limits, coordinate_ids, per_object)
     return len(detector.ids) if detector.read(response_ids) else None
 
 
@@ -111,10 +114,16 @@ class GuardParams:
     limits: RepeatTerminateSection
     stop_id: int
     coordinate_ids: tuple[int, ...]
+    per_object: int
+    # coordinate tokens of an object
+
+    def detector(self) -> IncrementalDetector:
+        return IncrementalDetector(self.limits, frozenset(self.coordinate_ids), self.per_object)
 
     def arguments(self) -> dict[str, int | list[int]]:
         """As a request carries them, in `vllm_xargs`, which takes numbers and lists of numbers."""
-        given = {**asdict(self.limits), "stop_id": self.stop_id, "coordinate_ids": list(self.coordinate_ids)}
+        given = {**asdict(self.limits), "stop_id": self.stop_id, "per_object": self.per_object}
+        given["coordinate_ids"] = list(self.coordinate_ids)
         return {PREFIX + name: value for name, value in given.items() if value is not None}
 
     @classmethod
@@ -127,4 +136,5 @@ class GuardParams:
             limits=RepeatTerminateSection(**limits),
             stop_id=arguments[PREFIX + "stop_id"],
             coordinate_ids=tuple(arguments[PREFIX + "coordinate_ids"]),
+            per_object=arguments[PREFIX + "per_object"],
         )

@@ -62,7 +62,7 @@ def in_chunks(passes: list[int], slots: int) -> list[Span]:
 
 def drafted_passes(bench: Bench, sample: Sample, rollout: Rollout) -> int:
     """Passes of an answer that is known, drafted from the true one."""
-    drafter = Drafter(true_answer(sample, bench.vocabulary, CODEC), bench.vocabulary.coordinate_bins)
+    drafter = Drafter(true_answer(sample, bench.vocabulary, CODEC), bench.vocabulary.coordinate_bins, 4)
     left, passes = [*rollout.response_ids, bench.vocabulary.stop_id], 0
     while left:
         taken = 1

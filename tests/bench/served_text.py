@@ -1,4 +1,4 @@
-"""A vLLM server on the CPU for a language model without a vision tower, and a client that keeps so many requests open."""
+"""A vLLM server on the CPU for a language model without a vision tower, and a client that keeps requests open."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor

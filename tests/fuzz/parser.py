@@ -76,7 +76,8 @@ def ids_of(data: bytes) -> list[int]:
 
 def response_of(data: bytes) -> tuple[Codec, list[int]]:
     """The form and the ids that an input, which is not empty, stands for."""
-    codec = CODECS["compact" if data[0] & 4 else "keyed" if data[0] & 1 else "array"]
+    form = "compact" if data[0] & 4 else "keyed" if data[0] & 1 else "array"
+    codec = CODECS[f"{form}_scored" if data[0] & 8 and form != "keyed" else form]
     opening = _encode(codec.opening) if data[0] & 2 else []
     return codec, [*opening, *ids_of(data[1:])]
 
@@ -88,6 +89,7 @@ def one_input(data: bytes) -> None:
     codec, ids = response_of(data)
     arguments = scan_arguments(ids, vocabulary())
     if codec.grammar is None:
+        arguments = (*arguments, codec.num_coordinates)
         compiled, plain = ops.scan_lines(*arguments), reference.scan_lines(*arguments)
     else:
         compiled = ops.scan_rollout(*arguments, **codec.grammar)

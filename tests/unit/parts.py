@@ -47,6 +47,7 @@ PLAIN_LOSS = Stage2ABSection(
     channel_b=ChannelBSection(
         target="rewrite",
         rewrite_order=None,
+        keep_spurious=False,
         drop_invalid_struct_ce_multiplier=1.0,
         health=HealthSection(
             patience=2, **dict.fromkeys(HEALTH_KEYS, ThresholdSection(warn=None, stop=None))
@@ -68,6 +69,8 @@ PLAIN_LOSS = Stage2ABSection(
     coord_ehuber_weight=0.5,
     coord_huber_delta=0.001,
     coord_entropy_weight=0.25,
+    score_weight=1.0,
+    noise_objects=0,
 )
 """Every term switched on."""
 
@@ -97,7 +100,8 @@ START_ID = "start"
 def greedy_sampling(**changes: Any) -> Sampling:
     """The most probable tokens, unless `changes` say otherwise; no guard, no probabilities."""
     values = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "max_new_tokens": 64}
-    return Sampling(**{**values, "repeat_terminate": NO_GUARD, "with_probabilities": False, **changes})
+    guarded = {"repeat_terminate": NO_GUARD, "coordinates_per_object": 4}
+    return Sampling(**{**values, **guarded, "with_probabilities": False, **changes})
 
 
 class WrittenBackend:
@@ -155,7 +159,8 @@ class Bench:
     samples: list[Sample]
 
     def segments(self, **changes: Any) -> list[Segment]:
-        settings = {"num_passes": 1, "desc_ce_weight": 1.0, "max_length": 4096, "skip_overlong": False} | changes
+        plain = {"num_passes": 1, "desc_ce_weight": 1.0, "num_noise": 0, "seed": 0}
+        settings = {**plain, "max_length": 4096, "skip_overlong": False, **changes}
         channel = Expectation(get_codec("array"), self.vocabulary, position_index(self.model), **settings)
         return list(channel.segments(self.samples, step=0, clock=Clock()))
 

@@ -17,7 +17,6 @@ from ds_stage2ab.codec.text import Codec, encode_answer
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.errors import DataError
 
-COORDINATES_PER_OBJECT = 4
 LONGEST = 24
 """Tokens of a draft: about what stands between two boxes. Of more few would be taken, and each costs its share."""
 SOMETHING = Truth(desc="object", box=(0, 0, 1, 1))
@@ -57,9 +56,11 @@ class Drafter:
     Args:
         chunks: of an answer that is likely; boxes are not guessed.
         coordinate_ids: the coordinate tokens.
+        num_per_object: coordinate tokens of an object, its score included.
     """
 
-    def __init__(self, chunks: Chunks, coordinate_ids: Container[int]) -> None:
+    def __init__(self, chunks: Chunks, coordinate_ids: Container[int], num_per_object: int) -> None:
+        self.num_per_object = num_per_object
         self.chunks = chunks
         self.coordinate_ids = coordinate_ids
         self.num_coordinates = 0
@@ -78,7 +79,7 @@ class Drafter:
     def propose(self) -> list[int]:
         """The next tokens, perhaps; up to the next coordinate."""
         longest, found = 0, []
-        for place in _places(self.num_coordinates, len(self.chunks)):
+        for place in _places(self.num_coordinates, len(self.chunks), self.num_per_object):
             chunk = self.chunks[place]
             if chunk[: len(self.since)] == tuple(self.since):
                 return list(chunk[len(self.since) :])[:LONGEST]
@@ -88,10 +89,10 @@ class Drafter:
         return found[:LONGEST]
 
 
-def _places(num_coordinates: int, num_chunks: int) -> list[int]:
+def _places(num_coordinates: int, num_chunks: int, per_object: int) -> list[int]:
     """The chunks that may stand after so many coordinates: the one that does in the known answer, then those alike."""
-    first = num_coordinates if num_coordinates < COORDINATES_PER_OBJECT else num_coordinates % COORDINATES_PER_OBJECT
-    alike = range(first or COORDINATES_PER_OBJECT, num_chunks, COORDINATES_PER_OBJECT) if num_coordinates else [0]
+    first = num_coordinates if num_coordinates < per_object else num_coordinates % per_object
+    alike = range(first or per_object, num_chunks, per_object) if num_coordinates else [0]
     return [*[num_coordinates] * (num_coordinates < num_chunks), *(one for one in alike if one != num_coordinates)]
 
 

@@ -89,7 +89,8 @@ class Asker:
         The guard inside the server only saves tokens that would be cut here: the ids alone show that a rule was broken,
         so an answer that it ended by force is a repetition too, as in `generate`. At the limit no stop was forced.
         """
-        end = first_repeat(rollout.response_ids, self.vocabulary.coordinate_bins, sampling.repeat_terminate)
+        counted = self.vocabulary.coordinate_bins, sampling.repeat_terminate, sampling.coordinates_per_object
+        end = first_repeat(rollout.response_ids, *counted)
         if end is None or end == sampling.max_new_tokens:
             return rollout
         return replace(rollout, response_ids=rollout.response_ids[:end], finish="repeat")

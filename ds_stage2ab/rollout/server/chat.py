@@ -117,7 +117,12 @@ class Conversation:
         given: dict[str, Any] = {} if sampling.temperature == 0 else {DRAWN_HERE: 1}
         if has_rules(sampling.repeat_terminate):
             counted = self.coordinate_ids if sampling.repeat_terminate.max_objects is not None else ()
-            params = GuardParams(limits=sampling.repeat_terminate, stop_id=self.stop_id, coordinate_ids=counted)
+            params = GuardParams(
+                limits=sampling.repeat_terminate,
+                stop_id=self.stop_id,
+                coordinate_ids=counted,
+                per_object=sampling.coordinates_per_object,
+            )
             given |= params.arguments()
         return {"vllm_xargs": given} if given else {}
 

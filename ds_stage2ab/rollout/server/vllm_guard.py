@@ -22,7 +22,7 @@ from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProc
 
 from ds_stage2ab import ops
 from ds_stage2ab.rollout.draws import DRAWN_HERE
-from ds_stage2ab.rollout.repeat_guard import GuardParams, IncrementalDetector, repeats
+from ds_stage2ab.rollout.repeat_guard import GuardParams, repeats
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class Guard(LogitsProcessor):
                 continue
             params, coordinate_ids = self.watched[slot]
             generated_1L = self.states.all_token_ids.gpu[slot : slot + 1, lengths[row] : lengths[row] + places[row]]
-            broken_1 = repeats(generated_1L, coordinate_ids, params.limits)
+            broken_1 = repeats(generated_1L, coordinate_ids, params.limits, params.per_object)
             logits[row].masked_fill_(broken_1, -torch.inf)
             logits[row, params.stop_id].masked_fill_(broken_1[0], 0.0)
         return logits
@@ -155,7 +155,7 @@ class Request:
     def __init__(self, params: SamplingParams, prompt_ids: list[int], output_ids: list[int]) -> None:
         self.drawn = Drawn.read(params)
         self.guard = guard = GuardParams.read(params.extra_args)
-        self.detector = guard and IncrementalDetector(guard.limits, frozenset(guard.coordinate_ids))
+        self.detector = guard and guard.detector()
         self.penalty = params.repetition_penalty
         self.prompt_ids = prompt_ids
         self.output_ids = output_ids

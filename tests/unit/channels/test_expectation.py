@@ -120,6 +120,8 @@ def test_a_cap_below_the_dummy_sample_is_a_fault_of_the_config(bench):
         position_index(bench.model),
         num_passes=1,
         desc_ce_weight=1.0,
+        num_noise=0,
+        seed=0,
         max_length=30,
         skip_overlong=True,
     )

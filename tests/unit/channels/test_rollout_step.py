@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ds_stage2ab.codec.text import get_codec
 from ds_stage2ab.config.sections import DecodingSection
 from ds_stage2ab.errors import EXIT_DATA, EXIT_ENVIRONMENT, DataError, EnvironmentFault
 from ds_stage2ab.rollout.base import evaluation_sampling, training_sampling
@@ -36,7 +37,7 @@ def test_all_samples_are_asked_at_once_with_the_sampling_of_the_section(bench):
     list(bench.rollout_matching(backend).segments(bench.samples, STEP, Clock()))
     wanted = greedy_sampling(temperature=0.7, top_p=0.9, top_k=50, repetition_penalty=1.1)
     assert backend.asked == [([0, 1, 2, 3], wanted, STEP)]
-    assert training_sampling(MATCHING) == wanted
+    assert training_sampling(MATCHING, get_codec("array")) == wanted
 
 
 def test_held_out_answers_are_drawn_by_their_own_section():
@@ -45,7 +46,9 @@ def test_held_out_answers_are_drawn_by_their_own_section():
     decoding = DecodingSection(temperature=0.5, top_p=0.8, top_k=7)
     wanted = greedy_sampling(temperature=0.5, top_p=0.8, top_k=7, max_new_tokens=77, with_probabilities=True)
     wanted = replace(wanted, repeat_terminate=matching.repeat_terminate)
-    assert evaluation_sampling(matching, decoding) == wanted
+    assert evaluation_sampling(matching, decoding, get_codec("array")) == wanted
+    scored = evaluation_sampling(matching, decoding, get_codec("array_scored"))
+    assert scored == replace(wanted, coordinates_per_object=5)
 
 
 def test_rollouts_and_matching_have_clocks_of_their_own(bench):

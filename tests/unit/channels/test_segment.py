@@ -18,12 +18,15 @@ TARGET = Target(
     is_desc=np.array([False, True, False, False, False, False]),
     slots=np.array([2, 3, 4, 0]),
     bins=np.array([7, 0, 999, 500]),
+    score_slots=np.array([4]),
+    score_bins=np.array([800]),
     num_go_on=1,
     num_stop=1,
     seam_fallback=False,
 )
+PLACES = ("slots", "bins", "score_slots", "score_bins")
 NO_PLACES = np.array([], dtype=np.int64)
-SILENT = replace(TARGET, weights=np.zeros(6, dtype=np.float32), slots=NO_PLACES, bins=NO_PLACES)
+SILENT = replace(TARGET, weights=np.zeros(6, dtype=np.float32), **dict.fromkeys(PLACES, NO_PLACES))
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,7 @@ def test_slots_are_counted_from_the_prompts_first_token_and_bins_are_as_they_are
     assert segment.slots.tolist() == [prompt + 2, prompt + 3, prompt + 4, prompt]
     assert segment.bins.tolist() == [7, 0, 999, 500]
     assert segment.input_ids[segment.slots].tolist() == [902, 903, 904, 900]
+    assert (segment.score_slots.tolist(), segment.score_bins.tolist()) == ([prompt + 4], [800])
 
 
 def test_a_target_without_slots_has_empty_whole_numbers(bench):

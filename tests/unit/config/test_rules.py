@@ -2,6 +2,8 @@
 
 import pytest
 
+from ds_stage2ab.codec.names import SCORED
+from ds_stage2ab.config import score_rules
 from ds_stage2ab.config.rules import (
     RULES,
     answer_fits_length,
@@ -27,6 +29,7 @@ from ds_stage2ab.config.rules import (
     vllm_has_servers,
 )
 from ds_stage2ab.config.schema import config_schema, leaves
+from ds_stage2ab.config.score_rules import noise_objects_have_a_score, spurious_objects_stay_where_they_were_said
 from ds_stage2ab.config.topology_rules import server_rule
 from ds_stage2ab.errors import ConfigError
 from tests.unit.config.checked import check_file
@@ -45,6 +48,10 @@ BORDERS = [
     (repeated_sequences_have_length_and_number, (2, 3), (None, 3)),
     (only_rewritten_answers_have_an_order, ("rewrite", "generated"), ("append", "generated")),
     (only_rewritten_answers_have_an_order, ("append", None), ("append", "data")),
+    (noise_objects_have_a_score, ("array", 0), ("array", 1)),
+    (noise_objects_have_a_score, ("compact_scored", 1), ("compact", 1)),
+    (spurious_objects_stay_where_they_were_said, ("array", None, False), ("array", "generated", True)),
+    (spurious_objects_stay_where_they_were_said, ("array_scored", "generated", True), ("array_scored", "data", True)),
     (only_appended_objects_have_a_multiplier, ("append", 0.5), ("rewrite", 0.5)),
     (only_appended_objects_have_a_multiplier, ("rewrite", 1), ("rewrite", 0)),
     (answer_fits_length, (511, 512), (512, 512)),
@@ -85,6 +92,10 @@ def test_a_rule_holds_up_to_its_border(rule, holds, breaks):
         rule(*breaks)
     assert raised.value.why
     assert raised.value.fix
+
+
+def test_the_rules_know_the_forms_with_scores():
+    assert score_rules.SCORED == SCORED
 
 
 def test_every_rule_has_a_border_here():

@@ -73,14 +73,14 @@ def test_every_key_of_a_file_arrives_with_its_value_and_type():
         members = tuple(get_origin(member) or member for member in (get_args(kind) or (kind,)))
         allowed = (tuple,) if get_origin(kind) is tuple else members
         assert type(value) in allowed or isinstance(value, Path), path
-        # an order belongs to the other target, so no file can give both keys another value than their defaults
-        if len(schema_of[path].get("enum", "two")) > 1 and path[-1] != "rewrite_order":
+        # these belong to the other target, so no file can give all keys another value than their defaults
+        if len(schema_of[path].get("enum", "two")) > 1 and path[-1] not in ("rewrite_order", "keep_spurious"):
             assert value != defaults[path], path  # the example gives every key another value than its default
 
 
 def test_the_order_of_a_rewritten_answer_arrives():
     section = load_config(EXAMPLES / "rewritten_as_generated.yaml").config.stage2_ab.channel_b
-    assert (section.target, section.rewrite_order) == ("rewrite", "generated")
+    assert (section.target, section.rewrite_order, section.keep_spurious) == ("rewrite", "generated", True)
 
 
 def test_the_ratio_is_the_exact_decimal():

@@ -18,6 +18,7 @@ from ds_stage2ab.codec.text import CODECS
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.matching.append import appended_target
 from ds_stage2ab.matching.assign import match_boxes
+from ds_stage2ab.matching.iou import pairwise_iou
 from ds_stage2ab.matching.parse import REASONS, STATES, parse_rollout
 from ds_stage2ab.matching.scan import scan_arguments
 from ds_stage2ab.ops import reference
@@ -71,6 +72,8 @@ def check_parse(case, parsed):
     kept = [value for value in case.complete if not value.reason]
     assert [(one.desc, one.box) for one in parsed.objects] == [(one.found.desc, one.found.box) for one in kept]
     assert [(one.span, one.desc_span) for one in parsed.objects] == [(one.span, one.desc_span) for one in kept]
+    scored = [one for one in parsed.objects if one.score_slot >= 0]
+    assert [one.score for one in scored] == [one.found.score for one in kept if len(one.coordinate_spans) > 4]
 
 
 def check_prefix(case, parsed, vocabulary, codec):
@@ -150,12 +153,31 @@ def check_document(case, match, truth, target, vocabulary, codec):
     assert sorted(taught) == list(range(len(truth)))
     assert target.bins.tolist() == [k for place in taught for k in truth[place].box]
     assert len(target.slots) == 4 * len(truth)
+    check_scores(case, match, truth, target, vocabulary, codec)
+
+
+def check_scores(case, match, truth, target, vocabulary, codec):
+    """Every object that was said, matched or not, and every appended one has a score."""
+    if not codec.scored:
+        assert len(target.score_slots) == len(target.score_bins) == 0
+        return
+    kept = [value.found for value in case.complete if not value.reason]
+    pairs = dict(match.pairs)
+    wanted = [
+        int(999 * pairwise_iou([one.box], [truth[pairs[place]].box])[0, 0] + 0.5) if place in pairs else 0
+        for place, one in enumerate(kept)
+    ]
+    assert target.score_bins.tolist() == [*wanted, *[999] * len(match.missed)]
+    written = [vocabulary.coordinate_bins[token] for token in target.ids[target.score_slots].tolist()]
+    assert written == [*(one.score for one in kept), *[999] * len(match.missed)]
+    assert not set(target.score_slots.tolist()) & set(target.slots.tolist())
 
 
 def check_many(name: str, form: str, seeds: range) -> None:
     seen = [check(seed, vocabulary_of(name), CODECS[form]) for seed in seeds]
     assert {state for state, _ in seen} == set(STATES)
-    assert {reason for _, dropped in seen for reason in dropped} == set(REASONS)
+    possible = {reason for reason in REASONS if CODECS[form].scored or reason != "missing_score"}
+    assert {reason for _, dropped in seen for reason in dropped} == possible
 
 
 @pytest.mark.parametrize("form", JSON)

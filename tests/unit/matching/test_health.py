@@ -28,7 +28,8 @@ def rollout(num_tokens, finish="stop", attempt=1):
 
 def found(desc, *box):
     """A parsed object; where it stands in the answer plays no part here."""
-    return ParsedObject(desc=desc, box=box, span=(0, 1), desc_span=(0, 1), tokens=(0, 1), slots=(0, 1, 2, 3))
+    nowhere = {"span": (0, 1), "desc_span": (0, 1), "tokens": (0, 1), "slots": (0, 1, 2, 3), "score_slot": -1}
+    return ParsedObject(desc=desc, box=box, score=-1, **nowhere)
 
 
 def parsed(*objects, dropped=(), state="ok"):
@@ -39,7 +40,7 @@ def parsed(*objects, dropped=(), state="ok"):
 def target(num_go_on, seam_fallback=False):
     """What was made of a rollout; its ids play no part here."""
     nothing = np.array([])
-    arrays = dict.fromkeys(("ids", "weights", "is_desc", "slots", "bins"), nothing)
+    arrays = dict.fromkeys(("ids", "weights", "is_desc", "slots", "bins", "score_slots", "score_bins"), nothing)
     return Target(**arrays, num_go_on=num_go_on, num_stop=1, seam_fallback=seam_fallback)
 
 

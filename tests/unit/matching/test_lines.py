@@ -19,7 +19,7 @@ from ds_stage2ab.matching.append import appended_target
 from ds_stage2ab.matching.assign import match_boxes
 from ds_stage2ab.matching.parse import parse_rollout
 from ds_stage2ab.matching.scan import scan_arguments
-from ds_stage2ab.matching.targets import answer_target, rewritten_target
+from ds_stage2ab.matching.targets import Entry, answer_target, rewritten_target
 from ds_stage2ab.ops import reference
 from tests.line_cases import NAMES, Case, cut_everywhere, make_case
 from tests.parts import as_tuples
@@ -55,7 +55,7 @@ def check(seed, case: Case, truth, vocabulary):
 
 def check_scan(ids, vocabulary):
     arguments = scan_arguments(ids, vocabulary)
-    assert all(map(torch.equal, ops.scan_lines(*arguments), reference.scan_lines(*arguments)))
+    assert all(map(torch.equal, ops.scan_lines(*arguments, 4), reference.scan_lines(*arguments, 4)))
 
 
 def check_parse(case, parsed, vocabulary):
@@ -126,11 +126,12 @@ def check_rewritten(case, parsed, match, truth, vocabulary):
     """Channel A's answer, with the coordinates that were said."""
     said = {true: parsed.objects[place].box for place, true in match.pairs}
     for said_order, order in ((True, [*said, *match.missed]), (False, range(len(truth)))):
-        made = rewritten_target(parsed, match, truth, vocabulary, COMPACT, said_order=said_order, **REWRITE)
+        made_of = (parsed, match, truth, vocabulary, COMPACT)
+        made = rewritten_target(*made_of, said_order=said_order, keep_spurious=False, **REWRITE)
         read = [replace(truth[place], box=said.get(place, truth[place].box)) for place in order]
-        objects = [truth[place] for place in order]
+        entries = [Entry(read=one, learned=truth[place]) for one, place in zip(read, order, strict=True)]
         assert asdict(as_tuples(made)) == asdict(
-            as_tuples(answer_target(read, objects, vocabulary, COMPACT, **REWRITE))
+            as_tuples(answer_target(entries, vocabulary, COMPACT, **REWRITE))
         )
         text, _ = written([replace(one, desc=vocabulary.normalise(one.desc)) for one in read], "", after_a_value=False)
         assert vocabulary.written_all(made.ids.tolist()) == text

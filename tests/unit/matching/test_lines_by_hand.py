@@ -103,7 +103,11 @@ def test_a_rewritten_answer_shares_names_as_channel_a_does(words):
                 ("\n", 1), ("dog", 0.5), *box(DOG, DOG), ("<stop>", 1)]),
     ):  # fmt: skip
         made = rewritten_target(
-            parsed, match, truth, words, COMPACT, said_order=said_order, desc_ce_weight=0.5, where="sample"
+            *(parsed, match, truth, words, COMPACT),
+            said_order=said_order,
+            keep_spurious=False,
+            desc_ce_weight=0.5,
+            where="sample",
         )
         check_rows(words, as_tuples(made), rows)
 

@@ -19,7 +19,7 @@ from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.matching.append import appended_target
 from ds_stage2ab.matching.assign import match_boxes
 from ds_stage2ab.matching.parse import parse_rollout
-from ds_stage2ab.matching.targets import answer_target, rewritten_target
+from ds_stage2ab.matching.targets import answer_target, rewritten_target, true_entries
 from ds_stage2ab.tools.tiny_model import build_tokenizer
 from tests.parts import as_tuples
 from tests.real_tokenizers import qwen
@@ -63,6 +63,7 @@ class Page:
     text: bytes
     weight: dict[int, float]
     bins: dict[int, int] = field(default_factory=dict)
+    scores: set[int] = field(default_factory=set)
     decision: dict[int, float] = field(default_factory=dict)
     last: dict[int, float] = field(default_factory=dict)
     kept: int = 0
@@ -77,7 +78,8 @@ class Page:
         self.weight.update(dict.fromkeys(range(len(self.weight), self.close), structure))
         for one, value in zip(objects, answer.complete, strict=True):
             self.weight.update({shift + at: DESC for at in range(*value.desc_span)})
-            self.bins.update({shift + at: k for (at, _), k in zip(value.coordinate_spans, one.box, strict=True)})
+            self.bins.update({shift + at: k for (at, _), k in zip(value.coordinate_spans[:4], one.box, strict=True)})
+            self.scores |= {shift + at for at, _ in value.coordinate_spans[4:]}
             self.decision[shift + value.span[1]] = structure
         self.decision[self.close] = 1.0
         self.weight.update(dict.fromkeys(range(self.close, len(self.text)), 1.0))
@@ -97,7 +99,8 @@ def page_of_append(case: Case, match: Match, truth: list[Truth], vocabulary: Voc
         spans = kept[place].coordinate_spans
         page.weight.update(dict.fromkeys(range(*kept[place].span), 1.0))
         page.weight.update({at: 0.0 for span in (kept[place].desc_span, *spans) for at in range(*span)})
-        page.bins.update({at: k for (at, _), k in zip(spans, truth[true].box, strict=True)})
+        page.bins.update({at: k for (at, _), k in zip(spans[:4], truth[true].box, strict=True)})
+    page.scores |= {at for value in kept for at, _ in value.coordinate_spans[4:]}
     for value in said[:-1]:
         page.decision[value.span[1]] = float(bool(missed) or max(page.bins, default=0) > value.span[1])
         page.last[value.span[1] - 1] = page.decision[value.span[1]]
@@ -129,6 +132,7 @@ def check_bytes(page: Page, target: Target, vocabulary: Vocabulary) -> None:
     supervised = [*zip(target.slots.tolist(), target.bins.tolist(), strict=True)]
     assert supervised == [(offsets.index(at), k) for at, k in sorted(page.bins.items())]
     assert all(ids[slot] in vocabulary.coordinate_bins for slot, _ in supervised)
+    assert sorted(target.score_slots.tolist()) == [offsets.index(at) for at in sorted(page.scores)]
     assert (target.weights[-1], target.is_desc[-1], target.num_go_on, target.num_stop) == (1, False, go_on, 1)
 
 
@@ -142,7 +146,7 @@ def check_seam(case: Case, page: Page, target: Target, vocabulary: Vocabulary) -
     whole = sum(end <= cut for end in ends)
     for num_generated, fallback in ((anchored, False), (whole, True)):
         behind = [0, *ends][num_generated]
-        appended = {offset - behind for offset in page.bins if offset >= page.kept}
+        appended = {offset - behind for offset in (*page.bins, *page.scores) if offset >= page.kept}
         rest = exactly(page.text[behind:], appended, vocabulary)
         if rest is not None:
             assert (target.seam_fallback, target.ids[:-1].tolist()) == (fallback, [*ids[:num_generated], *rest])
@@ -169,6 +173,7 @@ def check(case: Case, truth: list[Truth], vocabulary: Vocabulary, codec: Codec) 
     match = match_boxes(parsed.objects, truth, **COSTS)
     try:
         assert [(one.desc, one.box) for one in parsed.objects] == [(one.desc, one.box) for one in found]
+        assert not codec.scored or [one.score for one in parsed.objects] == [one.score for one in found]
         page = page_of_append(case, match, truth, vocabulary, codec)
         targets = [appended_target(parsed, match, truth, vocabulary, codec, **APPEND)]
         check_bytes(page, targets[0], vocabulary)
@@ -176,10 +181,11 @@ def check(case: Case, truth: list[Truth], vocabulary: Vocabulary, codec: Codec) 
         numbers = [value.number for value in case.complete]
         numbers += following(numbers)[: len(match.missed)]
         check_document(targets[0], numbers, truth, vocabulary, codec)
-        said = {true: found[place].box for place, true in match.pairs}
+        said = {true: {"box": found[place].box, "score": found[place].score} for place, true in match.pairs}
         for said_order, order in ((True, [*said, *match.missed]), (False, range(len(truth)))):
-            made = rewritten_target(parsed, match, truth, vocabulary, codec, said_order=said_order, **REWRITE)
-            inputs = [replace(truth[place], box=said.get(place, truth[place].box)) for place in order]
+            made_of = (parsed, match, truth, vocabulary, codec)
+            made = rewritten_target(*made_of, said_order=said_order, keep_spurious=False, **REWRITE)
+            inputs = [replace(truth[place], **said.get(place, {})) for place in order]
             assert not made.seam_fallback and made.ids.tolist() == encode_answer(inputs, vocabulary, codec).ids.tolist()
             page = Page(OPENING[codec.name].encode(), dict.fromkeys(range(len(OPENING[codec.name])), 1.0))
             page.end([truth[place] for place in order], 1.0, "", write(inputs, vocabulary, codec), codec)
@@ -234,7 +240,8 @@ def test_last_values_that_one_encoding_cannot_write(name, form):
         *said, last, missed = scene(random, vocabulary, random.randrange(2, 5))
         case = write([*said, (template, last.box, reason)], vocabulary, codec, random)
         truth = random.choice([[*said, last, missed], [missed], said, []])
-        assert check(case, truth, vocabulary, codec)[0].seam_fallback == (name in unwritable), template
+        falls_back = name in unwritable and (bool(reason) or not codec.scored)  # behind a score stands a brace alone
+        assert check(case, truth, vocabulary, codec)[0].seam_fallback == falls_back, template
 
 
 def test_without_a_value_the_codecs_own_opening_is_kept(name, form):
@@ -267,8 +274,8 @@ def test_what_is_wrong_leaves_no_trace_in_a_rewritten_answer(name, form):
         values = [value for _, value in sorted(values, key=lambda pair: pair[0])]
         _, *rewritten = check(write(values, vocabulary, codec, random if seed % 3 else None), truth, vocabulary, codec)
         for target, objects in zip(rewritten, ([*dict.fromkeys([*said, *truth])], truth), strict=True):
-            taught = answer_target(objects, objects, vocabulary, codec, **REWRITE)
-            assert asdict(as_tuples(target)) == asdict(as_tuples(taught))
+            taught = as_tuples(answer_target(true_entries(objects), vocabulary, codec, **REWRITE))
+            assert asdict(as_tuples(target)) == asdict(taught)
 
 
 def test_a_wrong_expectation_is_found(name, form):

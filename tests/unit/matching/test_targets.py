@@ -10,7 +10,7 @@ from ds_stage2ab.carriers import Match, Truth
 from ds_stage2ab.codec.text import encode_answer, get_codec
 from ds_stage2ab.matching.assign import match_boxes
 from ds_stage2ab.matching.parse import parse_rollout
-from ds_stage2ab.matching.targets import answer_target, rewritten_target
+from ds_stage2ab.matching.targets import answer_target, rewritten_target, true_entries
 from tests.parts import as_tuples
 from tests.unit.matching.test_append import CAT, COSTS, DOG, GHOST, NEAR_CAT, OPENING, near_rollouts
 from tests.unit.matching.test_parse import spell
@@ -20,12 +20,18 @@ SEEN_CAT = Truth(desc="cat", box=(10, 10, 110, 120))  # where NEAR_CAT has it
 BIRD = Truth(desc="bird", box=(300, 300, 320, 320))
 
 
-def rewrite(vocabulary, ids, truth, *, said_order=False, desc_ce_weight=0.5):
+def rewrite(vocabulary, ids, truth, *, said_order=False, keep_spurious=False, desc_ce_weight=0.5):
     parsed = parse_rollout(ids, vocabulary, ARRAY)
     match = match_boxes(parsed.objects, truth, **COSTS)
     made_of = (parsed, match, truth, vocabulary, ARRAY)
     return as_tuples(
-        rewritten_target(*made_of, said_order=said_order, desc_ce_weight=desc_ce_weight, where="sample")
+        rewritten_target(
+            *made_of,
+            said_order=said_order,
+            keep_spurious=keep_spurious,
+            desc_ce_weight=desc_ce_weight,
+            where="sample",
+        )
     )
 
 
@@ -49,7 +55,7 @@ def test_what_was_said_is_read_and_what_is_true_is_learned(vocabulary, said_orde
 @pytest.mark.parametrize("text", ["", "no idea", f"{OPENING}{GHOST}, 12]}}", f"{OPENING}]}}"])
 def test_where_nothing_was_found_it_is_teacher_forcing(vocabulary, text):
     truth = [CAT, DOG]
-    taught = answer_target(truth, truth, vocabulary, ARRAY, desc_ce_weight=0.5, where="sample")
+    taught = answer_target(true_entries(truth), vocabulary, ARRAY, desc_ce_weight=0.5, where="sample")
     assert astuple(rewrite(vocabulary, spell(vocabulary, text), truth)) == astuple(as_tuples(taught))
 
 
@@ -79,5 +85,5 @@ def test_a_match_of_something_else_is_a_mistake(vocabulary):
     with pytest.raises(AssertionError, match="the match is of other"):
         rewritten_target(
             parse_rollout([], vocabulary, ARRAY), match, [CAT], vocabulary, ARRAY,
-            said_order=False, desc_ce_weight=1.0, where="sample",
+            said_order=False, keep_spurious=False, desc_ce_weight=1.0, where="sample",
         )  # fmt: skip

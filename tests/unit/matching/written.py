@@ -11,7 +11,9 @@ from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from tests.rollout_cases import Case, Value
 
-OPENING, CLOSE = {"array": '{"objects": [', "keyed": "{"}, {"array": "]}", "keyed": "}"}
+LIST = '{"objects": ['
+OPENING = {"array": LIST, "array_scored": LIST, "keyed": "{"}
+CLOSE = {"array": "]}", "array_scored": "]}", "keyed": "}"}
 DESCS = (
     *("cat", "black cat!", "\u4e2d\u6587\u5b57", 'say "hi"', '"', "\\", "{", "}", "]}]}", "]},", '", "', "a  b", " x "),
     *("\U0001f600", "\U0001f468\u200d\U0001f469\u200d\U0001f467", "caf\u00e9", "\ud55c\uad6d", "x\ty\n", "\u00a0y"),
@@ -56,8 +58,10 @@ def write(values: list, vocabulary: Vocabulary, codec: Codec, random=None, numbe
             inside = json.dumps(vocabulary.normalise(one.desc), ensure_ascii=False)
             is_token = any(added in inside for added in vocabulary.added_texts)
             inside = inside.replace("<", "\\u003c") if is_token else inside
-            one = (f'{{"desc": {inside}, "bbox_2d": BOX}}', one.box, "")
-        template, box, reason = one
+            one = (f'{{"desc": {inside}, "bbox_2d": BOX}}', one.box, "", one.score)
+        template, box, reason, score = (*one, 500)[:4]
+        if codec.scored and not reason:  # the last member, so that it is the anchor
+            template = template[:-1].rstrip() + f', "score": <|coord_{score}|>}}'
         before, is_box, behind = template.partition("BOX")
         text += ((", " if place else "") + (f'"object_{number}": ' if keyed else "")).encode()
         first, at = len(text), len(text + before.encode())
@@ -65,11 +69,13 @@ def write(values: list, vocabulary: Vocabulary, codec: Codec, random=None, numbe
         text += (before + (f"[{corners}]" if is_box else "")).encode()
         own = tuple(found.span() for found in re.compile(rb"<\|coord_\d+\|>").finditer(text, at))
         text += behind.encode()
+        if codec.scored and not reason:
+            own += ((len(text) - 1 - len(f"<|coord_{score}|>"), len(text) - 1),)
         reason = "key_invalid" if keyed and number in numbers[:place] else reason
         value = Value((first, len(text)), reason, number if keyed else -1, template.isdigit(), coordinate_spans=own)
         if not reason:
             desc = re.compile(rb'"desc"\s*:\s*("((?:[^"\\]|\\.)*)")').search(text, first)
-            value = replace(value, found=Truth(desc=json.loads(desc[1]), box=box), desc_span=desc.span(2))
+            value = replace(value, found=Truth(desc=json.loads(desc[1]), box=box, score=score), desc_span=desc.span(2))
         made, spans = [*made, value], [*spans, *own]
     text += CLOSE[codec.name].encode()
     ids = in_any_tokens(text, spans, random, vocabulary) if random else vocabulary.encode(text.decode())

@@ -16,10 +16,10 @@ USUAL = st.sampled_from([SEVEN] * 6 + [ord("a"), ord("\n"), ord("\n")])
 MIXED = st.lists(USUAL | IDS.map(lambda ids: ids[0] if ids else 0), max_size=60)
 
 
-def both(ids: list[int], table=TABLE) -> list[list]:
+def both(ids: list[int], table=TABLE, per_value: int = 4) -> list[list]:
     """What the two find; they must agree in everything."""
     tensor = torch.tensor(ids, dtype=torch.int64)
-    compiled, plain = ops.scan_lines(tensor, *table), reference.scan_lines(tensor, *table)
+    compiled, plain = ops.scan_lines(tensor, *table, per_value), reference.scan_lines(tensor, *table, per_value)
     for one, other in zip(compiled, plain, strict=True):
         assert one.dtype == other.dtype
         assert torch.equal(one, other), (one.tolist(), other.tolist())
@@ -129,4 +129,16 @@ def test_what_does_not_fit_is_refused():
     }.items():
         for code in (torch.ops.ds_stage2ab.scan_lines, reference.scan_lines):
             with pytest.raises(ValueError, match=sentence):
-                code(*arguments)
+                code(*arguments, 4)
+
+
+def test_values_of_five_coordinates():
+    nodes, *_, summary = both(spelled("ab@7@7@7@7@7@7@7@7@7@7\nab@7@7@7@7"), per_value=5)
+    assert [node[1:3] for node in nodes if node[3] < 0] == [[0, 57], [57, 112]]
+    assert summary[1] == reference.ENDED.index("end"), "four are no value"
+
+
+@pytest.mark.parametrize("code", [torch.ops.ds_stage2ab.scan_lines, reference.scan_lines])
+def test_values_of_no_coordinate_are_refused(code):
+    with pytest.raises(ValueError, match="num_coordinates must be positive"):
+        code(torch.tensor([1]), *TABLE, 0)

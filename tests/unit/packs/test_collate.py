@@ -7,7 +7,9 @@ from ds_stage2ab.carriers import Segment, Vision
 from ds_stage2ab.packs.collate import collate, dummy_pack, make_packs
 
 
-def segment(name: str, length: int, *, slots: tuple[int, ...] = (), bins: tuple[int, ...] = ()) -> Segment:
+def segment(
+    name: str, length: int, *, slots: tuple[int, ...] = (), bins: tuple[int, ...] = (), scores: int = 0
+) -> Segment:
     """A segment of `length` tokens with recognisable numbers: ids 100, 101, ..., an image of two patches."""
     first = 100 * (1 + ord(name) - ord("a"))
     return Segment(
@@ -19,6 +21,8 @@ def segment(name: str, length: int, *, slots: tuple[int, ...] = (), bins: tuple[
         is_desc=torch.arange(length) == 1,
         slots=torch.tensor(slots, dtype=torch.long),
         bins=torch.tensor(bins, dtype=torch.long),
+        score_slots=torch.arange(1, 1 + scores),
+        score_bins=torch.arange(scores) + first,
         sample_id=name,
         draw=0,
         channel="A",
@@ -27,8 +31,8 @@ def segment(name: str, length: int, *, slots: tuple[int, ...] = (), bins: tuple[
 
 
 A = segment("a", 5, slots=(1, 2, 3, 4), bins=(10, 11, 12, 13))
-B = segment("b", 3)
-C = segment("c", 6, slots=(0, 2, 4, 5), bins=(20, 21, 22, 23))
+B = segment("b", 3, scores=1)
+C = segment("c", 6, slots=(0, 2, 4, 5), bins=(20, 21, 22, 23), scores=2)
 
 
 def test_tokens_stand_back_to_back():
@@ -46,6 +50,8 @@ def test_slots_are_shifted_to_the_pack_and_bins_are_not():
     pack = collate([A, B, C], num_passes=1)
     assert pack.slots.tolist() == [1, 2, 3, 4, 8, 10, 12, 13]  # those of C moved by 5 + 3
     assert pack.bins.tolist() == [10, 11, 12, 13, 20, 21, 22, 23]
+    assert pack.score_slots.tolist() == [6, 9, 10]  # those of B moved by 5, of C by 5 + 3
+    assert pack.score_bins.tolist() == [200, 300, 301]
 
 
 def test_every_row_of_positions_restarts_at_each_segment():

@@ -60,7 +60,7 @@ class Guard(LogitsProcessor):
         self.ended = False
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self.ended = bool(repeats(input_ids[:, self.width :], self.coordinates, self.limits))
+        self.ended = bool(repeats(input_ids[:, self.width :], self.coordinates, self.limits, 4))
         if self.ended:
             scores = torch.full_like(scores, -torch.inf)
             scores[:, self.stop_id] = 0

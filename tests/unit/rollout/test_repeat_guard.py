@@ -20,7 +20,7 @@ COORDINATES = torch.tensor([100, 101, 102])
 
 def broken(rows, **limits):
     generated = torch.tensor(rows)
-    return repeats(generated, COORDINATES, replace(NO_GUARD, **limits)).tolist()
+    return repeats(generated, COORDINATES, replace(NO_GUARD, **limits), 4).tolist()
 
 
 def test_a_token_in_a_row():
@@ -71,18 +71,18 @@ def test_token_by_token_the_rules_are_those_of_whole_rows(ids, limits, ends):
     """However many tokens are read at a time: the first prefix that breaks a rule is where the watch stops."""
     section = replace(NO_GUARD, **limits)
     broken_at = [end for end in range(1, len(ids) + 1) if broken([ids[:end]], **limits) == [True]]
-    watch, places = IncrementalDetector(section, set(COORDINATES.tolist())), sorted({*ends, len(ids)})
+    watch, places = IncrementalDetector(section, set(COORDINATES.tolist()), 4), sorted({*ends, len(ids)})
     for first, last in zip([0, *places], places, strict=False):
         watch.read(ids[first:last])
     assert watch.is_broken == bool(broken_at)
     assert watch.ids == ids[: broken_at[0]] if broken_at else watch.ids == ids
-    assert first_repeat(ids, set(COORDINATES.tolist()), section) == (broken_at[0] if broken_at else None)
+    assert first_repeat(ids, set(COORDINATES.tolist()), section, 4) == (broken_at[0] if broken_at else None)
 
 
 @given(limits=LIMITS)
 def test_orders_arrive_as_they_were_sent(limits):
     """By way of JSON, between the arguments of others; numbers and lists of numbers are all that vLLM lets through."""
-    params = GuardParams(limits=replace(NO_GUARD, **limits), stop_id=0, coordinate_ids=(5, 3))
+    params = GuardParams(limits=replace(NO_GUARD, **limits), stop_id=0, coordinate_ids=(5, 3), per_object=5)
     sent = json.loads(json.dumps({"session_id": "a", **params.arguments()}))
     assert {type(value) for value in params.arguments().values()} <= {int, list}
     assert GuardParams.read(sent) == params

@@ -16,7 +16,7 @@ TRUE = [1, 2, 3, 21, 4, 100, 5, 101, 5, 102, 5, 103, 6, 3, 22, 23, 4, 104, 5, 10
 
 
 def after(answer, chunks=None):
-    drafter = Drafter(chunks or cut(TRUE, COORDINATES), COORDINATES)
+    drafter = Drafter(chunks or cut(TRUE, COORDINATES), COORDINATES, 4)
     drafter.read(answer)
     return drafter.propose()
 
@@ -72,7 +72,7 @@ def test_structure_alone_in_qwens_vocabulary():
         ids = encode_answer(objects, vocabulary, CODECS[form]).ids.tolist()
         others = [replace(one, desc="zebra crossing") for one in objects[: rng.randrange(2, 9)]]
         known = encode_answer(others, vocabulary, CODECS[form]).ids[:-1].tolist()
-        drafter = Drafter(cut(known, vocabulary.coordinate_bins), vocabulary.coordinate_bins)
+        drafter = Drafter(cut(known, vocabulary.coordinate_bins), vocabulary.coordinate_bins, 4)
         share[form][0] += passes_of(ids, drafter)
         share[form][1] += len(ids)
     assert share["array"][0] <= 0.33 * share["array"][1]

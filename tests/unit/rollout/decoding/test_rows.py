@@ -14,7 +14,7 @@ PROMPT = (1, 2, 3)
 
 
 def row(max_new_tokens=8, **limits):
-    guard = IncrementalDetector(replace(NO_GUARD, **limits), ()) if limits else None
+    guard = IncrementalDetector(replace(NO_GUARD, **limits), (), 4) if limits else None
     request = SimpleNamespace(prompt=PROMPT)
     settings = {"max_new_tokens": max_new_tokens, "stop_id": STOP, "guard": guard, "drafter": None}
     return Row(request=request, started=0.0, offset=0, **settings)

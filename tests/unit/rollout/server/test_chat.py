@@ -9,7 +9,7 @@ import pytest
 
 from ds_stage2ab.engine.build import position_index
 from ds_stage2ab.rollout.hf import HfBackend
-from ds_stage2ab.rollout.repeat_guard import GuardParams, IncrementalDetector, first_repeat
+from ds_stage2ab.rollout.repeat_guard import GuardParams, first_repeat
 from ds_stage2ab.rollout.server.chat import Answer, Conversation, read_answer
 from ds_stage2ab.rollout.server.http_client import ServerUnavailable
 from tests.unit.parts import NO_GUARD, greedy_sampling, load_bench
@@ -80,13 +80,15 @@ def test_the_rules_of_the_guard_are_said_where_there_are_any():
     greedy = replace(SAMPLING, temperature=0.0)
     by_run = replace(greedy, repeat_terminate=replace(NO_GUARD, max_token_run=3))
     asked, free = (CONVERSATION.request(SAMPLE, sampling, 0) for sampling in (by_run, greedy))
-    told = {"ds_stage2ab_max_token_run": 3, "ds_stage2ab_stop_id": 7, "ds_stage2ab_coordinate_ids": []}
+    told = {"ds_stage2ab_max_token_run": 3, "ds_stage2ab_stop_id": 7, "ds_stage2ab_per_object": 4}
+    told |= {"ds_stage2ab_coordinate_ids": []}
     assert asked == {**free, "vllm_xargs": told}
     by_objects = replace(SAMPLING, repeat_terminate=replace(NO_GUARD, max_objects=20))
     assert CONVERSATION.request(SAMPLE, by_objects, 0)["vllm_xargs"] == {
         "ds_stage2ab_max_objects": 20,
         "ds_stage2ab_stop_id": 7,
         "ds_stage2ab_coordinate_ids": [100, 101, 102],
+        "ds_stage2ab_per_object": 4,
         "ds_stage2ab_drawn_here": 1,
     }
 
@@ -223,7 +225,7 @@ COORDINATES = {100, 101, 102}
     ],
 )
 def test_where_an_answer_first_repeats(ids, limits, end):
-    assert first_repeat(ids, COORDINATES, replace(NO_GUARD, **limits)) == end
+    assert first_repeat(ids, COORDINATES, replace(NO_GUARD, **limits), 4) == end
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +261,7 @@ def unguarded(bench):
 def inside(body, ids, finish):
     """What a guard in the server makes of an answer: its own stop behind the token that broke a rule."""
     params = GuardParams.read(body["vllm_xargs"])
-    watch = IncrementalDetector(params.limits, params.coordinate_ids)
+    watch = params.detector()
     if not watch.read(ids) or len(watch.ids) == body["max_completion_tokens"]:
         return ids, finish
     return [*watch.ids, params.stop_id], "stop"
