@@ -24,7 +24,7 @@ CHANNEL_COLOURS = {"A": "#1f6fb4", "B": "#e0631b"}
 CHANNEL_STYLES: dict[str, LineStyle] = {"A": "-", "B": (0, (2.6, 1.1))}  # the second: dashes of 2.6 line widths
 COLOURS = (
     *("#1f6fb4", "#e0631b", "#1b9e8f", "#b4436c", "#8a6fbf", "#a08a00"),
-    *("#5b6770", "#d58fb5", "#5fb3e6", "#7a4b2a", "#2f7d32"),
+    *("#5b6770", "#d58fb5", "#5fb3e6", "#7a4b2a", "#2f7d32", "#c23b3b"),
 )
 """One for each term of the loss."""
 

@@ -110,6 +110,8 @@ def outcome(index, *, finish="stop", well_formed=True, num_tokens, dropped=(), m
         score=ImageScore(**counts),
         predicted=(Truth(desc="cat", box=(0, 0, 1, 1)),) * counts["predicted"],
         scores=None,
+        token_scores=None,
+        ranked="unranked",
         dropped=dropped,
         well_formed=well_formed,
         text="",
@@ -194,7 +196,8 @@ def test_figures_are_the_declared_ones(bench, records, evaluator):
     answers = {one.id: (truth_of(one, bench), "stop") for one in records}
     without = evaluator(Scripted(answers)).run(0).figures
     check_channel(without, "eval")
-    assert declared - set(without) == {"eval/coord_mass", *(name for name in declared if "by_probability" in name)}
+    ranked = {name for name in declared if name.endswith(("_by_probability", "_by_score"))}
+    assert declared - set(without) == {"eval/coord_mass", *ranked}
 
 
 def test_answers_are_written_one_line_each(bench, records, evaluator, tmp_path):

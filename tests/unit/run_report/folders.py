@@ -7,6 +7,7 @@ from PIL import Image
 
 from ds_stage2ab.carriers import Record, Truth
 from ds_stage2ab.evaluation.answers import answer_line, save_answers
+from ds_stage2ab.evaluation.detected import Detected
 from ds_stage2ab.evaluation.f1 import score_image
 from ds_stage2ab.metrics.journal import EvaluationRecord, StepRecord, to_line
 
@@ -48,16 +49,20 @@ def answers(images: list[Path], number: int) -> list[dict]:
 def _line(key, image, truth, predicted, scores, *, state="ok", finish="stop"):
     objects, found = ([Truth(desc=name, box=box) for name, box in some] for some in (truth, predicted))
     record = Record(id=key, image=image, width=64, height=48, objects=tuple(objects), where=f"set.jsonl:{key}")
-    return answer_line(
-        record,
-        predicted=found,
+    answer = Detected(
+        predicted=tuple(found),
         scores=scores,
-        score=score_image(found, objects),
+        token_scores=scores,
+        ranked="by_probability",
+        dropped=(),
+        well_formed=True,
         text="[]",
         state=state,
         finish=finish,
-        dropped=(),
+        num_tokens=1,
+        coordinate_mass=(0.0, 0),
     )
+    return answer_line(record, answer, score_image(found, objects))
 
 
 def _image(folder: Path, place: int) -> Path:
