@@ -26,7 +26,8 @@ class Detected:
 
     predicted: tuple[Truth, ...]
     scores: tuple[float, ...] | None
-    # of each predicted object, higher is more certain: its confidence in a scored form, else `token_scores`
+    # of each predicted object, higher is more certain: in a scored form the confidence that it says times the
+    # probability of its description, else `token_scores`
     token_scores: tuple[float, ...] | None
     # product of the probabilities of its tokens, its score left out; None where the backend gives none
     ranked: str
@@ -48,7 +49,7 @@ def detected(rollout: Rollout, vocabulary: Vocabulary, codec: Codec) -> Detected
     """Parse an answer, strictly."""
     parsed = parse_rollout(rollout.response_ids, vocabulary, codec)
     token_scores = _token_scores(parsed, rollout.probabilities)
-    scores = _confidences(parsed, rollout.probabilities) if codec.scored else token_scores
+    scores = _confidences(rollout, parsed, vocabulary) if codec.scored else token_scores
     return Detected(
         predicted=tuple(Truth(desc=found.desc, box=found.box) for found in parsed.objects),
         scores=scores,
@@ -73,13 +74,20 @@ def _token_scores(parsed: ParsedRollout, probabilities: Probabilities | None) ->
     return tuple(math.exp(log_probs[slice(*found.tokens)].sum()) for found in parsed.objects)
 
 
-def _confidences(parsed: ParsedRollout, probabilities: Probabilities | None) -> tuple[float, ...]:
-    """What the score of each object says."""
-    given = [None if probabilities is None else probabilities.log_probs[one.score_slot] for one in parsed.objects]
-    return tuple(
-        confidence_of(one.score, None if log_prob is None else math.exp(log_prob))
-        for one, log_prob in zip(parsed.objects, given, strict=True)
-    )
+def _confidences(rollout: Rollout, parsed: ParsedRollout, vocabulary: Vocabulary) -> tuple[float, ...]:
+    """For each object, what its score says (how well the box fits) times the probability of its description.
+
+    A score is taught by the box alone, so it does not know whether the name is right.
+    """
+    if rollout.probabilities is None:
+        return tuple(confidence_of(found.score, None) for found in parsed.objects)
+    log_probs, starts = rollout.probabilities.log_probs, vocabulary.starts_of(np.array(rollout.response_ids))
+    confidences = []
+    for found in parsed.objects:
+        first, last = np.searchsorted(starts, (found.desc_span[0], found.desc_span[1] - 1), side="right") - 1
+        named = math.exp(log_probs[first : last + 1].sum())
+        confidences.append(named * confidence_of(found.score, math.exp(log_probs[found.score_slot])))
+    return tuple(confidences)
 
 
 def _coordinate_mass(rollout: Rollout, vocabulary: Vocabulary) -> tuple[float, int]:
