@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from deepspeed.runtime.rollout.base import RolloutRequest, SamplingConfig
 from deepspeed.runtime.rollout.hybrid_engine_rollout import HybridEngineRollout, HybridEngineRolloutConfig
+from deepspeed.utils.static_cache import DeepSpeedStaticCache
 from torch import Tensor, nn
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
@@ -79,8 +80,10 @@ def continuous(model: PreTrainedModel, samples: Sequence[Sample], stop_id: int, 
 def deepspeeds(model: PreTrainedModel, tokenizer: Any, samples: Sequence[Sample], rows: int, most: int) -> Answers:
     """DeepSpeed's continuous batching, in the form that keeps its cache small.
 
-    Its limits: greedy alone, text alone, prompts padded to one width, each of them a prefill of its own.
+    Its limits: greedy alone, text alone, prompts padded to one width, each of them a prefill of its own; and its cache
+    lacks a method that transformers 5.19 asks for, which is given to it here.
     """
+    DeepSpeedStaticCache.get_query_offset = DeepSpeedStaticCache.get_seq_length
     config = HybridEngineRolloutConfig(align_decode_fronts=True)
     engine = HybridEngineRollout(SimpleNamespace(module=model), tokenizer, config)
     ids, mask = left_padded([sample.prompt_ids for sample in samples], tokenizer.eos_token_id)

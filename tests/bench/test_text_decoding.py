@@ -1,0 +1,161 @@
+"""Rollouts of a real language model of 135 million parameters beside its peers: products of few rows, large weights."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+
+from ds_stage2ab.carriers import Sample
+from tests.bench.decoding import (
+    continuous,
+    decoded,
+    deepspeeds,
+    naive,
+    paired,
+    ratio,
+    table,
+    text_backend,
+    text_sample,
+)
+from tests.bench.language_model import write_checkpoint
+from tests.bench.served_text import served, text_server
+from tests.parts import ROOT
+from tests.unit.parts import greedy_sampling
+
+SLOTS, TURNS, PROMPTS, MOST = 8, 5, 16, 64
+TASKS = ("Is this about software? Say yes or no.", "Give it a title of a few words.", "Explain it to a child.")
+LONGEST = 1024
+"""Tokens of a prompt and its answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """What is asked of whom."""
+
+    folder: Path
+    model: PreTrainedModel
+    tokenizer: Any
+    samples: list[Sample]
+
+    @property
+    def stop_id(self) -> int:
+        return self.tokenizer.eos_token_id
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("language-model")
+    write_checkpoint(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
+    model.generation_config = GenerationConfig()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    samples = [text_sample(place, prompt) for place, prompt in enumerate(prompts(tokenizer))]
+    return Text(folder=folder, model=model, tokenizer=tokenizer, samples=samples)
+
+
+def prompts(tokenizer) -> list[list[int]]:
+    """Paragraphs of the documents, of some 50 to 550 tokens, whose answers have from 2 tokens to MOST and more."""
+    pages = "\n\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))
+    parts = [part for part in pages.split("\n\n") if 40 < len(part) < 2000]
+    chosen = parts[:: len(parts) // PROMPTS][:PROMPTS]
+    said = [[{"role": "user", "content": f"{part}\n\n{TASKS[place % 3]}"}] for place, part in enumerate(chosen)]
+    return [tokenizer.apply_chat_template(one, add_generation_prompt=True, return_dict=False) for one in said]
+
+
+@pytest.mark.bench
+def test_answers(text, capsys):
+    """A third of the answers is a word, a third has some tokens, and a third would go on for ever."""
+    backend, vocabulary = text_backend(text.model, text.stop_id, SLOTS)
+    sampling = greedy_sampling(max_new_tokens=MOST)
+    jobs = {
+        "generate, arrival order": lambda: naive(text.model, text.samples, vocabulary, SLOTS, MOST),
+        "transformers' continuous batching": lambda: continuous(text.model, text.samples, text.stop_id, SLOTS, MOST),
+        "slots": lambda: decoded(backend, text.samples, sampling),
+    }
+    seconds = paired(text.model, TURNS, jobs)
+    done = backend.decoding
+    with capsys.disabled():
+        asked = sum(len(sample.prompt_ids) for sample in text.samples)
+        print(f"\n{PROMPTS} prompts of {asked} tokens, {SLOTS} slots, {done.tokens} tokens of answers")
+        print(table(seconds, done.tokens))
+        print(f"live slots {done.live / done.slots:.2f}, passes {done.passes}")
+    assert ratio(seconds["generate, arrival order"], seconds["slots"]) >= 3.0
+    # half of the time is that of the prompts, which both pack, at the same speed of large products
+    assert ratio(seconds["transformers' continuous batching"], seconds["slots"]) >= 1.3
+
+
+@pytest.mark.bench
+def test_prompts(text, capsys):
+    """One token of each answer: the prompts alone."""
+    backend, vocabulary = text_backend(text.model, text.stop_id, SLOTS)
+    jobs = {
+        "generate, arrival order": lambda: naive(text.model, text.samples, vocabulary, SLOTS, 1),
+        "packed prompts": lambda: decoded(backend, text.samples, greedy_sampling(max_new_tokens=1)),
+    }
+    seconds = paired(text.model, TURNS, jobs)
+    asked = sum(len(sample.prompt_ids) for sample in text.samples)
+    with capsys.disabled():
+        print(f"\n{PROMPTS} prompts, {asked} tokens of prompts\n{table(seconds, asked)}")
+    assert ratio(seconds["generate, arrival order"], seconds["packed prompts"]) >= 2.2
+
+
+@pytest.mark.bench
+def test_memory(text, tmp_path, capsys):
+    """Of the whole phase, above the loaded model."""
+    asked = tmp_path / "prompts.json"
+    asked.write_text(json.dumps([sample.prompt_ids for sample in text.samples]))
+    peaks = {}
+    for mode in ("generate", "slots", "slots_packed"):
+        words = ["-m", "tests.bench.decoding_memory", mode, str(text.folder), str(asked), "16"]
+        done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=True)
+        peaks[mode] = int(done.stdout.splitlines()[-1])
+    with capsys.disabled():
+        print("\nMiB above the model:", {mode: peak >> 20 for mode, peak in peaks.items()})
+    assert peaks["slots"] <= 1.1 * peaks["generate"]
+    weights = sum(one.numel() * one.element_size() for one in text.model.parameters())
+    assert peaks["slots_packed"] <= peaks["slots"] + 1.1 * weights
+
+
+@pytest.mark.bench
+def test_beside_deepspeeds(text, capsys):
+    backend, _ = text_backend(text.model, text.stop_id, SLOTS)
+    few = text.samples[:SLOTS]
+    jobs = {
+        "DeepSpeed's continuous batching": lambda: deepspeeds(text.model, text.tokenizer, few, SLOTS // 2, MOST // 2),
+        "slots": lambda: decoded(backend, few, greedy_sampling(max_new_tokens=MOST // 2)),
+    }
+    backend.decode_batch_size = SLOTS // 2
+    seconds = paired(text.model, 2, jobs)
+    with capsys.disabled():
+        print(f"\n{len(few)} prompts, {SLOTS // 2} slots\n{table(seconds, backend.decoding.tokens)}")
+    assert ratio(seconds["DeepSpeed's continuous batching"], seconds["slots"]) >= 1
+
+
+@pytest.mark.bench
+def test_beside_a_vllm_server(text, tmp_path, capsys):
+    """With a window of as many requests as there are slots; wall seconds, on as many threads."""
+    backend, _ = text_backend(text.model, text.stop_id, SLOTS)
+    sampling = greedy_sampling(max_new_tokens=MOST)
+    seconds = {"vLLM's server": [], "slots": []}
+    with text_server(text.folder, tmp_path, rows=SLOTS, longest=LONGEST) as server:
+        jobs = {
+            "vLLM's server": lambda: served(server.base_url, text.samples, text.stop_id, SLOTS, MOST),
+            "slots": lambda: decoded(backend, text.samples, sampling),
+        }
+        for _ in range(TURNS):
+            found = {}
+            for name, job in jobs.items():
+                start = time.perf_counter()
+                found[name] = job()
+                seconds[name].append(time.perf_counter() - start)
+    same = sum(one == other for one, other in zip(*found.values(), strict=True))
+    with capsys.disabled():
+        print(f"\n{PROMPTS} prompts, {same} answers are the same\n{table(seconds, backend.decoding.tokens)}")
+    assert same >= PROMPTS // 2
