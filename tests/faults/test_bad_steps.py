@@ -67,3 +67,14 @@ def test_one_more_ends_both_ranks(run, tmp_path, zero_stage, bad_steps, tolerate
     assert "samples train-" in done.stderr and "Traceback" not in done.stderr
     for rank in (0, 1):
         assert f"planted: no weight moved in step {2 + tolerated} on rank {rank}\n" in done.stdout
+
+
+def test_answers_that_no_weight_can_give_end_both_ranks_whatever_is_tolerated(run, tmp_path):
+    """In a B step the bad weight is met by the rollouts of one rank; the same weights would be those of the next step."""
+    done = run("0", {"stage2_ab.schedule.b_ratio": 1, "training.max_bad_steps": 3})
+    assert done.returncode == EXIT_TRAINING, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
+    assert "sample train-" in done.stderr and "the model's logits are not finite after 0 tokens of an" in done.stderr
+    for rank in (0, 1):
+        assert f"planted: no weight moved in step 1 on rank {rank}\n" in done.stdout
+    assert not read_history(tmp_path / "runs" / "small" / "metrics.jsonl").steps
