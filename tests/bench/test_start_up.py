@@ -63,6 +63,6 @@ def test_validate_answers_at_once(tmp_path, capsys):
 
 
 @pytest.mark.bench
-@pytest.mark.parametrize("command", [(), ("import",), ("export",), ("data",), ("init",)], ids=" ".join)
+@pytest.mark.parametrize("command", [(), ("import",), ("export",), ("data",), ("init",), ("predict",)], ids=" ".join)
 def test_help_answers_at_once(command):
     assert medians(["-m", "ds_stage2ab", *command, "--help"])[0] < GOAL_S
