@@ -47,6 +47,8 @@ class Record:
     # in the order in which a target lists them
     where: str
     # "<file>:<line>", for messages
+    prompt: str | None = None
+    # of the user, for this record alone; None: the config's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,8 @@ class Sample:
     objects: tuple[Truth, ...]
     prompt_ids: tuple[int, ...]
     # chat template applied, image placeholders expanded, ends where the assistant's text begins
+    user_prompt: str
+    # the words of the user in it, as sent to a rollout server
     vision: Vision
 
 

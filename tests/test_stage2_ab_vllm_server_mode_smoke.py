@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+from dataclasses import replace
 from functools import partial
 
 import psutil
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from ds_stage2ab.carriers import Record
 from ds_stage2ab.cli import main
 from ds_stage2ab.data.images import EXIF_ORIENTATION
+from ds_stage2ab.data.records import read_records
 from ds_stage2ab.errors import EXIT_OK
 from ds_stage2ab.metrics.journal import read_history
 from ds_stage2ab.rollout.server.api import ServerApi
@@ -230,11 +232,25 @@ def the_answer(backend, bench, step):
     return rollout.response_ids
 
 
+def test_a_prompt_of_its_own_reaches_the_server_as_the_same_ids(shipped, server):
+    """A rollout whose prompt has other ids than the learner's is refused, and so never returned."""
+    bench = limited_bench(shipped, num_samples=1)
+    (record, *_) = read_records(shipped.data / "train.jsonl", image_root=None, box_format="bins")
+    prompts = ("Find: boat, caf\u00e9, two.", " What is left of the 3?\nName it. ", "{classes}")
+    asked = [bench.encoder.encode(replace(record, prompt=prompt), draw) for draw, prompt in enumerate(prompts)]
+    with one_rank() as world:
+        rollouts = drawn(by_server(bench, server.base_url, world, start_id="own"), asked, greedy_sampling(), 0)
+        alone = drawn(by_model(bench, world, start_id="own"), asked, greedy_sampling(), 0)
+    assert [one.prompt_ids for one in rollouts] == [sample.prompt_ids for sample in asked]
+    assert [one.response_ids for one in rollouts] == [one.response_ids for one in alone]
+    assert len({sample.prompt_ids for sample in asked}) == 3
+
+
 def test_predict_asks_a_server_and_gets_the_answers_of_the_checkpoint_that_it_serves(shipped, server, tmp_path):
     """From the command line: boxes, names and text to the last token, scores up to rounding."""
     bench = limited_bench(shipped, num_samples=1)
     with one_rank() as world:  # the weights of the test before are gone then
-        by_server(bench, server.base_url, world, start_id="predict").verify_weights(0)
+        by_server(bench, server.base_url, world, start_id="0").verify_weights(0)
     values = merged(config_values(shipped, tmp_path, "run"), server_changes(server.base_url))
     config = write_config(tmp_path / "c.yaml", values)  # the server's images are small, and the checkpoint's are not
     images = sorted((shipped.data / "images").glob("validation*.png"))

@@ -39,11 +39,11 @@ def _servers(parts: Parts, whole_model: WholeModel, start_id: str) -> RolloutBac
     """The largest image is what servers are tried with, in the handshake and in every probe: limits show there."""
     config, data = parts.config, parts.config.data
     with parts.world.raise_together("reading the sample that the rollout servers are tried with"):
-        sample = parts.encoder.largest(parts.datasets.train, evaluation_draw(0), skip_bad=data.on_bad_sample == SKIP)
+        train = [parts.asked_train(record, evaluation_draw(0)) for record in parts.datasets.train]
+        sample = parts.encoder.largest(train, evaluation_draw(0), skip_bad=data.on_bad_sample == SKIP)
     requirements = Requirements(
         conversation=Conversation(
             system_prompt=data.system_prompt,
-            user_prompt=data.user_prompt,
             forbidden=tuple(parts.source.tokenizer.convert_ids_to_tokens(list(parts.vocabulary.vision_ids))),
             stop_id=parts.vocabulary.stop_id,
             coordinate_ids=parts.vocabulary.coordinate_ids,

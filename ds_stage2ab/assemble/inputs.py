@@ -10,6 +10,7 @@ from ds_stage2ab.config.load import LoadedConfig
 from ds_stage2ab.config.rules import rollout_fits_length
 from ds_stage2ab.config.sections import Config
 from ds_stage2ab.config.servers import api_key
+from ds_stage2ab.data.asked import Asked
 from ds_stage2ab.data.datasets import Datasets, assert_answerable, read_datasets
 from ds_stage2ab.data.encode import Encoder
 from ds_stage2ab.data.same_inputs import assert_same_records, assert_same_start
@@ -40,6 +41,8 @@ class Parts:
     source: Checkpoint
     vocabulary: Vocabulary
     encoder: Encoder
+    asked_train: Asked
+    asked_validation: Asked
     folder: RunFolder
     longest_prompt: int
     # tokens, of the records that the model answers
@@ -113,7 +116,10 @@ def _load(
         system_prompt=config.data.system_prompt,
         user_prompt=config.data.user_prompt,
     )
-    answered = [*datasets.validation, *(datasets.train if plan.b_steps else ())]
+    words = (config.data.user_prompt, config.data.negative_classes, config.training.seed)
+    asked_train, asked_validation = (Asked.of(some, *words) for some in (datasets.train, datasets.validation))
+    answered = list(map(asked_validation.longest, datasets.validation))
+    answered += map(asked_train.longest, datasets.train if plan.b_steps else ())
     return Parts(
         config=config,
         world=world,
@@ -122,6 +128,8 @@ def _load(
         source=source,
         vocabulary=vocabulary,
         encoder=encoder,
+        asked_train=asked_train,
+        asked_validation=asked_validation,
         folder=folder,
         longest_prompt=_longest_prompt(config, answered, source, encoder),
         recording=recording,

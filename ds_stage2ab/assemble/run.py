@@ -113,6 +113,7 @@ def _feed(parts: Parts) -> Feed:
         records=train,
         order=SampleOrder(seed, len(train), parts.plan.num_records_used),
         encoder=parts.encoder,
+        asked=parts.asked_train,
         seed=seed,
         shuffle_objects=data.object_order == "random",
         skip_bad=data.on_bad_sample == SKIP,
@@ -207,7 +208,7 @@ def _evaluation(
 ) -> Callable[[int], dict[str, float]]:
     evaluator = Evaluator(
         parts.datasets.validation,
-        parts.encoder.encode,
+        lambda record, draw: parts.encoder.encode(parts.asked_validation(record, draw), draw),
         backend,
         evaluation_sampling(
             parts.config.rollout_matching, parts.config.evaluation.decoding, get_codec(parts.config.data.codec)

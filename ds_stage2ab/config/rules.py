@@ -19,7 +19,7 @@ from ds_stage2ab.config.score_rules import (
     noise_objects_have_a_score,
     spurious_objects_stay_where_they_were_said,
 )
-from ds_stage2ab.config.sections import APPEND, NO_OFFLOAD
+from ds_stage2ab.config.sections import APPEND, CLASSES, NO_OFFLOAD
 from ds_stage2ab.config.servers import BACKEND, SERVERS
 from ds_stage2ab.errors import ConfigError
 
@@ -40,6 +40,7 @@ TOKEN_ROWS = "tuner.trainable_token_rows"
 ZERO_STAGE = "deepspeed.zero_stage"
 OFFLOAD = "deepspeed.offload_optimizer"
 MIN_PIXELS = "data.min_pixels"
+NEGATIVE_CLASSES, USER_PROMPT = "data.negative_classes", "data.user_prompt"
 MAX_PIXELS = "data.max_pixels"
 VALIDATION = "data.validation"
 EVALUATE_EVERY = "evaluation.every_steps"
@@ -213,6 +214,16 @@ def pixel_limits_are_ordered(min_pixels: int | None, max_pixels: int | None) -> 
         )
 
 
+def absent_classes_have_a_place(negative_classes: int, user_prompt: str) -> None:
+    """Absent names are asked for in the prompt, where it has a place for names."""
+    if negative_classes and CLASSES not in user_prompt:
+        raise ConfigError(
+            f"{negative_classes} has no effect: {USER_PROMPT} has no place for the names",
+            where=NEGATIVE_CLASSES,
+            fix=f"write {CLASSES} where they shall stand in {USER_PROMPT}, or delete {NEGATIVE_CLASSES}",
+        )
+
+
 def evaluation_has_data(every_steps: int | None, validation: str | None) -> None:
     """An evaluation interval would be ignored without validation data."""
     if every_steps is not None and validation is None:
@@ -299,6 +310,7 @@ RULES = (
     Rule(trained_rows_lie_in_a_part_that_trains, (TOKEN_ROWS, FREEZE)),
     Rule(some_part_trains, (FREEZE,)),
     Rule(pixel_limits_are_ordered, (MIN_PIXELS, MAX_PIXELS)),
+    Rule(absent_classes_have_a_place, (NEGATIVE_CLASSES, USER_PROMPT)),
     Rule(evaluation_has_data, (EVALUATE_EVERY, VALIDATION)),
     Rule(best_checkpoint_has_data, (KEEP_BEST, VALIDATION)),
     Rule(stopping_early_has_a_metric, (STOP_AFTER, KEEP_BEST, VALIDATION)),

@@ -201,6 +201,7 @@ class DataSection:
     codec: str
     system_prompt: str | None
     user_prompt: str
+    negative_classes: int
     min_pixels: int | None
     max_pixels: int | None
     workers: int
@@ -209,6 +210,8 @@ class DataSection:
     epoch_end: str
 
 
+CLASSES = "{classes}"
+"""Stands in `data.user_prompt` for the names of a record's classes."""
 APPEND = "append"
 """The value of `stage2_ab.channel_b.target` that keeps an answer as it was generated."""
 GENERATED = "generated"

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from torch.utils.data import DataLoader, Dataset
 
 from ds_stage2ab.carriers import Record, Sample, Skipped
+from ds_stage2ab.data.asked import Asked
 from ds_stage2ab.data.encode import Encoder
 from ds_stage2ab.data.stream import SampleOrder, draws_of, shuffled_objects
 from ds_stage2ab.errors import EXIT_ENVIRONMENT, DataError, EnvironmentFault
@@ -45,6 +46,7 @@ class Reader(Dataset):
     records: Sequence[Record]
     order: SampleOrder
     encoder: Encoder
+    asked: Asked
     seed: int
     shuffle_objects: bool
     skip_bad: bool
@@ -56,7 +58,7 @@ class Reader(Dataset):
         if self.shuffle_objects:
             record = shuffled_objects(record, self.seed, draw)
         try:
-            return self.encoder.encode(record, draw)
+            return self.encoder.encode(self.asked(record, draw), draw)
         except DataError as error:
             if self.skip_bad:
                 return Skipped(sample_id=record.id, draw=draw, why=error.why)

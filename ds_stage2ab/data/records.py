@@ -1,12 +1,13 @@
 """JSONL of the data contract -> checked, quantised records.
 
 One JSON object per line with `images` (one path), `width`, `height`, `objects` and, optionally, `id`;
-`schemas/record.schema.json` describes a line. Everything else is refused, extra keys too: a misspelt key
+`prompt` too; `schemas/record.schema.json` describes a line. Everything else is refused, extra keys too: a misspelt key
 or a second geometry would otherwise be silently ignored.
 """
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -25,13 +26,17 @@ __all__ = ["check_image", "load_image", "read_records"]
 Share = tuple[int, int]
 """(r, n): the records r, r + n, r + 2 n, ... of a file, counted from 0."""
 
-RECORD_KEYS = ("images", "width", "height", "objects", "id")
+RECORD_KEYS = ("images", "width", "height", "objects", "id", "prompt")
 OBJECT_KEYS = ("desc", "bbox_2d")
-OPTIONAL_KEYS = ("id",)
+OPTIONAL_KEYS = ("id", "prompt")
 MAX_PROBLEMS = 20  # listed in one error; reading stops there
 MAX_LINE_BYTES = 16 * 2**20  # 100,000 objects fit; a file without line ends must not fill the memory
 MAX_DESC_BYTES = 3_840  # as JSON: with its box the object stays below the 4,096 bytes that the parser accepts
 MAX_SIDE = 100_000  # pixels; images above 64 megapixels are refused anyway
+NO_WORDS = re.compile(
+    r"<image>|<\|(im_start|im_end|endoftext|vision_start|vision_end|vision_pad|image_pad|video_pad)\|>"
+)
+"""What no prompt may hold, as in the schema of data.user_prompt: the chat template adds turns and image."""
 BOM = b"\xef\xbb\xbf"
 
 
@@ -209,6 +214,7 @@ def _read_line(reader: _Reader, number: int, line: bytes) -> Record | list[_Prob
         values = _mapping(_parse(line, number), RECORD_KEYS, "the record")
         width, height = (_side(values[name], name) for name in ("width", "height"))
         sample_id = _sample_id(reader, number, values)
+        prompt = _prompt(values["prompt"]) if "prompt" in values else None
         image = _image(reader, number, values["images"])
     except _Refused as error:
         return [_Problem(where, error.why, error.fix)]
@@ -216,8 +222,9 @@ def _read_line(reader: _Reader, number: int, line: bytes) -> Record | list[_Prob
     if problems:
         return problems
     return Record(
-        id=sample_id, image=image, width=width, height=height, objects=tuple(sorted(objects, key=_taught)), where=where
-    )
+        id=sample_id, image=image, width=width, height=height, where=where, prompt=prompt,
+        objects=tuple(sorted(objects, key=_taught)),
+    )  # fmt: skip
 
 
 def _taught(truth: Truth) -> tuple[int, int]:
@@ -295,6 +302,13 @@ def _sample_id(reader: _Reader, number: int, values: dict[str, Any]) -> str:
         raise _Refused(f"id {sample_id!r} is that of line {reader.line_of_id[sample_id]} too", "make ids unique")
     reader.line_of_id[sample_id] = number
     return sample_id
+
+
+def _prompt(value: Any) -> str:
+    text = _text(value, "prompt")
+    if NO_WORDS.search(text):
+        raise _Refused(f"prompt is {shown(text)}, with a token of the chat template", "write the words alone")
+    return text
 
 
 def _image(reader: _Reader, number: int, value: Any) -> Path:

@@ -99,9 +99,12 @@ def set_figures(file: Path, records: Sequence[Record], unusable: Sequence[str]) 
 
 
 def summary(figures: SetFigures) -> str:
-    """`12 images, 3 without objects; 40 objects of 7 descriptions`"""
+    """`12 images, 3 without objects; 40 objects of 7 descriptions`, and how many have a prompt, if some."""
     images, objects = counted(len(figures.records), "image"), counted(figures.objects, "object")
-    return f"{images}, {figures.empty:,} without objects; {objects} of {counted(len(figures.classes), 'description')}"
+    own = sum(record.prompt is not None for record in figures.records)
+    prompts = f"; {own:,} with a prompt of their own" if own else ""
+    names = counted(len(figures.classes), "description")
+    return f"{images}, {figures.empty:,} without objects; {objects} of {names}{prompts}"
 
 
 def spread(values: NDArray[np.float64]) -> Spread | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,13 @@ from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.batch import counted
 from ds_stage2ab.config.rules import LENGTH_CAP, MAX_NEW_TOKENS
 from ds_stage2ab.config.sections import Config
+from ds_stage2ab.data.asked import Asked
 from ds_stage2ab.data.prompt import image_place, prompt_text
 from ds_stage2ab.errors import EnvironmentFault, Stage2Error
 from ds_stage2ab.model_folder.checks import check_folder
 from ds_stage2ab.model_folder.images import image_limits, image_tokens
 
+MOST_KEPT = 10_000  # prompts whose tokens are kept
 PROMPT, ANSWER, BOTH = "prompt with image, tokens", "answer, tokens", "prompt and answer, tokens"
 
 
@@ -29,21 +32,22 @@ class TokenCounter:
 
     config: Config
     vocabulary: Vocabulary
-    prompt_words: int
-    # tokens of the prompt without those of the image
+    words_of: Callable[[str], int]
+    # user's prompt -> tokens of the prompt without those of the image
     limits: Any
     # of images
 
     def measures(self, records: Iterable[Record]) -> dict[str, NDArray[np.float64]]:
-        """Tokens of each record.
+        """Tokens of each record; with absent names in its prompt, of the longest prompt that it may have.
 
         Raises:
             DataError: a description cannot be written with this tokenizer.
         """
-        codec = get_codec(self.config.data.codec)
+        records, codec, data = list(records), get_codec(self.config.data.codec), self.config.data
+        asked = Asked.of(records, data.user_prompt, data.negative_classes, self.config.training.seed)
         counts = [
             (
-                self.prompt_words + image_tokens((one.width, one.height), self.limits),
+                self.words_of(asked.longest(one).prompt) + image_tokens((one.width, one.height), self.limits),
                 len(encode_answer(one.objects, self.vocabulary, codec, where=one.where).ids),
             )
             for one in records
@@ -77,9 +81,15 @@ def token_counter(config: Config) -> TokenCounter:
     if folder.older_template:
         tokenizer.chat_template = folder.older_template
     vocabulary = Vocabulary.from_tokenizer(tokenizer)
-    ids = tokenizer.encode(prompt_text(tokenizer, data.system_prompt, data.user_prompt), add_special_tokens=False)
-    image_place(ids, vocabulary.image_id, str(folder.path))
-    return TokenCounter(config=config, vocabulary=vocabulary, prompt_words=len(ids) - 1, limits=limits)
+
+    @lru_cache(MOST_KEPT)
+    def words_of(user_prompt: str) -> int:
+        ids = tokenizer.encode(prompt_text(tokenizer, data.system_prompt, user_prompt), add_special_tokens=False)
+        image_place(ids, vocabulary.image_id, str(folder.path))
+        return len(ids) - 1
+
+    words_of(data.user_prompt)  # a prompt that is none shows before the records
+    return TokenCounter(config=config, vocabulary=vocabulary, words_of=words_of, limits=limits)
 
 
 def over_the_caps(measures: dict[str, NDArray[np.float64]], config: Config) -> Iterator[str]:

@@ -23,6 +23,7 @@ from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.load import LoadedConfig
 from ds_stage2ab.config.rules import VALIDATION, rollout_fits_length
 from ds_stage2ab.config.sections import Config, ModelSection
+from ds_stage2ab.data.asked import Asked
 from ds_stage2ab.data.datasets import assert_answerable
 from ds_stage2ab.data.encode import Encoder
 from ds_stage2ab.data.images import check_image
@@ -69,8 +70,9 @@ def evaluate_checkpoint(
         assert_answerable(records, vocabulary, get_codec(config.data.codec))
         prompts = {"system_prompt": config.data.system_prompt, "user_prompt": config.data.user_prompt}
         encoder = Encoder(source.tokenizer, source.image_processor, vocabulary, **prompts)
+        asked = Asked.of(records, config.data.user_prompt, config.data.negative_classes, config.training.seed)
         rollout_fits_length(
-            encoder.longest_prompt(records),
+            encoder.longest_prompt(map(asked.longest, records)),
             config.rollout_matching.max_new_tokens,
             config.training.global_max_length,
             source.model.config.text_config.max_position_embeddings,
@@ -89,7 +91,7 @@ def evaluate_checkpoint(
     )
     return Evaluator(
         records,
-        encoder.encode,
+        lambda record, draw: encoder.encode(asked(record, draw), draw),
         backend,
         evaluation_sampling(config.rollout_matching, config.evaluation.decoding, codec),
         codec=codec,

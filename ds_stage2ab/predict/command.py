@@ -58,6 +58,7 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "checkpoint": checkpoint,
         "prompt": options.prompt,
+        "classes": list(options.classes),
         "config": None if options.config is None else str(options.config.resolve()),
         "threshold": options.threshold,
     }
@@ -68,6 +69,7 @@ def _detector(options: argparse.Namespace, say: Callable[[str], None]) -> Detect
     detector = Detector(
         options.checkpoint,
         prompt=options.prompt,
+        classes=options.classes,
         config=options.config,
         batch=options.batch,
         threshold=options.threshold,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -39,6 +39,7 @@ class Detector:
         checkpoint: a run (its newest checkpoint), a checkpoint of a run, a Hugging Face folder, or the address of a
             vLLM server.
         prompt: of the user; None: the checkpoint's own.
+        classes: names to ask for, where the prompt says `{classes}`.
         config: a config whose prompts, answer format and limits are taken instead of the checkpoint's own.
         batch: images that are answered at once.
         threshold: objects with a lower score are left out.
@@ -55,6 +56,7 @@ class Detector:
         checkpoint: str | Path,
         *,
         prompt: str | None = None,
+        classes: Sequence[str] = (),
         config: str | Path | None = None,
         batch: int = BATCH,
         threshold: float = 0.0,
@@ -68,6 +70,7 @@ class Detector:
         self._opened = opened(
             str(checkpoint),
             prompt=prompt,
+            classes=classes,
             config=None if config is None else Path(config),
             batch=batch,
             model=None if model is None else Path(model),

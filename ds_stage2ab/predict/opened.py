@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,8 +16,9 @@ from ds_stage2ab.carriers import Record, Rollout, Sample
 from ds_stage2ab.codec.text import Codec, get_codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.load import load_config
-from ds_stage2ab.config.sections import ModelSection
+from ds_stage2ab.config.sections import CLASSES, ModelSection
 from ds_stage2ab.config.servers import api_key
+from ds_stage2ab.data.asked import with_names
 from ds_stage2ab.data.encode import Encoder
 from ds_stage2ab.detector_file import FILE, DetectorFile, of_config, read_detector_file
 from ds_stage2ab.engine.build import (
@@ -75,19 +76,26 @@ class Opened:
 
 
 def opened(
-    checkpoint: str, *, prompt: str | None, config: Path | None, batch: int, model: Path | None, api_key_env: str | None
+    checkpoint: str,
+    *,
+    prompt: str | None,
+    classes: Sequence[str],
+    config: Path | None,
+    batch: int,
+    model: Path | None,
+    api_key_env: str | None,
 ) -> Opened:
     """Load the checkpoint, or look at the server; `Detector` has the arguments."""
     quieten()
     if not checkpoint.startswith(ADDRESSES):
-        return _loaded(weights_folder(Path(checkpoint)), prompt, config, batch)
+        folder = weights_folder(Path(checkpoint))
+        return _loaded(folder, _asked(folder, prompt, classes, config), batch)
     server = server_at(checkpoint, batch, api_key(api_key_env))
     folder = folder_of(server) if model is None else weights_folder(model)
-    return _served(server, folder, prompt, config, batch)
+    return _served(server, folder, _asked(folder, prompt, classes, config), batch)
 
 
-def _loaded(path: Path, prompt: str | None, config: Path | None, batch: int) -> Opened:
-    asked = _asked(path, prompt, config)
+def _loaded(path: Path, asked: DetectorFile, batch: int) -> Opened:
     section = ModelSection(
         path=path, attn_implementation="sdpa", precision=_precision(path), freeze=(), gradient_checkpointing=False
     )
@@ -114,9 +122,8 @@ def _loaded(path: Path, prompt: str | None, config: Path | None, batch: int) -> 
     return Opened(**parts, position_limit=limit, generate=generate, warnings=warnings)
 
 
-def _served(server: Any, path: Path, prompt: str | None, config: Path | None, batch: int) -> Opened:
+def _served(server: Any, path: Path, asked: DetectorFile, batch: int) -> Opened:
     """The folder gives tokenizer and image processor, and needs no weights."""
-    asked = _asked(path, prompt, config)
     folder = check_folder(path, whole=False)
     processors = load_processors(folder, min_pixels=asked.min_pixels, max_pixels=asked.max_pixels)
     parts = _parts(asked, *processors)
@@ -124,7 +131,6 @@ def _served(server: Any, path: Path, prompt: str | None, config: Path | None, ba
         server,
         parts["vocabulary"],
         system_prompt=asked.system_prompt,
-        user_prompt=asked.user_prompt,
         batch=batch,
         read_s=rollout_timeout_s(None, asked.max_new_tokens),
     )
@@ -153,11 +159,11 @@ def _parts(asked: DetectorFile, tokenizer: Any, image_processor: Any) -> dict[st
     }
 
 
-def _asked(folder: Path, prompt: str | None, config: Path | None) -> DetectorFile:
+def _asked(folder: Path, prompt: str | None, classes: Sequence[str], config: Path | None) -> DetectorFile:
     """How the checkpoint is asked: by the config, or by its own file; a prompt replaces the user's.
 
     Raises:
-        ConfigError: nothing says it.
+        ConfigError: nothing says it, or names are given without a place for them, or the other way round.
     """
     found = read_detector_file(folder) if config is None else of_config(load_config(config).config)
     if found is None:
@@ -165,7 +171,12 @@ def _asked(folder: Path, prompt: str | None, config: Path | None) -> DetectorFil
         name = str(of_run) if of_run.is_file() else "FILE, the config of the run that made it"
         why = f"has no {FILE}: prompts, answer format and limits are not known"
         raise ConfigError(why, where=str(folder), fix=f"give --config {name}")
-    return found if prompt is None else replace(found, user_prompt=prompt)
+    words = found.user_prompt if prompt is None else prompt
+    if (CLASSES in words) != bool(classes):
+        why = f"the prompt {words!r} has {'a' if CLASSES in words else 'no'} place for names"
+        fix = "name them by --classes" if CLASSES in words else f"write {CLASSES} in --prompt, or leave --classes out"
+        raise ConfigError(why, where="--classes", fix=fix)
+    return replace(found, user_prompt=with_names(words, classes))
 
 
 def _precision(folder: Path) -> str:

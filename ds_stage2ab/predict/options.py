@@ -23,6 +23,8 @@ def add_predict_options(parser: argparse.ArgumentParser) -> None:
     what = f"images that are answered at once (default: {BATCH})"
     parser.add_argument("--batch", type=_count, default=BATCH, metavar="N", help=what)
     parser.add_argument("--prompt", metavar="TEXT", help="of the user (default: the checkpoint's own)")
+    what = "names to ask for, with commas between them, where the prompt says {classes}"
+    parser.add_argument("--classes", type=_names, default=(), metavar="NAMES", help=what)
     what = "prompts, answer format and limits are those of this config (default: the checkpoint's own)"
     parser.add_argument("--config", type=Path, metavar="FILE", help=what)
     what = "of a server: the folder that it serves (default: what it names, if that is on this machine)"
@@ -38,6 +40,10 @@ def _count(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
     return int(text)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in map(str.strip, text.split(",")) if name)
 
 
 def _probability(text: str) -> float:

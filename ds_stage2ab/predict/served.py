@@ -61,7 +61,6 @@ class Served:
         vocabulary: Vocabulary,
         *,
         system_prompt: str | None,
-        user_prompt: str,
         batch: int,
         read_s: float,
     ) -> None:
@@ -70,7 +69,6 @@ class Served:
         self.asker = Asker(
             conversation=Conversation(
                 system_prompt=system_prompt,
-                user_prompt=user_prompt,
                 forbidden=tuple(text for text in VISION_TOKENS if text in vocabulary.added_texts),
                 stop_id=vocabulary.stop_id,
                 coordinate_ids=vocabulary.coordinate_ids,

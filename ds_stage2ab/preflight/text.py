@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 from ds_stage2ab.config.batch import counted
+from ds_stage2ab.config.sections import CLASSES, DataSection
 from ds_stage2ab.errors import printable
 from ds_stage2ab.plan import Cadence, RunPlan, split_requests
 from ds_stage2ab.preflight.fit import RESERVE_GIB, Change, Fit
@@ -49,6 +50,7 @@ def _rows(report: PreflightReport) -> list[tuple[str, str]]:
         ("channels", _channel_words(plan)),
         ("rate", f"{plan.rate.peak:g}, {plan.rate.schedule}, {counted(plan.rate.warmup_steps, 'step')} of warm-up"),
         ("pack", packs),
+        *_prompt_words(report.config.data),
         ("room", _room_words(report.lengths, plan.global_max_length)),
         *_rollout_rows(report),
         ("evaluation", _cadence_words(plan.evaluate) if plan.evaluate.enabled else "none: data.validation is not set"),
@@ -103,6 +105,13 @@ def _channel_steps(channel: str, first: list[int], total: int | None) -> str:
 
 def _listed(steps: list[int], goes_on: bool) -> str:
     return ", ".join([*(f"{step:,}" for step in steps), *(["..."] if goes_on else [])])
+
+
+def _prompt_words(data: DataSection) -> list[tuple[str, str]]:
+    if CLASSES not in data.user_prompt:
+        return []
+    absent = f"{data.negative_classes} absent ones" if data.negative_classes else "no absent ones"
+    return [("prompts", f"with the names of a record's classes and {absent}; a record's own prompt as it stands")]
 
 
 def _room_words(lengths: Lengths, cap: int) -> str:

@@ -170,7 +170,7 @@ class TextOnly(nn.Module):
 def text_sample(place: int, prompt: Sequence[int]) -> Sample:
     """A request without an image."""
     vision = Vision(pixel_values=torch.empty(0), image_grid_thw=torch.empty(0, 3, dtype=torch.long))
-    size = {"width": 1, "height": 1}
+    size = {"width": 1, "height": 1, "user_prompt": ""}
     return Sample(
         id=str(place), draw=place, image=b"", objects=(), prompt_ids=tuple(prompt), vision=vision, **size
     )

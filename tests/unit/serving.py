@@ -26,7 +26,6 @@ def needs_of(bench: Bench, *, infer_timeout_s: float = LONG) -> Requirements:
     return Requirements(
         conversation=Conversation(
             system_prompt=None,
-            user_prompt="Detect every digit.",
             forbidden=tuple(text for text in VISION_TOKENS if text in vocabulary.added_texts),
             stop_id=vocabulary.stop_id,
             coordinate_ids=vocabulary.coordinate_ids,

@@ -61,17 +61,16 @@ class Conversation:
     """What all prompts of a run share."""
 
     system_prompt: str | None
-    user_prompt: str
     forbidden: tuple[str, ...]
     # texts of the tokens that may not be sampled
     stop_id: int
     coordinate_ids: tuple[int, ...]
 
-    def messages(self, image: bytes) -> list[dict[str, Any]]:
+    def messages(self, image: bytes, user_prompt: str) -> list[dict[str, Any]]:
         """The turns before the answer; the image as its file's bytes, never as a path."""
         address = f"data:application/octet-stream;base64,{base64.b64encode(image).decode()}"
         shown = {"type": "image_url", "image_url": {"url": address}}
-        user = {"role": "user", "content": [shown, {"type": "text", "text": self.user_prompt}]}
+        user = {"role": "user", "content": [shown, {"type": "text", "text": user_prompt}]}
         if self.system_prompt is None:
             return [user]
         return [{"role": "system", "content": [{"type": "text", "text": self.system_prompt}]}, user]
@@ -88,7 +87,7 @@ class Conversation:
         """The prompt, and the form of the reply."""
         return {
             "model": MODEL_NAME,
-            "messages": self.messages(sample.image),
+            "messages": self.messages(sample.image, sample.user_prompt),
             "add_generation_prompt": True,
             "return_token_ids": True,
             "stream": False,

@@ -6,6 +6,7 @@ from ds_stage2ab.codec.names import SCORED
 from ds_stage2ab.config import score_rules
 from ds_stage2ab.config.rules import (
     RULES,
+    absent_classes_have_a_place,
     answer_fits_length,
     best_checkpoint_has_data,
     constant_rate_does_not_fall,
@@ -69,6 +70,8 @@ BORDERS = [
     (pixel_limits_are_ordered, (100, 100), (101, 100)),
     (pixel_limits_are_ordered, (100, None), (2, 1)),
     (pixel_limits_are_ordered, (None, 100), (2, 1)),
+    (absent_classes_have_a_place, (0, "Detect."), (1, "Detect.")),
+    (absent_classes_have_a_place, (1, "Find {classes}."), (1, "Find classes.")),
     (evaluation_has_data, (None, None), (1, None)),
     (evaluation_has_data, (1, "v.jsonl"), (1, None)),
     (best_checkpoint_has_data, (None, None), ("eval/f1", None)),

@@ -18,6 +18,7 @@ import torch
 
 from ds_stage2ab.carriers import Sample, Skipped
 from ds_stage2ab.config.load import load_config
+from ds_stage2ab.data.asked import Asked
 from ds_stage2ab.data.encode import Encoder
 from ds_stage2ab.data.feed import Feed, Reader
 from ds_stage2ab.data.records import read_records
@@ -60,7 +61,8 @@ def feed(quickstart, bench, records, tmp_path):
         values = merged(config_values(quickstart, tmp_path, "feed"), {"training.per_device_train_batch_size": 2})
         plan = make_plan(load_config(write_config(tmp_path / "c.yaml", values)).config, 2, RECORDS)
         order = SampleOrder(SEED, RECORDS, RECORDS)
-        plain = {"encoder": bench.encoder, "seed": SEED, "shuffle_objects": False, "skip_bad": False}
+        asked = Asked.of(records, "Detect every digit.", 0, SEED)
+        plain = {"encoder": bench.encoder, "asked": asked, "seed": SEED, "shuffle_objects": False, "skip_bad": False}
         reader = Reader(records=records, order=order, **{**plain, **changes})
         return Feed(reader, plan, 1, workers=workers)
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -43,6 +44,7 @@ def test_tokens_are_those_of_a_run(config, quickstart):
 
     loaded = load_config(config).config
     records = read_records(loaded.data.train, image_root=None, box_format="bins")[:8]
+    records[3] = replace(records[3], prompt="Where is the largest of these digits?")
     measures = token_counter(loaded).measures(records)
     encoder = load_bench(quickstart, num_samples=1).encoder
     assert measures[PROMPT].tolist() == [len(encoder.encode(one, 0).prompt_ids) for one in records]
@@ -89,11 +91,12 @@ def test_a_config_gives_tables_findings_and_a_page(config, tmp_path, capsys):
 def test_a_jsonl_of_another_form(tmp_path, capsys):
     image(tmp_path / "a.png", mode="RGB")
     line = {"images": ["a.png"], "width": 333, "height": 111, "objects": [{"desc": FORGED, "bbox_2d": [0, 0, 1, 0.5]}]}
+    line["prompt"] = "Where?"
     (tmp_path / "set.jsonl").write_text(json.dumps(line))
     arguments = ["data", str(tmp_path / "set.jsonl"), "--html", str(tmp_path / "data.html")]
     assert main([*arguments, "--box-format", "fraction"]) == 0
     said = capsys.readouterr().out
-    assert "set.jsonl: 1 image, 0 without objects; 1 object of 1 description\n" in said
+    assert "set.jsonl: 1 image, 0 without objects; 1 object of 1 description; 1 with a prompt of their own\n" in said
     # 999 bins wide and 500 high; 2 as wide as high, times 3
     assert re.search(r"box aspect, width / height +5.994", said)
     assert r"<b>x</b>\x1b[2J" in said

@@ -29,7 +29,8 @@ def answered(words, codec, *, known=True):
     p[[token == b"cat" for token in written]] = 0.8
     p[[token == b"owl" for token in written]] = 0.5
     given = Probabilities(log_probs=np.log(p).astype(np.float32), coordinate_mass=np.ones(len(ids), np.float32))
-    told = {"sample_id": "a", "draw": 0, "prompt_ids": (1,), "weight_version": "", **dict.fromkeys(("seed", "source", "seconds"), 0)}
+    told = {"sample_id": "a", "draw": 0, "prompt_ids": (1,), "weight_version": "", "source": ""}
+    told |= {"seed": 0, "seconds": 0.0}
     rollout = Rollout(
         response_ids=tuple(ids.tolist()), finish="stop", attempt=1, probabilities=given if known else None, **told
     )

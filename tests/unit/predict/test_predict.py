@@ -19,7 +19,7 @@ from ds_stage2ab.cli import main
 from ds_stage2ab.codec.text import get_codec
 from ds_stage2ab.data.records import read_records
 from ds_stage2ab.engine.build import position_index
-from ds_stage2ab.errors import EXIT_CONFIG, EXIT_DATA, EXIT_ENVIRONMENT, DataError
+from ds_stage2ab.errors import EXIT_CONFIG, EXIT_DATA, EXIT_ENVIRONMENT, ConfigError, DataError
 from ds_stage2ab.evaluation.evaluator import Evaluator
 from ds_stage2ab.rollout.hf import HfBackend
 from ds_stage2ab.runtime.shutdown import EXIT_INTERRUPTED
@@ -242,6 +242,15 @@ def test_a_checkpoint_without_the_file_needs_a_config(quickstart, shipped, image
 def test_another_prompt_changes_the_answer(shipped, images):
     first, other = (Detector(shipped.model, prompt=prompt)(images[0]) for prompt in (None, "Nothing at all. " * 20))
     assert first.found != other.found
+
+
+def test_names_stand_where_the_prompt_has_a_place_for_them(shipped, images):
+    first = Detector(shipped.model, prompt="Find {classes} now.", classes=["two", "One", "one "])(images[0])
+    other = Detector(shipped.model, prompt="Find One, two now.")(images[0])
+    assert first.found == other.found
+    for prompt, classes in ((None, ["one"]), ("Find {classes}.", [])):
+        with pytest.raises(ConfigError, match="place for names"):
+            Detector(shipped.model, prompt=prompt, classes=classes)
 
 
 # -- pictures --------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ NO_VISION = Vision(pixel_values=torch.zeros(0, 1), image_grid_thw=torch.zeros(0,
 
 def sample(draw, **changes):
     values = {"id": f"s{draw}", "draw": draw, "prompt_ids": (1, 2, draw), **changes}
-    return Sample(image=b"", width=1, height=1, objects=(), vision=NO_VISION, **values)
+    return Sample(image=b"", user_prompt="", width=1, height=1, objects=(), vision=NO_VISION, **values)
 
 
 def recorded(draw, **changes):

@@ -16,10 +16,9 @@ from tests.unit.parts import NO_GUARD, greedy_sampling, load_bench
 from tests.unit.serving import drawn_from, fake_of, seeds_of
 
 IMAGE = b"\x89PNG\r\n\x1a\n\x00\xff"
-SAMPLE = SimpleNamespace(image=IMAGE)  # the one thing of a sample that a request carries
+SAMPLE = SimpleNamespace(image=IMAGE, user_prompt="Detect.")  # what a request carries of a sample
 CONVERSATION = Conversation(
     system_prompt=None,
-    user_prompt="Detect.",
     forbidden=("<|image_pad|>", "<|video_pad|>"),
     stop_id=7,
     coordinate_ids=(100, 101, 102),
@@ -94,13 +93,13 @@ def test_the_rules_of_the_guard_are_said_where_there_are_any():
 
 
 def test_a_system_prompt_comes_first():
-    system, user = replace(CONVERSATION, system_prompt="Answer in JSON.").messages(IMAGE)
+    system, user = replace(CONVERSATION, system_prompt="Answer in JSON.").messages(IMAGE, "Detect.")
     assert system == {"role": "system", "content": [{"type": "text", "text": "Answer in JSON."}]}
     assert user == USER
 
 
 def test_the_image_is_its_file():
-    (user,) = CONVERSATION.messages(IMAGE)
+    (user,) = CONVERSATION.messages(IMAGE, "Detect.")
     address = user["content"][0]["image_url"]["url"]
     assert base64.b64decode(address.partition(",")[2]) == IMAGE
 
