@@ -13,8 +13,9 @@ from ds_stage2ab.data.images import load_image
 from ds_stage2ab.data.stream import evaluation_draw
 from ds_stage2ab.errors import DataError
 from ds_stage2ab.evaluation.answers import answer_line, save_answers
-from ds_stage2ab.evaluation.average_precision import AveragePrecision, Detections, average_precision
-from ds_stage2ab.evaluation.detected import BY_PROBABILITY, BY_SCORE, Detected, detected
+from ds_stage2ab.evaluation.average_precision import Detections, average_precision
+from ds_stage2ab.evaluation.calibration import THRESHOLDS, calibration
+from ds_stage2ab.evaluation.detected import BY_PROBABILITY, BY_SCORE, UNRANKED, Detected, detected
 from ds_stage2ab.evaluation.f1 import DescriptionCounts, ImageScore, count_by_description, score_image, set_score
 from ds_stage2ab.evaluation.pictures import Picture, save_pictures
 from ds_stage2ab.matching.parse import REASONS
@@ -183,37 +184,47 @@ def evaluated(outcomes: Sequence[Outcome], records: Sequence[Record], seconds: f
         outcomes: one for each record, in their order.
         seconds: wall time of the evaluation.
     """
-    rankings = {outcomes[0].ranked: _precision(outcomes, records, [outcome.scores for outcome in outcomes])}
-    if all(outcome.ranked == BY_SCORE and outcome.token_scores is not None for outcome in outcomes):
-        rankings[BY_PROBABILITY] = _precision(outcomes, records, [outcome.token_scores for outcome in outcomes])
-    precision = rankings[outcomes[0].ranked]
+    ranked = outcomes[0].ranked
+    rankings = {ranked: _detections(outcomes, records, [outcome.scores for outcome in outcomes])}
+    if ranked == BY_SCORE and all(outcome.token_scores is not None for outcome in outcomes):
+        rankings[BY_PROBABILITY] = _detections(outcomes, records, [outcome.token_scores for outcome in outcomes])
+    precisions = {by: average_precision(detections) for by, detections in rankings.items()}
     counts = count_by_description(
         (outcome.predicted, record.objects, outcome.score.pairs)
         for outcome, record in zip(outcomes, records, strict=True)
     )
-    rows = tuple(_row(name, count, precision.by_description.get(name)) for name, count in counts.items())
+    rows = tuple(_row(name, count, precisions[ranked].by_description.get(name)) for name, count in counts.items())
     names = ("ap", "ap50", "ap75")
-    found = {f"eval/{name}_{by}": getattr(one, name) for by, one in rankings.items() for name in names}
+    found = {f"eval/{name}_{by}": getattr(one, name) for by, one in precisions.items() for name in names}
     known = {name: value for name, value in found.items() if value is not None}
-    return Evaluation(figures={**_figures(outcomes, seconds), **known}, rows=rows)
+    scored = _score_figures(rankings[ranked]) if ranked != UNRANKED else {}
+    return Evaluation(figures={**_figures(outcomes, seconds), **known, **scored}, rows=rows)
 
 
-def _precision(
+def _detections(
     outcomes: Sequence[Outcome], records: Sequence[Record], scores: Sequence[tuple[float, ...] | None]
-) -> AveragePrecision:
-    """COCO's AP with the objects of each image ranked by `scores`; all are equal where there are none."""
-    return average_precision(
-        [
-            Detections(
-                width=record.width,
-                height=record.height,
-                truth=record.objects,
-                predicted=outcome.predicted,
-                scores=ranks or [1.0] * len(outcome.predicted),
-            )
-            for outcome, record, ranks in zip(outcomes, records, scores, strict=True)
-        ]
-    )
+) -> list[Detections]:
+    """The objects of each image with these scores; all are equal where there are none."""
+    return [
+        Detections(
+            width=record.width,
+            height=record.height,
+            truth=record.objects,
+            predicted=outcome.predicted,
+            scores=given or [1.0] * len(outcome.predicted),
+        )
+        for outcome, record, given in zip(outcomes, records, scores, strict=True)
+    ]
+
+
+def _score_figures(detections: Sequence[Detections]) -> dict[str, float]:
+    """What the scores are worth; nothing where nothing is predicted or nothing is true."""
+    found = calibration(detections)
+    if found is None:
+        return {}
+    names = [f"eval/above_{round(100 * one)}_percent" for one in THRESHOLDS]
+    best = {"eval/best_f1": found.best_f1, "eval/best_f1_threshold": found.best_threshold}
+    return {**best, "eval/calibration_error": found.error, **dict(zip(names, found.shares, strict=True))}
 
 
 def _figures(outcomes: Sequence[Outcome], seconds: float) -> dict[str, float]:
