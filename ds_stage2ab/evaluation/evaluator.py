@@ -16,6 +16,7 @@ from ds_stage2ab.evaluation.answers import answer_line, save_answers
 from ds_stage2ab.evaluation.average_precision import Detections, average_precision
 from ds_stage2ab.evaluation.calibration import THRESHOLDS, calibration
 from ds_stage2ab.evaluation.detected import BY_PROBABILITY, BY_SCORE, UNRANKED, Detected, detected
+from ds_stage2ab.evaluation.duplicates import first_sayings
 from ds_stage2ab.evaluation.f1 import DescriptionCounts, ImageScore, count_by_description, score_image, set_score
 from ds_stage2ab.evaluation.pictures import Picture, save_pictures
 from ds_stage2ab.matching.parse import REASONS
@@ -198,7 +199,21 @@ def evaluated(outcomes: Sequence[Outcome], records: Sequence[Record], seconds: f
     found = {f"eval/{name}_{by}": getattr(one, name) for by, one in precisions.items() for name in names}
     known = {name: value for name, value in found.items() if value is not None}
     scored = _score_figures(rankings[ranked]) if ranked != UNRANKED else {}
-    return Evaluation(figures={**_figures(outcomes, seconds), **known, **scored}, rows=rows)
+    without = _figures_without_duplicates(rankings[ranked])
+    return Evaluation(figures={**_figures(outcomes, seconds), **known, **scored, **without}, rows=rows)
+
+
+def _figures_without_duplicates(detections: Sequence[Detections]) -> dict[str, float]:
+    kept = [first_sayings(image.predicted) for image in detections]
+    left = [
+        replace(image, predicted=[image.predicted[n] for n in places], scores=[image.scores[n] for n in places])
+        for image, places in zip(detections, kept, strict=True)
+    ]
+    score = set_score([score_image(image.predicted, image.truth) for image in left])
+    ap = average_precision(left).ap
+    repeated = sum(len(image.predicted) - len(places) for image, places in zip(detections, kept, strict=True))
+    figures = {"eval/duplicates_per_answer": repeated / len(detections), "eval/f1_without_duplicates": score.f1}
+    return figures if ap is None else figures | {"eval/ap_without_duplicates": ap}
 
 
 def _detections(
