@@ -140,6 +140,9 @@ def _check(options: ReadOptions, target: Target) -> None:
         raise ConfigError("the folder of images is not there", where=f"--images {options.images}", fix=FOLDER_FIX)
     if not options.annotations.exists():
         raise DataError("is not there", where=str(options.annotations), fix="correct ANNOTATIONS")
+    if not (options.annotations.is_file() or options.annotations.is_dir()):  # a pipe, which is read only once
+        fix = "write what comes out of it into a file, and name that as ANNOTATIONS"
+        raise DataError("is neither a file nor a folder", where=str(options.annotations), fix=fix)
     if target.hold_out and target.name == HELD_OUT:
         raise ConfigError(
             f"{HELD_OUT}.jsonl would hold both what is held out and the rest",

@@ -1,6 +1,7 @@
 """Files of others that their libraries cannot read, each in its own way: XML, ijson, YAML."""
 
 import json
+import os
 
 import pytest
 
@@ -75,6 +76,15 @@ def test_names_that_yaml_cannot_read_are_told(tmp_path, text):
     with pytest.raises(ConfigError, match=r"is no YAML|has no names of classes") as caught:
         read_class_names(tmp_path / "names.yaml")
     assert caught.value.where == str(tmp_path / "names.yaml") and caught.value.fix
+
+
+@pytest.mark.parametrize("kind", ["coco", "odvg"])
+def test_annotations_that_come_out_of_a_pipe_are_refused(tmp_path, kind):
+    """COCO's are read several times; and nobody may ever write to it."""
+    image(tmp_path / "images" / "a.png")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="is neither a file nor a folder"):
+        imported(kind, tmp_path, "pipe")
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "{", "[]"])
