@@ -16,13 +16,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from multiprocessing.pool import Pool
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -42,6 +48,8 @@ MANIFEST = "digits.json"
 GENERATOR_VERSION = 2
 SPLITS = ("train", "validation")
 PLAIN_LINES = 4  # lines about progress where no terminal shows one line that changes
+LEAST_TO_SHARE = 1000  # scenes: below, more processes take longer to start than they save
+PER_TASK = 200  # scenes that a process composes at a time
 SCENES_PER_UPDATE = 100  # of that line: about a tenth of a second
 
 
@@ -219,25 +227,29 @@ def to_image(scene: Scene) -> Image.Image:
     return Image.fromarray(np.round(np.clip(scene.brightness, 0.0, 1.0) * 255.0).astype(np.uint8), mode="L")
 
 
-def write_split(
-    folder: Path,
-    split: str,
-    scans: list[Scan],
-    num_scenes: int,
-    *,
-    seed: int,
-    layout: Layout,
-    advance: Callable[[], None],
-) -> None:
-    """Write `num_scenes` pictures and their JSONL into `folder`; `advance` is called after each."""
-    with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as lines:
-        for index in range(num_scenes):
-            scene = compose(scene_rng(seed, split, index), scans, layout)
-            name = f"{split}-{index:06d}"
-            record = record_of(scene, f"images/{name}.png", name)
-            to_image(scene).save(folder / "images" / f"{name}.png", compress_level=1)
-            lines.write(json.dumps(record) + "\n")
+def write_scene(index: int, folder: Path, split: str, scans: list[Scan], seed: int, layout: Layout) -> str:
+    """Write one picture into `folder`; returns its line of the JSONL."""
+    scene = compose(scene_rng(seed, split, index), scans, layout)
+    name = f"{split}-{index:06d}"
+    to_image(scene).save(folder / "images" / f"{name}.png", compress_level=1)
+    return json.dumps(record_of(scene, f"images/{name}.png", name)) + "\n"
+
+
+def write_split(folder: Path, split: str, num_scenes: int, *, advance: Callable[[], None], **settings: Any) -> None:
+    """Write `num_scenes` pictures, by `write_scene`, and their JSONL into `folder`; `advance` is called after each."""
+    write = partial(write_scene, folder=folder, split=split, **settings)
+    with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as lines, _processes(num_scenes) as pool:
+        for line in pool.imap(write, range(num_scenes), PER_TASK) if pool else map(write, range(num_scenes)):
+            lines.write(line)
             advance()
+
+
+def _processes(num_scenes: int) -> AbstractContextManager[Pool | None]:
+    """One for each core where there is enough to do; ended with the block. Ctrl-C is the caller's to answer."""
+    cores = len(os.sched_getaffinity(0))
+    if num_scenes < LEAST_TO_SHARE or cores == 1:
+        return nullcontext()
+    return multiprocessing.get_context("fork").Pool(cores, signal.signal, (signal.SIGINT, signal.SIG_IGN))
 
 
 def already_there(out: Path, manifest: dict[str, int]) -> bool:
@@ -288,7 +300,8 @@ def generate(
     try:
         (building / "images").mkdir()
         for split, num_scenes in zip(SPLITS, (train_scenes, validation_scenes), strict=True):
-            write_split(building, split, scans[split], num_scenes, seed=seed, layout=layout, advance=advance)
+            settings = {"scans": scans[split], "seed": seed, "layout": layout}
+            write_split(building, split, num_scenes, advance=advance, **settings)
         (building / MANIFEST).write_text(json.dumps(manifest) + "\n", encoding="utf-8")
         building.chmod(0o755)
         building.replace(out)

@@ -70,7 +70,7 @@ def test_one_more_ends_both_ranks(run, tmp_path, zero_stage, bad_steps, tolerate
 
 
 def test_answers_that_no_weight_can_give_end_both_ranks_whatever_is_tolerated(run, tmp_path):
-    """In a B step the bad weight is met by the rollouts of one rank; the next step would have the same weights."""
+    """In a B step the bad weight is met by one rank; the next step would begin with it."""
     done = run("0", {"stage2_ab.schedule.b_ratio": 1, "training.max_bad_steps": 3})
     assert done.returncode == EXIT_TRAINING, done.stdout[-2000:] + done.stderr[-2000:]
     assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr

@@ -123,6 +123,15 @@ def test_one_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
     assert (tmp_path / "a" / "train.jsonl").read_bytes() != (tmp_path / "c" / "train.jsonl").read_bytes()
 
 
+def test_processes_that_share_the_work_write_the_same_bytes(tmp_path, monkeypatch):
+    generate(tmp_path / "one")
+    monkeypatch.setattr(digits, "LEAST_TO_SHARE", 10)
+    monkeypatch.setattr(digits, "PER_TASK", 4)
+    monkeypatch.setattr(digits.os, "sched_getaffinity", lambda process: {0, 1, 2})
+    generate(tmp_path / "three")
+    assert contents(tmp_path / "three") == contents(tmp_path / "one")
+
+
 def test_more_scenes_keep_the_first_ones(tmp_path):
     generate(tmp_path / "a")
     generate(tmp_path / "b", train_scenes=40)
