@@ -139,7 +139,7 @@ def test_recorded_rollouts_go_on_to_the_last_bit(runs):
 @pytest.mark.soak
 def test_bad_steps_are_counted_on(runs):
     """Two in a row are tolerated. The third comes two steps after the checkpoint, which counts the first."""
-    words = runs.words("bad", {"training.max_bad_steps": 2})
+    words = runs.words("bad", {"training.max_bad_steps": 2, "stage2_ab.schedule.b_ratio": 0})
     for begins in ("from the first step", "goes on after step 4"):
         planted = {"FAULT": "nan:3,4,5", "FAULTY_RANK": "1"}
         done = ranks.run("tests/faults/planted.py", *words[1:], ranks=2, environment=planted)
