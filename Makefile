@@ -108,6 +108,9 @@ costs: $(INSTALLED) $(VLLM_INSTALLED)
 soak: $(INSTALLED) $(VLLM_INSTALLED)
 	@# The fuzzer, and what opens the HTML pages in the system's chromium
 	$(PIP) atheris playwright
+	@# The trackers. Trackio asks for an older Pillow than ours, and runs with it: so without its dependencies.
+	$(PIP) wandb mlflow-skinny
+	$(PIP) --no-deps trackio gradio-client brotli orjson python-multipart
 	$(PYTEST) -m soak $(if $(SHARD),--shard $(SHARD))
 
 bench: $(INSTALLED) $(VLLM_INSTALLED)

@@ -59,7 +59,7 @@ def config_values(parts: Quickstart, runs: Path, name: str) -> dict[str, Any]:
         "model": {"path": str(parts.model), "precision": "fp32"},
         "data": {"train": str(parts.data / "train.jsonl"), "user_prompt": "Detect every digit."},
         "deepspeed": {"zero_stage": 0, "gradient_clipping": 0.0},
-        "logging": {"root": str(runs), "name": name, "tensorboard": False},
+        "logging": {"root": str(runs), "name": name, "trackers": []},
     }
 
 

@@ -48,7 +48,7 @@ def trained(request, shipped, tmp_path_factory):
         "data.validation": str(shipped.data / "validation.jsonl"),
         "deepspeed.zero_stage": 1,
         "deepspeed.gradient_clipping": 1.0,
-        "logging.tensorboard": True,
+        "logging.trackers": ["tensorboard"],
         "logging.rollouts": True,
         "checkpoint.every_steps": 5,
         "checkpoint.keep_last": 2,

@@ -24,6 +24,7 @@ from ds_stage2ab.engine.run_folder import RunFolder
 from ds_stage2ab.engine.start import Start
 from ds_stage2ab.engine.training_state import restore_weights
 from ds_stage2ab.engine.tuner import FULL, add_adapters, freeze_parts
+from ds_stage2ab.metrics.trackers import check_trackers
 from ds_stage2ab.model_folder.checks import check_folder
 from ds_stage2ab.plan import RunPlan, batch_shape, make_plan
 from ds_stage2ab.rollout.replay import Recording, read_recording
@@ -79,6 +80,7 @@ def _check_inputs(loaded: LoadedConfig, world: World, start: Start) -> tuple[Run
             folder.refuse_earlier_run()
         if world.rank == 0:
             folder.try_out()
+            check_trackers(loaded.config.logging.trackers)
         check_folder(loaded.config.model.path)  # before the data, which takes longer
         api_key(matching.vllm.server.api_key_env if matching.rollout_backend == "vllm" else None)
         return folder, read_recording(matching.replay.run) if matching.rollout_backend == "replay" else None

@@ -3,6 +3,7 @@
 import sys
 import uuid
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -38,7 +39,8 @@ from ds_stage2ab.metrics.best_watch import BestWatch
 from ds_stage2ab.metrics.health_watch import HealthWatch
 from ds_stage2ab.metrics.journal import EvaluationRecord, read_history
 from ds_stage2ab.metrics.recorder import Metrics
-from ds_stage2ab.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink, WarningsSink
+from ds_stage2ab.metrics.sinks import ConsoleSink, JsonlSink, Sink, WarningsSink
+from ds_stage2ab.metrics.trackers import TrackedRun, open_trackers
 from ds_stage2ab.preflight.opening import Inventory, opening_lines
 from ds_stage2ab.preflight.warnings import run_warnings
 from ds_stage2ab.rollout.base import RolloutBackend, evaluation_sampling, sampling_record
@@ -174,7 +176,7 @@ def _claim(
             }
             parts.folder.claim(loaded.resolved, beside, resumes=parts.start.resumes)
             try:
-                attempt, sinks = _begin(parts, start_id, warnings)
+                attempt, sinks = _begin(parts, start_id, loaded.resolved, warnings)
             except BaseException:
                 parts.folder.abandon(resumes=parts.start.resumes)
                 raise
@@ -183,24 +185,36 @@ def _claim(
     return Metrics(sinks, every_steps, channel_for_step, attempt=attempt), attempt
 
 
-def _begin(parts: Parts, start_id: str, warnings: Sequence[str]) -> tuple[int, list[Sink]]:
+def _begin(
+    parts: Parts, start_id: str, config: dict[str, Any], warnings: Sequence[str]
+) -> tuple[int, list[Sink]]:
     """In the folder that is ours."""
     with explained(parts.folder.path):
         if parts.start.resumes:
             set_aside(parts.folder.checkpoints, parts.start.saved)
         attempt = parts.folder.begin_attempt(start_id, parts.start.finished_steps)
-        return attempt, _open_sinks(parts, attempt, warnings)
+        return attempt, _open_sinks(parts, attempt, config, warnings)
 
 
-def _open_sinks(parts: Parts, attempt: int, warnings: Sequence[str]) -> list[Sink]:
+def _open_sinks(parts: Parts, attempt: int, config: dict[str, Any], warnings: Sequence[str]) -> list[Sink]:
     sinks: list[Sink] = [
         JsonlSink(parts.folder.metrics),
         WarningsSink(parts.folder.warnings, warnings),
         ConsoleSink(sys.stdout, parts.plan.total_steps),
     ]
-    if parts.config.logging.tensorboard:
-        sinks.append(TensorBoardSink(parts.folder.tensorboard, parts.start.finished_steps, attempt))
-    return sinks
+    tracked = TrackedRun(
+        name=parts.folder.path.name,
+        folder=parts.folder.path,
+        config=config,
+        finished_steps=parts.start.finished_steps,
+        attempt=attempt,
+    )
+
+    def warn(text: str) -> None:
+        for sink in sinks:
+            sink.warning(text)
+
+    return [*sinks, *open_trackers(parts.config.logging.trackers, tracked, warn)]
 
 
 def _evaluation(
@@ -221,6 +235,7 @@ def _evaluation(
         warn=metrics.warn,
         answers=parts.folder.evaluations,
         attempt=attempt,
+        show=metrics.record_pictures,
     )
     return lambda finished_steps: evaluator.run(finished_steps).figures
 

@@ -233,7 +233,7 @@ class LoggingSection:
     root: Path
     name: str | None
     every_steps: int
-    tensorboard: bool
+    trackers: tuple[str, ...]
     rollouts: bool
     lock: bool
 

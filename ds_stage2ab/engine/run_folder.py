@@ -58,7 +58,6 @@ class RunFolder:
         self.locked = locked
         self.metrics = path / "metrics.jsonl"
         self.warnings = path / WARNINGS_FILE
-        self.tensorboard = path / "tensorboard"
         self.pictures = path / "pictures"
         self.evaluations = path / "evaluations"
         self.rollouts = path / "rollouts"

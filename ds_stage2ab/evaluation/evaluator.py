@@ -76,6 +76,7 @@ class Evaluator:
         warn: says what could not be written.
         answers: folder of the JSONL files, one for each evaluation; None: none is written.
         attempt: which start of the run this is, from 1; stands in every line of them.
+        show: takes the PNG files of the pictures.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Evaluator:
         warn: Callable[[str], None],
         answers: Path | None = None,
         attempt: int = 1,
+        show: Callable[[int, Sequence[Path]], None] | None = None,
     ) -> None:
         self.records = records
         self.encode = encode
@@ -106,6 +108,7 @@ class Evaluator:
         self.warn = warn
         self.answers = answers
         self.attempt = attempt
+        self.show = show
 
     def run(self, finished_steps: int) -> Evaluation:
         """Evaluate the weights after `finished_steps` steps, the same on every rank; rank 0 draws pictures."""
@@ -173,9 +176,13 @@ class Evaluator:
         """Draw; where that fails the figures are whole all the same."""
         shown = zip(self.records[: self.num_pictures], outcomes, strict=False)
         try:
-            save_pictures(self.pictures, finished_steps, [_picture(record, outcome) for record, outcome in shown])
+            drawn = [_picture(record, outcome) for record, outcome in shown]
+            sheet = save_pictures(self.pictures, finished_steps, drawn)
         except (OSError, DataError) as error:
             self.warn(f"the pictures are not drawn: {error}")
+            return
+        if self.show is not None and sheet is not None:
+            self.show(finished_steps, sorted(sheet.with_suffix("").glob("*.png")))
 
 
 def evaluated(outcomes: Sequence[Outcome], records: Sequence[Record], seconds: float) -> Evaluation:

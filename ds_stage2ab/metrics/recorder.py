@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from ds_stage2ab.carriers import StepResult
 from ds_stage2ab.metrics.journal import EVALUATION_CHANNEL, EvaluationRecord, StepRecord
@@ -83,6 +84,11 @@ class Metrics:
         )
         for sink in self._sinks:
             sink.evaluation(record)
+
+    def record_pictures(self, finished_steps: int, files: Sequence[Path]) -> None:
+        """Report the pictures of an evaluation."""
+        for sink in self._sinks:
+            sink.pictures(finished_steps, files)
 
     def warn(self, text: str) -> None:
         """Send a warning to every sink."""

@@ -1,13 +1,11 @@
-"""Where records go: a JSONL journal, TensorBoard events, the console; and warnings to a file as well."""
+"""Where records go: a JSONL journal, the console, and warnings to a file as well; trackers are in `trackers.py`."""
 
 from __future__ import annotations
 
 import math
 import os
-import threading
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol, TextIO
@@ -31,6 +29,9 @@ class Sink(Protocol):
 
     def evaluation(self, record: EvaluationRecord) -> None:
         """Take the record of an evaluation."""
+
+    def pictures(self, step: int, files: Sequence[Path]) -> None:
+        """Take the pictures of an evaluation after `step` finished steps, PNG files of the run folder."""
 
     def warning(self, text: str) -> None:
         """Show a warning to the user."""
@@ -60,6 +61,9 @@ class JsonlSink:
     def evaluation(self, record: EvaluationRecord) -> None:
         self._write(record)
 
+    def pictures(self, step: int, files: Sequence[Path]) -> None:
+        """Ignored: they are in the run folder."""
+
     def warning(self, text: str) -> None:
         """Ignored: its figures are in the records."""
 
@@ -80,66 +84,6 @@ class JsonlSink:
 def _cut_torn_line(path: Path, file: int) -> None:
     content = path.read_bytes()
     os.ftruncate(file, content.rfind(b"\n") + 1)
-
-
-class TensorBoardSink:
-    """Writes every metric as a scalar under its own name.
-
-    Args:
-        folder: made if it is missing.
-        finished_steps: events after so many steps, of an earlier attempt, are hidden.
-        attempt: which start of the run this is, from 1; ends the name of the file.
-
-    Raises:
-        EnvironmentFault: the package `tensorboard` is not installed, or events cannot be written.
-    """
-
-    def __init__(self, folder: Path, finished_steps: int = 0, attempt: int = 1) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            why = f"TensorBoard events cannot be written: {error}"
-            raise EnvironmentFault(why, fix="pip install tensorboard") from error
-        self._folder = folder
-        purge_step = finished_steps + 1 if finished_steps else None
-        suffix = f".attempt-{attempt}"
-        self._writer = SummaryWriter(log_dir=str(folder), purge_step=purge_step, filename_suffix=suffix)
-        _show_no_trace_of_its_thread()
-
-    def step(self, record: StepRecord) -> None:
-        self._write(record)
-
-    def evaluation(self, record: EvaluationRecord) -> None:
-        self._write(record)
-
-    def warning(self, text: str) -> None:
-        """Ignored: its figures are in the records."""
-
-    def close(self) -> None:
-        with suppress(OSError):  # a disk that was full is full again: it was told of
-            self._writer.close()
-
-    def _write(self, entry: Entry) -> None:
-        try:
-            for name, value in entry.metrics.items():
-                self._writer.add_scalar(name, value, global_step=entry.step, walltime=entry.wall_time)
-            if isinstance(entry, EvaluationRecord):
-                self._writer.flush()
-        except OSError as error:
-            why = f"the TensorBoard events of step {entry.step} cannot be written: {error.strerror}"
-            fix = "free space on that disk, or set logging.tensorboard: false"
-            raise EnvironmentFault(why, where=str(self._folder), fix=fix) from error
-
-
-def _show_no_trace_of_its_thread() -> None:
-    """The thread that writes the events dies of a full disk, and its next call raises the same error in this one."""
-    shown = threading.excepthook
-
-    def hook(died: threading.ExceptHookArgs) -> None:
-        if not (isinstance(died.exc_value, OSError) and type(died.thread).__module__.startswith("tensorboard.")):
-            shown(died)
-
-    threading.excepthook = hook
 
 
 class WarningsSink:
@@ -165,6 +109,9 @@ class WarningsSink:
 
     def evaluation(self, record: EvaluationRecord) -> None:
         """Ignored: it is no warning."""
+
+    def pictures(self, step: int, files: Sequence[Path]) -> None:
+        """Ignored: they are in the run folder."""
 
     def warning(self, text: str) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
@@ -207,6 +154,9 @@ class ConsoleSink:
 
     def evaluation(self, record: EvaluationRecord) -> None:
         self._say(evaluation_line(record, self._total_steps))
+
+    def pictures(self, step: int, files: Sequence[Path]) -> None:
+        """Ignored: they are in the run folder."""
 
     def warning(self, text: str) -> None:
         self._say(f"warning: {text}")

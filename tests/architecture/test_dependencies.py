@@ -39,9 +39,16 @@ def imported(paths: list) -> set[str]:
 
 
 def test_every_import_of_the_package_is_declared():
-    inside_a_server = {path for path in package_files() if path.name in ("vllm_plugin.py", "vllm_guard.py")}
-    assert imported([path for path in package_files() if path not in inside_a_server]) - set(declared()) == set()
-    assert imported(list(inside_a_server)) - set(declared("vllm")) == set()
+    extras = {name: name.split("_")[0] for name in ("wandb_tracker.py", "mlflow_tracker.py", "trackio_tracker.py")}
+    extras |= dict.fromkeys(("vllm_plugin.py", "vllm_guard.py"), "vllm")
+    assert imported([path for path in package_files() if path.name not in extras]) - set(declared()) == set()
+    for name, extra in extras.items():
+        known = {canonicalize_name(one.removesuffix("-skinny")) for one in declared(extra)}
+        assert {one.removesuffix("-skinny") for one in imported(paths_named(name))} - known == set()
+
+
+def paths_named(name: str) -> list:
+    return [path for path in package_files() if path.name == name]
 
 
 def test_every_declared_dependency_is_used():

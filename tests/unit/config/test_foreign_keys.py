@@ -34,7 +34,7 @@ data: {train: train.jsonl, user_prompt: Detect every object.}
         ("save_total_limit", "checkpoint.keep_last"),
         ("eval_steps", "evaluation.every_steps"),
         ("logging_steps", "logging.every_steps"),
-        ("report_to", "logging.tensorboard"),
+        ("report_to", "logging.trackers"),
         ("num_train_epochs", "training.num_epochs"),
         ("resume_from_checkpoint", "model.path"),
         ("lora_r", "tuner.lora_rank"),

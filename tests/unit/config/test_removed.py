@@ -17,6 +17,7 @@ data: {train: train.jsonl, user_prompt: Detect every object.}
 """
 REMOVED = [
     "stage2_ab.channel_b.mode",
+    "logging.tensorboard",
     "stage2_ab.channel_b.async",
     "stage2_ab.channel_b.enable_pipeline",
     "stage2_ab.channel_b.rollouts_per_step",

@@ -62,9 +62,9 @@ def test_how_answers_are_drawn_is_written_beside_it_and_given_back_with_it(path)
 
 def test_its_products_have_fixed_places(path):
     folder = RunFolder(path, locked=True)
-    names = ("metrics", "tensorboard", "pictures", "checkpoints")
+    names = ("metrics", "warnings", "pictures", "checkpoints")
     places = [str(getattr(folder, name).relative_to(path)) for name in names]
-    assert places == ["metrics.jsonl", "tensorboard", "pictures", "checkpoints"]
+    assert places == ["metrics.jsonl", "warnings.log", "pictures", "checkpoints"]
 
 
 def test_releasing_removes_the_lock_and_nothing_else(path):

@@ -3,10 +3,8 @@
 import io
 import re
 import resource
-import threading
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ds_stage2ab.errors import EnvironmentFault
 from ds_stage2ab.metrics.journal import EvaluationRecord, StepRecord, read_history
@@ -14,7 +12,6 @@ from ds_stage2ab.metrics.sinks import (
     ConsoleSink,
     JsonlSink,
     Pace,
-    TensorBoardSink,
     WarningsSink,
     duration,
     evaluation_line,
@@ -84,37 +81,6 @@ def test_a_journal_that_cannot_be_written_is_an_environment_fault(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     sink.close()
     assert read_history(tmp_path / "metrics.jsonl").steps == ()
-
-
-def test_tensorboard_holds_every_value_at_its_step(tmp_path):
-    sink = TensorBoardSink(tmp_path / "tensorboard", attempt=3)
-    sink.step(step(1))
-    sink.evaluation(evaluation(1))
-    sink.close()
-    (file,) = (tmp_path / "tensorboard").iterdir()
-    assert file.name.startswith("events.out.tfevents.") and file.name.endswith(".attempt-3")
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert set(events.Tags()["scalars"]) == set(VALUES) | {"eval/f1", "eval/seconds", "eval/samples"}
-    (event,) = events.Scalars("loss/total")
-    assert (event.step, event.wall_time) == (1, 2.0)
-    assert event.value == pytest.approx(3.45123, rel=1e-6)
-
-
-def test_events_that_cannot_be_written_are_an_environment_fault(tmp_path, monkeypatch):
-    """TensorBoard writes in a thread, which dies, and says so at a later call."""
-    died = []
-    monkeypatch.setattr(threading, "excepthook", died.append)
-    sink = TensorBoardSink(tmp_path / "tensorboard")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
-    try:
-        with pytest.raises(EnvironmentFault, match="TensorBoard events of step 1 cannot be written") as caught:
-            sink.evaluation(evaluation(1))
-        sink.close()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert caught.value.fix.endswith("set logging.tensorboard: false") and died == []
 
 
 def test_a_plain_stream_gets_one_line_per_record():
