@@ -23,8 +23,8 @@ from ds_stage2ab.matching.parse import REASONS
 from ds_stage2ab.rollout.base import RolloutBackend, Sampling, all_drawn
 from ds_stage2ab.runtime.ranks import World
 
-CHUNK = 32
-"""Samples that are encoded at a time: bounds the memory of images."""
+CHUNK = 64
+"""Samples that are encoded at a time: bounds the memory of images. Slots are empty at the end of each of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,14 +114,16 @@ class Evaluator:
         """Evaluate the weights after `finished_steps` steps, the same on every rank; rank 0 draws pictures."""
         start = time.monotonic()
         doing = f"the evaluation after step {finished_steps}"
-        indices = range(self.world.rank, len(self.records), self.world.size)
+        # answers of one chunk end at about the same time
+        mine = range(self.world.rank, len(self.records), self.world.size)
+        indices = sorted(mine, key=lambda index: -len(self.records[index].objects))
         with self.world.raise_together(doing), self.backend.current_weights(finished_steps):
             rollouts = self._rollouts(indices, finished_steps)
         if self.sampling.with_probabilities and self.backend.score is not None:
             rollouts = self._scored(indices, rollouts)
         with self.world.raise_together(doing):
-            mine = [self._outcome(index, rollout) for index, rollout in zip(indices, rollouts, strict=True)]
-        outcomes = sorted((o for part in self.world.gather(mine) for o in part), key=lambda outcome: outcome.index)
+            judged = [self._outcome(index, rollout) for index, rollout in zip(indices, rollouts, strict=True)]
+        outcomes = sorted((o for part in self.world.gather(judged) for o in part), key=lambda outcome: outcome.index)
         assert [outcome.index for outcome in outcomes] == list(range(len(self.records))), "each sample exactly once"
         seconds = max(self.world.gather(time.monotonic() - start))
         with self.world.raise_together("writing the answers and drawing the pictures"):
@@ -130,7 +132,7 @@ class Evaluator:
                 self._draw(outcomes, finished_steps)
         return evaluated(outcomes, self.records, seconds)
 
-    def _rollouts(self, indices: range, finished_steps: int) -> list[Rollout]:
+    def _rollouts(self, indices: Sequence[int], finished_steps: int) -> list[Rollout]:
         rollouts: list[Rollout] = []
         for first in range(0, len(indices), CHUNK):
             samples = [self._sample(index) for index in indices[first : first + CHUNK]]
@@ -141,7 +143,7 @@ class Evaluator:
     def _sample(self, index: int) -> Sample:
         return self.encode(self.records[index], evaluation_draw(index))
 
-    def _scored(self, indices: range, rollouts: list[Rollout]) -> list[Rollout]:
+    def _scored(self, indices: Sequence[int], rollouts: list[Rollout]) -> list[Rollout]:
         """The rollouts with their probabilities; collective.
 
         Every rank scores as often as the one with the most samples, since ZeRO 3 gathers in every forward; a rank that
