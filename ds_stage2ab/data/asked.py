@@ -22,8 +22,10 @@ DIGEST_BYTES = 16
 
 
 def with_names(template: str, names: Iterable[str]) -> str:
-    """The template with these names, each once, in alphabetical order."""
-    known = {compared(name): name.strip() for name in names}
+    """The template with these names, each once as it is first written, in alphabetical order."""
+    known: dict[str, str] = {}
+    for name in names:
+        known.setdefault(compared(name), name.strip())
     return template.replace(CLASSES, SEPARATOR.join(known[key] for key in sorted(known)))
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from ds_stage2ab.codec.bins import MAX_BIN, fraction_of
@@ -50,11 +51,18 @@ class _Image:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Ids:
-    """COCO's ids of images by record id and by path, and of categories by compared name."""
+    """COCO's ids of images by record id and by file, and of categories by compared name."""
 
     images: dict[str, object]
+    files: dict[str, object]
+    # by the name of the image's file, for records that are not called by its id
     categories: dict[str, tuple[object, str]]
     # id and the name as it is written
+
+    def of(self, image: _Image) -> object:
+        """None: there is no such image."""
+        known = self.images.get(image.id)
+        return self.files.get(PurePath(image.path).name) if known is None else known
 
 
 def export_coco(source: Path, out: Path, annotations: Path | None) -> list[tuple[Path, str]]:
@@ -161,7 +169,7 @@ def _own_ids(images: list[_Image]) -> _Ids:
     for box in (box for image in images for box in _boxes(image)):
         names.setdefault(compared(box.name), box.name.strip())
     categories = {key: (place, names[key]) for place, key in enumerate(sorted(names), start=1)}
-    return _Ids(images=dict(numbered), categories=categories)
+    return _Ids(images=dict(numbered), files={}, categories=categories)
 
 
 def _boxes(image: _Image) -> Iterator[_Box]:
@@ -170,14 +178,18 @@ def _boxes(image: _Image) -> Iterator[_Box]:
 
 
 def _ids_of(annotations: Path) -> _Ids:
-    images = {str(one["id"]): one["id"] for one in _with_keys(annotations, "images", "id")}
+    listed = list(_with_keys(annotations, "images", "id"))
+    images = {str(one["id"]): one["id"] for one in listed}
+    names = Counter(PurePath(str(one.get("file_name"))).name for one in listed)
+    files = {PurePath(str(one.get("file_name"))).name: one["id"] for one in listed}
     categories = {
         compared(str(one["name"])): (one["id"], one["name"])
         for one in _with_keys(annotations, "categories", "id", "name")
     }
     if not images or not categories:
         raise DataError("has no images or no categories", where=str(annotations), fix="name a COCO instances file")
-    return _Ids(images=images, categories=categories)
+    alone = {name: key for name, key in files.items() if names[name] == 1}
+    return _Ids(images=images, files=alone, categories=categories)
 
 
 def _with_keys(file: Path, name: str, *keys: str) -> Iterator[dict[str, Any]]:
@@ -193,7 +205,7 @@ def _unlisted(images: list[_Image], ids: _Ids) -> str:
         DataError: an image is not in the annotations.
     """
     for image in images:
-        if image.id not in ids.images:
+        if ids.of(image) is None:
             fix = "export without --annotations, or name the file that the records were imported from"
             raise DataError(f"image {image.id} is not in the annotations", where=image.path, fix=fix)
     count = sum(compared(box.name) not in ids.categories for image in images for box in image.found or ())
@@ -206,7 +218,7 @@ def _unlisted(images: list[_Image], ids: _Ids) -> str:
 def _results(images: list[_Image], ids: _Ids) -> list[dict]:
     return [
         {
-            "image_id": ids.images[image.id],
+            "image_id": ids.of(image),
             "category_id": ids.categories[compared(box.name)][0],
             "bbox": list(box.xywh),
             "score": box.score,
@@ -220,7 +232,7 @@ def _results(images: list[_Image], ids: _Ids) -> list[dict]:
 def _annotations(images: list[_Image], ids: _Ids) -> dict:
     entries = [
         {
-            "image_id": ids.images[image.id],
+            "image_id": ids.of(image),
             "category_id": ids.categories[compared(box.name)][0],
             "bbox": list(box.xywh),
             "area": box.xywh[2] * box.xywh[3],
@@ -232,7 +244,7 @@ def _annotations(images: list[_Image], ids: _Ids) -> dict:
     return {
         "info": {"description": "written by ds_stage2ab"},
         "images": [
-            {"id": ids.images[image.id], "file_name": image.path, "width": image.width, "height": image.height}
+            {"id": ids.of(image), "file_name": image.path, "width": image.width, "height": image.height}
             for image in images
         ],
         "categories": [{"id": key, "name": name} for key, name in ids.categories.values()],

@@ -145,3 +145,24 @@ def test_what_else_is_refused(tmp_path):
         export_coco(write(tmp_path, name="empty.jsonl"), tmp_path / "found.json", None)
     with pytest.raises(DataError, match="two lines have the same id"):
         export_coco(write(tmp_path, line("a"), line("a")), tmp_path / "other.json", None)
+
+
+def test_an_image_that_is_called_otherwise_is_known_by_its_file(tmp_path):
+    """As those of predictions are, whose id is their path; a name of two images tells neither."""
+    names = {7: "000000007.jpg", 8: "a/b.jpg", 9: "c/b.jpg"}
+    values = {
+        "images": [{"id": key, "file_name": name} for key, name in names.items()],
+        "categories": [{"id": 3, "name": "cat"}],
+        "annotations": [],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(values))
+
+    def export(path):
+        found = {"id": path, "image": path, "width": 300, "height": 150, "objects": [{**CAT, "score": 0.5}]}
+        out = tmp_path / f"{len(path)}.json"
+        export_coco(write(tmp_path, found), out, tmp_path / "instances.json")
+        return json.loads(out.read_text())
+
+    assert [one["image_id"] for one in export("photos/000000007.jpg")] == [7]
+    with pytest.raises(DataError, match="not in the annotations"):
+        export("photos/b.jpg")

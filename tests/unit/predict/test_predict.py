@@ -244,7 +244,7 @@ def test_another_prompt_changes_the_answer(shipped, images):
     assert first.found != other.found
 
 
-def test_names_stand_where_the_prompt_has_a_place_for_them(shipped, images):
+def test_names_are_written_where_the_prompt_has_a_place_for_them(shipped, images):
     first = Detector(shipped.model, prompt="Find {classes} now.", classes=["two", "One", "one "])(images[0])
     other = Detector(shipped.model, prompt="Find One, two now.")(images[0])
     assert first.found == other.found
