@@ -8,6 +8,7 @@ import pytest
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.detector_file import FILE, differences, of_config, read_detector_file, write_detector_file
 from ds_stage2ab.errors import EnvironmentFault
+from ds_stage2ab.preflight.report import preflight_report
 from tests.architecture.sources import ROOT
 from tests.parts import config_values, merged, write_config
 
@@ -66,3 +67,10 @@ def test_the_shipped_checkpoint_says_what_the_quickstart_asks():
     folder = ROOT / "assets" / "quickstart" / "stage1"
     assert read_detector_file(folder).user_prompt == config.data.user_prompt
     assert [*differences(config, folder)] == []
+
+
+def test_the_plan_warns_of_another_prompt(shipped, tmp_path):
+    values = merged(config_values(shipped, tmp_path, "run"), {"data.user_prompt": "Find all."})
+    file = write_config(tmp_path / "c.yaml", values)
+    report = preflight_report(file, None, learners=1, rollout_devices=None, records=None)
+    assert any(line.startswith('data.user_prompt is "Find all.", and the checkpoint was') for line in report.warnings)

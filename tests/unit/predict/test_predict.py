@@ -174,6 +174,19 @@ def test_a_bad_image_is_named_and_counted(shipped, folder_with_bad, tmp_path):
     assert len(lines_of(out)) == 2
 
 
+@pytest.mark.soak
+def test_one_bad_image_among_five_hundred(shipped, images, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(500):
+        (folder / f"{number:03}.png").write_bytes(images[number % NUM_IMAGES].read_bytes())
+    (folder / "321.png").write_bytes((folder / "321.png").read_bytes()[:-200])
+    code, said = predict(shipped.model, folder, "--out", tmp_path / "out", "--no-pictures")
+    assert code == EXIT_DATA
+    assert re.findall(r"skipped: image \S+/(\S+)", said) == ["321.png"]
+    assert "1 of 500 images could not be used" in said and len(lines_of(tmp_path / "out")) == 499
+
+
 def test_a_second_command_is_refused_or_goes_on(shipped, predicted, images, tmp_path, capsys):
     words = ["predict", str(shipped.model), *map(str, images), "--out", str(predicted)]
     before = (predicted / "predictions.jsonl").read_bytes()
