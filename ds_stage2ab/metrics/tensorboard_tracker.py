@@ -21,7 +21,7 @@ class Tracker:
     faults = (OSError,)
 
     def __init__(self, run: TrackedRun) -> None:
-        purged = run.finished_steps + 1 if run.finished_steps else None
+        purged = run.finished_steps + 1 if run.finished_steps else 0  # 0: also the evaluation before the first step
         suffix = f".attempt-{run.attempt}"
         self._writer = SummaryWriter(log_dir=str(run.folder / FOLDER), purge_step=purged, filename_suffix=suffix)
         _show_no_trace_of_its_thread()

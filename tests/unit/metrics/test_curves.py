@@ -1,12 +1,13 @@
 """Curves: smoothing by hand, and a PNG from whatever a run holds."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from ds_stage2ab.metrics.curves import COLOURS, draw_curves, smoothed
+from ds_stage2ab.metrics.curves import COLOURS, draw_curves, resumptions, smoothed
 from ds_stage2ab.metrics.journal import EvaluationRecord, History, StepRecord
 from ds_stage2ab.metrics.registry import LOSS
 
@@ -14,6 +15,15 @@ from ds_stage2ab.metrics.registry import LOSS
 def step(number, channel="A", applied=True, **metrics):
     values = {name.replace("__", "/"): value for name, value in metrics.items()}
     return StepRecord(step=number, channel=channel, applied=applied, metrics=values, skipped=(), wall_time=0.0)
+
+
+def test_a_run_that_went_on_is_marked_where_it_did():
+    """Twice after step 2: the second attempt came to no step of its own."""
+    attempts = {1: 1, 2: 1, 3: 3, 4: 3, 5: 4}
+    steps = tuple(replace(step(number), attempt=attempt) for number, attempt in attempts.items())
+    evaluations = (EvaluationRecord(step=2, metrics={}, wall_time=0.0, attempt=1),)
+    assert resumptions(History(steps=steps, evaluations=evaluations)) == [2, 4]
+    assert resumptions(History(steps=steps[:2], evaluations=())) == []
 
 
 def test_smoothing_by_hand():

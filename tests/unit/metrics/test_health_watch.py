@@ -50,6 +50,13 @@ def test_it_acts_after_patience_b_steps_in_a_row():
     assert warned(watch(1, predicted_per_true=(2, None)), MANY) == [0]
 
 
+def test_a_run_that_goes_on_counts_on():
+    before, again = (watch(3, predicted_per_true=(2, None)) for _ in range(2))
+    assert warned(before, MANY, MANY) == []
+    again.start_at(before.streaks())
+    assert warned(again, MANY) == [0]
+
+
 def test_a_steps_in_between_change_nothing():
     assert warned(watch(2, predicted_per_true=(2, None)), None, MANY, None, None, MANY) == [4]
 

@@ -29,9 +29,9 @@ def step(number, channel, **metrics):
     )
 
 
-def tracked(folder, finished_steps=0):
+def tracked(folder, finished_steps=0, attempt=3):
     config = {"training": {"seed": 1}}
-    return TrackedRun(name="run", folder=folder, config=config, finished_steps=finished_steps, attempt=3)
+    return TrackedRun(name="run", folder=folder, config=config, finished_steps=finished_steps, attempt=attempt)
 
 
 def events_of(folder):
@@ -68,12 +68,15 @@ def test_pictures_are_one_series_for_each_image(tmp_path):
 
 
 def test_what_an_earlier_attempt_did_after_the_checkpoint_is_hidden(tmp_path):
-    for finished, loss in ((0, 1.0), (2, 7.0)):
-        (sink,) = open_trackers(["tensorboard"], tracked(tmp_path, finished), pytest.fail)
-        for number in range(finished + 1, 5):
-            sink.step(step(number, "A", **{"loss/total": loss}))
+    """Whether a run goes on from a checkpoint, or had none and starts again."""
+    for attempt, finished, last, left in (
+        (1, 0, 4, [1.0, 1.0, 1.0, 1.0]), (2, 2, 4, [1.0, 1.0, 2.0, 2.0]), (3, 0, 2, [3.0, 3.0])
+    ):  # fmt: skip
+        (sink,) = open_trackers(["tensorboard"], tracked(tmp_path, finished, attempt), pytest.fail)
+        for number in range(finished + 1, last + 1):
+            sink.step(step(number, "A", **{"loss/total": float(attempt)}))
         sink.close()
-    assert [one.value for one in events_of(tmp_path).Scalars("loss/total/A")] == [1.0, 1.0, 7.0, 7.0]
+        assert [one.value for one in events_of(tmp_path).Scalars("loss/total/A")] == left
 
 
 def test_a_disk_that_is_full_is_one_warning(tmp_path, monkeypatch):
