@@ -116,6 +116,7 @@ def _run(loaded: "LoadedConfig", world: "World", arguments: argparse.Namespace, 
     from ds_stage2ab.engine.start import find_start
     from ds_stage2ab.metrics.report import summary_table, write_report
     from ds_stage2ab.preflight.opening import banner
+    from ds_stage2ab.run_report.closing import closing_lines
 
     folder = RunFolder(loaded.config.logging.root / loaded.name, locked=loaded.config.logging.lock)
     stop.doing, stop.saved = lambda: world.now, folder.newest_checkpoint_words
@@ -129,6 +130,7 @@ def _run(loaded: "LoadedConfig", world: "World", arguments: argparse.Namespace, 
         if world.rank == 0:
             print(banner(run.plan.batch_sentence, run.opening), flush=True)
         train(run)
+        run.note_memory()
     except ServerFault:
         run.save_finished()
         raise
@@ -143,6 +145,7 @@ def _run(loaded: "LoadedConfig", world: "World", arguments: argparse.Namespace, 
         if world.rank == 0:
             report = write_report(run.folder.path)
             Console().print(summary_table(report.rows, title=report.run))
+            print(*closing_lines(run.folder.path), sep="\n", flush=True)
 
 
 def _limit(stop: StopRequest, loaded: "LoadedConfig", run: "Run") -> None:

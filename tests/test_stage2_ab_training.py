@@ -4,6 +4,7 @@ PYTHONPATH=. python -m pytest -q tests/test_stage2_ab_training.py
 """
 
 import json
+import re
 
 import pytest
 import torch
@@ -88,6 +89,7 @@ def test_rollouts_are_the_models_own_answers(trained):
         assert {line["weight_version"].split("/")[1] for line in own} == {str(record.step - 1)}
         assert record.metrics["rollout/count"] == len(own) == BATCH
         assert record.metrics["rollout/tokens"] == sum(len(line["response_ids"]) for line in own)
+        assert all(line["text"].startswith("[") for line in own)
         assert record.metrics["parse/ok"] >= 0.75
         assert record.metrics["match/f1"] > 0.2
 
@@ -145,6 +147,10 @@ def test_the_user_sees_the_batch_sum_and_a_table_once(trained):
     assert done.stdout.count("8 samples per step = 2 per rank x 2 ranks x 2 micro-steps") == 1
     assert done.stdout.count(f"step  1/{STEPS}") == 1
     assert "eval/f1" in done.stdout and "before" in done.stdout
+    took, checkpoint, following = done.stdout.splitlines()[-3:]
+    assert re.fullmatch(r"wall time \d+:\d\d:\d\d, peak memory [\d.]+ GiB on the rank that took most", took)
+    assert checkpoint.endswith("/runs/small/checkpoints/step-000012/hf")
+    assert following.startswith("next: ds-stage2ab report ") and following.endswith("/runs/small --html")
 
 
 def test_run_folder_is_complete_and_released(trained):

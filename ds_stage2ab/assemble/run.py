@@ -139,7 +139,7 @@ def _expectation(parts: Parts) -> Expectation:
 
 def _rollout_matching(parts: Parts, backend: RolloutBackend, start_id: str, attempt: int) -> RolloutMatching:
     section = parts.config.stage2_ab
-    log = RolloutLog(parts.folder.rollouts, parts.world.rank, attempt)
+    log = RolloutLog(parts.folder.rollouts, parts.world.rank, attempt, parts.vocabulary.text_of)
     return RolloutMatching(
         backend,
         start_id,

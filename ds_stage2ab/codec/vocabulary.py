@@ -148,6 +148,10 @@ class Vocabulary:
         first, lengths, starts = self._places(ids)
         return self.tables.content[np.repeat(first - starts[:-1], lengths) + np.arange(starts[-1])].tobytes()
 
+    def text_of(self, tokens: Iterable[int]) -> str:
+        """`written_all` for people: bytes that are no UTF-8 are replaced."""
+        return self.written_all(tokens).decode(errors="replace")
+
     def kinds_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """[T] of ids [T]: the bin of a coordinate token, TEXT or SPECIAL."""
         known = ids < len(self.tables.kinds)

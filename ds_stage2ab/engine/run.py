@@ -15,6 +15,7 @@ from ds_stage2ab.metrics.best_watch import BestWatch
 from ds_stage2ab.metrics.health_watch import HealthWatch
 from ds_stage2ab.metrics.recorder import Metrics
 from ds_stage2ab.plan import RunPlan
+from ds_stage2ab.runtime.memory import peak_gib
 from ds_stage2ab.runtime.ranks import World
 
 MAX_SKIPPED_TOLD = 3
@@ -92,6 +93,13 @@ class Run:
             self.save(finished, must=True)
         with self.world.finishing():
             self.checkpoints.settle(must=True)
+
+    def note_memory(self) -> None:
+        """Write the peak memory of the rank that took most; collective."""
+        peak = max(self.world.gather(peak_gib(self.world.device)))
+        with self.world.finishing(), self.world.raise_together("writing the peak memory"):
+            if self.world.rank == 0:
+                self.folder.add_to_environment(peak_memory_gib=round(peak, 2))
 
     def leave(self) -> None:
         """Wait for the other ranks, to end together: the launcher passes on an exit code that all of them have."""

@@ -156,6 +156,16 @@ class RunFolder:
             file.write(json.dumps(line) + "\n")
         return attempt
 
+    def add_to_environment(self, **values: object) -> None:
+        """Further values of `environment.json`. Rank 0 only, after `claim`.
+
+        Raises:
+            EnvironmentFault: it cannot be written.
+        """
+        with explained(self.path):
+            known = json.loads((self.path / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
+            self._write(ENVIRONMENT_FILE, {**known, **values})
+
     def release(self) -> None:
         """Remove the lock, if it is ours."""
         if self._lock is not None:

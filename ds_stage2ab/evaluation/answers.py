@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
 from ds_stage2ab.carriers import Finish, Record, Truth
+from ds_stage2ab.config.batch import counted
 from ds_stage2ab.errors import DataError
 from ds_stage2ab.evaluation.detected import Detected
 from ds_stage2ab.evaluation.f1 import ImageScore
@@ -36,6 +37,19 @@ class Answer:
     finish: str
     dropped: tuple[str, ...]
     text: str
+
+
+ENDS = {"stop": "", "length": "cut at the token limit", "repeat": "ended as it repeated itself"}
+
+
+def how_it_ended(state: str, finish: str, dropped: Sequence[str]) -> list[str]:
+    """What is to be said of an answer beside its objects, for people; nothing of a complete one."""
+    words = []
+    if dropped:
+        words.append(f"{counted(len(dropped), 'value')} dropped ({', '.join(sorted(set(dropped)))})")
+    if state != "ok":
+        words.append(state.replace("_", " "))
+    return [*words, *([ENDS[finish]] if ENDS[finish] else [])]
 
 
 def prediction_line(record: Record, found: Detected) -> dict[str, Any]:

@@ -83,7 +83,9 @@ def evaluate_checkpoint(
             say(f"warning: {warning}")
     model, codec = source.model.to(world.device), get_codec(config.data.codec)
     backend = HfBackend(
-        lambda: nullcontext(model), vocabulary, position_index(source.model),
+        lambda: nullcontext(model),
+        vocabulary,
+        position_index(source.model),
         decode_batch_size=config.rollout_matching.decode_batch_size,
         start_id="evaluate",
         seed=config.training.seed,

@@ -57,7 +57,7 @@ def detected(rollout: Rollout, vocabulary: Vocabulary, codec: Codec) -> Detected
         ranked=BY_SCORE if codec.scored else UNRANKED if scores is None else BY_PROBABILITY,
         dropped=parsed.dropped,
         well_formed=parsed.state in WELL_FORMED and rollout.finish == "stop",
-        text=vocabulary.written_all(rollout.response_ids).decode(errors="replace"),
+        text=vocabulary.text_of(rollout.response_ids),
         state=parsed.state,
         finish=rollout.finish,
         num_tokens=len(rollout.response_ids),

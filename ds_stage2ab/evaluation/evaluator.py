@@ -12,12 +12,19 @@ from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.data.images import load_image
 from ds_stage2ab.data.stream import evaluation_draw
 from ds_stage2ab.errors import DataError
-from ds_stage2ab.evaluation.answers import answer_line, save_answers
+from ds_stage2ab.evaluation.answers import answer_line, how_it_ended, save_answers
 from ds_stage2ab.evaluation.average_precision import Detections, average_precision
 from ds_stage2ab.evaluation.calibration import THRESHOLDS, calibration
 from ds_stage2ab.evaluation.detected import BY_PROBABILITY, BY_SCORE, UNRANKED, Detected, detected
 from ds_stage2ab.evaluation.duplicates import first_sayings
-from ds_stage2ab.evaluation.f1 import DescriptionCounts, ImageScore, count_by_description, score_image, set_score
+from ds_stage2ab.evaluation.f1 import (
+    DescriptionCounts,
+    ImageScore,
+    count_by_description,
+    score_image,
+    set_score,
+    wrong_names,
+)
 from ds_stage2ab.evaluation.pictures import Picture, save_pictures
 from ds_stage2ab.matching.parse import REASONS
 from ds_stage2ab.rollout.base import RolloutBackend, Sampling, all_drawn
@@ -309,4 +316,6 @@ def _picture(record: Record, outcome: Outcome) -> Picture:
         truth=record.objects,
         predicted_matched=tuple(place in found for place in range(len(outcome.predicted))),
         truth_matched=tuple(place in hit for place in range(len(record.objects))),
+        wrong_names=wrong_names(outcome.predicted, record.objects, outcome.score.pairs),
+        note=", ".join(how_it_ended(outcome.state, outcome.finish, outcome.dropped)),
     )

@@ -21,6 +21,7 @@ Rectangle = tuple[float, float, float, float]
 
 LAST_BIN = 999
 TRUTH_COLOUR = "#1b9e8f"  # teal and orange stay apart for every common kind of colour blindness,
+WRONG_COLOUR = "#c2185b"  # of a prediction under a wrong name; its label says both names
 PREDICTION_COLOUR = "#f5821f"  # in greyscale (dark and light), and on black and on white pictures
 CASING_COLOUR = "#101418"
 PAPER_COLOUR = "#ffffff"
@@ -30,6 +31,7 @@ MIN_WIDTH = 512  # smaller images are enlarged by a whole factor, so that pixels
 MAX_SIDE = 1280  # larger images are shrunk: the files are looked at, not measured
 FONT_SIZE = 17
 MAX_LABEL = 28  # characters; longer descriptions end in dots
+MAX_NOTE = 54  # characters below a picture of a contact sheet
 MAX_FILE_NAME = 100  # characters of a sample id; file systems take 255 bytes
 DIGEST_BYTES = 8
 MARGIN = 34  # paper around the image, high enough for one label
@@ -51,6 +53,10 @@ class Picture:
     # per prediction: has it a partner; None: not known
     truth_matched: tuple[bool, ...] | None = None
     # per true object: was it found; None: not known
+    wrong_names: tuple[tuple[int, int], ...] = ()
+    # (place among the predicted, place among the true) of boxes that were found under another name
+    note: str = ""
+    # said below the image, as why it has no boxes
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +67,13 @@ class _Mark:
     text: str
     is_truth: bool
     matched: bool
+    is_misnamed: bool = False
+
+    @property
+    def colour(self) -> str:
+        if self.is_misnamed:
+            return WRONG_COLOUR
+        return TRUTH_COLOUR if self.is_truth else PREDICTION_COLOUR
 
 
 def draw_predictions(
@@ -86,11 +99,19 @@ def draw_predictions(
         predicted_matched=None if predicted_matched is None else tuple(predicted_matched),
         truth_matched=None if truth_matched is None else tuple(truth_matched),
     )
+    return draw_picture(picture)
+
+
+def draw_picture(picture: Picture) -> Image.Image:
+    """As `draw_predictions`, with wrong names and the note."""
     body = _draw_body(picture, _scaled(picture.image), FONT_SIZE)
     legend = _draw_legend(body.width, picture)
     canvas = Image.new("RGB", (body.width, legend.height + body.height), PAPER_COLOUR)
     canvas.paste(legend, (0, 0))
     canvas.paste(body, (0, legend.height))
+    place = (canvas.width / 2, canvas.height - MARGIN / 2)
+    note = printable(picture.note)
+    ImageDraw.Draw(canvas).text(place, note, font=label_font(SHEET_FONT_SIZE), fill=INK_COLOUR, anchor="mm")
     return canvas
 
 
@@ -110,14 +131,7 @@ def save_pictures(folder: Path, step: int, pictures: Sequence[Picture]) -> Path 
     inner = folder / f"step_{step:06d}"
     inner.mkdir(parents=True, exist_ok=True)
     for index, picture in enumerate(pictures):
-        drawn = draw_predictions(
-            picture.image,
-            picture.predicted,
-            picture.truth,
-            predicted_matched=picture.predicted_matched,
-            truth_matched=picture.truth_matched,
-        )
-        drawn.save(inner / f"{index:02d}_{_file_name(picture.name)}.png", optimize=True)
+        draw_picture(picture).save(inner / f"{index:02d}_{_file_name(picture.name)}.png", optimize=True)
     sheet = folder / f"{inner.name}.png"
     _draw_sheet(step, pictures).save(sheet, optimize=True)
     return sheet
@@ -141,24 +155,27 @@ def _marks(picture: Picture, size: tuple[int, int]) -> list[_Mark]:
     """Truth and predictions in pixels, from top to bottom."""
     width, height = size
     marks = []
+    truth_of = dict(picture.wrong_names)
     for is_truth, objects, flags in (
         (True, picture.truth, picture.truth_matched),
         (False, picture.predicted, picture.predicted_matched),
     ):
-        for item, matched in zip(objects, flags or [True] * len(objects), strict=True):
+        for place, (item, matched) in enumerate(zip(objects, flags or [True] * len(objects), strict=True)):
             x1, x2 = (MARGIN + item.box[side] / LAST_BIN * (width - 1) for side in (0, 2))
             y1, y2 = (MARGIN + item.box[side] / LAST_BIN * (height - 1) for side in (1, 3))
-            marks.append(_Mark((x1, y1, x2, y2), shortened(item.desc), is_truth, matched))
+            is_misnamed = not is_truth and place in truth_of
+            meant = f"{item.desc}, is {picture.truth[truth_of[place]].desc}" if is_misnamed else item.desc
+            mark = _Mark((x1, y1, x2, y2), shortened(meant), is_truth, matched or is_misnamed, is_misnamed)
+            marks.append(mark)
     return sorted(marks, key=lambda mark: (mark.box[1], mark.box[0], not mark.is_truth))
 
 
 def _draw_box(draw: ImageDraw.ImageDraw, mark: _Mark) -> None:
     """Truth is a broad line and a prediction a narrow one, so both show where they agree."""
     line = 5 if mark.is_truth else 3
-    colour = TRUTH_COLOUR if mark.is_truth else PREDICTION_COLOUR
     x1, y1, x2, y2 = mark.box
     sides = (((x1, y1), (x2, y1)), ((x2, y1), (x2, y2)), ((x2, y2), (x1, y2)), ((x1, y2), (x1, y1)))
-    for colour_now, line_now in ((CASING_COLOUR, line + 2), (colour, line)):
+    for colour_now, line_now in ((CASING_COLOUR, line + 2), (mark.colour, line)):
         for start, end in sides:
             for piece in _pieces(start, end, dashed=not mark.matched):
                 _draw_stroke(draw, piece, colour_now, line_now)
@@ -206,10 +223,10 @@ def _draw_labels(draw: ImageDraw.ImageDraw, marks: Sequence[_Mark], size: tuple[
             continue
         line = ((x, (label[1] + label[3]) / 2), (x, mark.box[1] if label[1] < mark.box[1] else mark.box[3]))
         draw.line(line, fill=CASING_COLOUR, width=4)
-        draw.line(line, fill=TRUTH_COLOUR if mark.is_truth else PREDICTION_COLOUR, width=2)
+        draw.line(line, fill=mark.colour, width=2)
     for mark, label in zip(marks, placed, strict=True):
-        fill, ink = (TRUTH_COLOUR, PAPER_COLOUR) if mark.is_truth else (PREDICTION_COLOUR, INK_COLOUR)
-        draw.rounded_rectangle(label, radius=4, fill=fill, outline=CASING_COLOUR, width=1)
+        ink = INK_COLOUR if mark.colour == PREDICTION_COLOUR else PAPER_COLOUR
+        draw.rounded_rectangle(label, radius=4, fill=mark.colour, outline=CASING_COLOUR, width=1)
         draw.text((label[0] + 5, (label[1] + label[3]) / 2), mark.text, font=font, fill=ink, anchor="lm")
 
 
@@ -239,11 +256,13 @@ def _draw_legend(width: int, picture: Picture | None = None) -> Image.Image:
     middle = strip.height / 2 + 3
     dashes = picture is None or picture.predicted_matched is not None or picture.truth_matched is not None
     words = [
-        ("truth" if picture is None else f"truth ({len(picture.truth)})", True, True),
-        ("prediction" if picture is None else f"prediction ({len(picture.predicted)})", False, True),
+        ("truth" if picture is None else f"truth ({len(picture.truth)})", True, False),
+        ("prediction" if picture is None else f"prediction ({len(picture.predicted)})", False, False),
     ]
-    for text, is_truth, matched in words:
-        _draw_box(draw, _Mark((x, middle - 7, x + 22, middle + 7), "", is_truth, matched))
+    if picture is None or picture.wrong_names:
+        words.append(("wrong name" if picture is None else f"wrong name ({len(picture.wrong_names)})", False, True))
+    for text, is_truth, is_misnamed in words:
+        _draw_box(draw, _Mark((x, middle - 7, x + 22, middle + 7), "", is_truth, True, is_misnamed))
         draw.text((x + 32, middle), text, font=font, fill=INK_COLOUR, anchor="lm")
         x += 32 + draw.textlength(text, font=font) + 26
     if dashes:
@@ -257,7 +276,7 @@ def _draw_sheet(step: int, pictures: Sequence[Picture]) -> Image.Image:
     cells = [_draw_cell(picture) for picture in pictures]
     rows = [cells[first : first + columns] for first in range(0, len(cells), columns)]
     heights = [max(cell.height for cell in row) for row in rows]
-    legend = _draw_legend(max(columns * SHEET_CELL, 460))
+    legend = _draw_legend(max(columns * SHEET_CELL, 640))
     top = 40 + legend.height
     sheet = Image.new("RGB", (legend.width, top + sum(heights)), PAPER_COLOUR)
     title = f"step {step}"
@@ -276,12 +295,13 @@ def _draw_cell(picture: Picture) -> Image.Image:
     factor = (SHEET_CELL - 2 * MARGIN) / max(scaled.size)
     size = (max(1, round(scaled.width * factor)), max(1, round(scaled.height * factor)))
     body = _draw_body(picture, scaled.resize(size, Image.Resampling.LANCZOS), SHEET_FONT_SIZE)
-    cell = Image.new("RGB", (SHEET_CELL, body.height + SHEET_FONT_SIZE), PAPER_COLOUR)
+    cell = Image.new("RGB", (SHEET_CELL, body.height + 2 * SHEET_FONT_SIZE), PAPER_COLOUR)
     cell.paste(body, ((SHEET_CELL - body.width) // 2, 0))
     text = f"{shortened(picture.name)}: {len(picture.truth)} true, {len(picture.predicted)} predicted"
-    middle = body.height - SHEET_FONT_SIZE / 2
     draw = ImageDraw.Draw(cell)
-    draw.text((SHEET_CELL / 2, middle), text, font=label_font(SHEET_FONT_SIZE), fill=FAINT_COLOUR, anchor="mm")
+    for line, said in enumerate((text, shortened(picture.note, MAX_NOTE))):
+        middle = body.height + (1.2 * line - 0.5) * SHEET_FONT_SIZE
+        draw.text((SHEET_CELL / 2, middle), said, font=label_font(SHEET_FONT_SIZE), fill=FAINT_COLOUR, anchor="mm")
     return cell
 
 
@@ -297,10 +317,10 @@ def _scaled(image: Image.Image) -> Image.Image:
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
-def shortened(text: str) -> str:
-    """One line of at most `MAX_LABEL` characters."""
+def shortened(text: str, most: int = MAX_LABEL) -> str:
+    """One line of at most so many characters."""
     line = printable(" ".join(text.split()))
-    return line if len(line) <= MAX_LABEL else line[: MAX_LABEL - 3].rstrip() + "..."
+    return line if len(line) <= most else line[: most - 3].rstrip() + "..."
 
 
 def _file_name(name: str) -> str:

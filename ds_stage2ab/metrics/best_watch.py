@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from ds_stage2ab.metrics.journal import EvaluationRecord
 
-AVERAGE_PRECISION = ("eval/ap_by_probability", "eval/ap_unranked")
+AVERAGE_PRECISION = ("eval/ap_by_score", "eval/ap_by_probability", "eval/ap_unranked")
 """The names of `eval/ap`: its scores are known, or all equal."""
 
 

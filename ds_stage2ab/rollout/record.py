@@ -3,7 +3,9 @@ again (`rollout.replay`).
 
     {"finished_steps": 2, "draw": 16, "sample_id": "train.jsonl:3", "prompt_digest": "9f...", "response_ids": [10, 11],
      "finish": "stop", "weight_version": "5d.../2", "seed": 77, "source": "hf", "seconds": 0.51, "attempt": 1,
-     "run_attempt": 2}
+     "run_attempt": 2, "text": "[{..."}
+
+The text is for people: a line is read again without it, and from its ids alone.
 
 `attempt` counts the servers that got the request, `run_attempt` the starts of the run, one for each line of
 `attempts.jsonl`. Each rank writes `rank-00000.jsonl`; when that is full it goes on in `rank-00000.1.jsonl`,
@@ -14,7 +16,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -33,6 +35,7 @@ REPLAYED = "replay of "
 """Prefix of the source of a replayed rollout, before its first source."""
 UNTOLD = 0
 """`run_attempt` of a line that does not have it."""
+TEXT = "text"
 FILE_NAME = re.compile(r"rank-(\d{5,})(?:\.(\d+))?\.jsonl")
 
 
@@ -78,8 +81,12 @@ def is_served(source: str) -> bool:
     return source.removeprefix(REPLAYED).startswith(SERVED)
 
 
-def to_line(finished_steps: int, rollout: Rollout, run_attempt: int = 1) -> bytes:
-    """One line with its end."""
+def to_line(finished_steps: int, rollout: Rollout, run_attempt: int = 1, text: str | None = None) -> bytes:
+    """One line with its end.
+
+    Args:
+        text: of the ids; None: left out.
+    """
     values = {
         "finished_steps": finished_steps,
         "draw": rollout.draw,
@@ -94,6 +101,8 @@ def to_line(finished_steps: int, rollout: Rollout, run_attempt: int = 1) -> byte
         "attempt": rollout.attempt,
         "run_attempt": run_attempt,
     }
+    if text is not None:
+        values[TEXT] = text
     return (json.dumps(values, ensure_ascii=False) + "\n").encode()
 
 
@@ -106,6 +115,8 @@ def from_line(line: bytes) -> RecordedRollout:
     names = [field.name for field in fields(RecordedRollout)]
     if isinstance(values, dict):
         values.setdefault(names[-1], UNTOLD)
+        if isinstance(values.get(TEXT), str):
+            del values[TEXT]
     if not isinstance(values, dict) or sorted(values) != sorted(names):
         raise ValueError(f"it must be a mapping with exactly {', '.join(names)}")
     ids = values["response_ids"]
@@ -131,12 +142,20 @@ class RolloutLog:
         folder: `rollouts/` of the run folder; made when the first rollouts come.
         rank: names the files, `rank-00000.jsonl`, `rank-00000.1.jsonl`, ...
         run_attempt: which start of the run this is, from 1.
+        text_of: ids -> what they say; None: no text is written.
     """
 
-    def __init__(self, folder: Path, rank: int, run_attempt: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        rank: int,
+        run_attempt: int = 1,
+        text_of: Callable[[Sequence[int]], str] | None = None,
+    ) -> None:
         self.folder = folder
         self.rank = rank
         self.run_attempt = run_attempt
+        self.text_of = text_of
         self.number = max((number for owner, number, _ in recorded_files(folder) if owner == rank), default=0)
         self._is_mended = False
 
@@ -155,7 +174,8 @@ class RolloutLog:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for rollout in rollouts:
-                self._append(to_line(step, rollout, self.run_attempt))
+                text = None if self.text_of is None else self.text_of(rollout.response_ids)
+                self._append(to_line(step, rollout, self.run_attempt, text))
         except OSError as error:
             raise EnvironmentFault(
                 f"the rollouts of step {step + 1} cannot be written: {error.strerror}",

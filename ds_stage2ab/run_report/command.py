@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ds_stage2ab.errors import ConfigError, printable, unwritable
 from ds_stage2ab.metrics.report import summary_table, write_report
+from ds_stage2ab.run_report.closing import closing_lines
 
 IN_THE_RUN = Path()
 """`--html` without a file: `report.html` in the folder of the first run."""
@@ -32,7 +33,8 @@ def run_report(options: argparse.Namespace) -> list[Table | str]:
     said: list[Table | str] = []
     for folder in folders:
         report = write_report(folder)
-        said += [summary_table(report.rows, title=report.run), f"{printable(str(report.curves))}: drawn"]
+        said += [summary_table(report.rows, title=report.run), *closing_lines(folder)]
+        said.append(f"{printable(str(report.curves))}: drawn")
     return said if options.html is None else [*said, _write_page(options.html, folders)]
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ds_stage2ab.carriers import Record, Truth
-from ds_stage2ab.config.batch import counted
 from ds_stage2ab.data.images import load_image
-from ds_stage2ab.errors import DataError, printable
-from ds_stage2ab.evaluation.answers import Answer
+from ds_stage2ab.errors import DataError
+from ds_stage2ab.evaluation.answers import Answer, how_it_ended
 from ds_stage2ab.evaluation.f1 import wrong_names
 from ds_stage2ab.pages.frame import text
 from ds_stage2ab.pages.pictures import box_element, jpeg_address
@@ -108,11 +107,4 @@ def said_of(answer: Answer) -> str:
     words = [f"{len(answer.truth)} true", f"{len(answer.predicted)} answered", f"{len(answer.pairs)} right"]
     if wrong := wrong_names(answer.predicted, answer.truth, answer.pairs):
         words.append(f"{len(wrong)} under a wrong name")
-    if answer.dropped:
-        reasons = printable(", ".join(sorted(set(answer.dropped))))
-        words.append(f"{counted(len(answer.dropped), 'value')} dropped ({reasons})")
-    if answer.state != "ok":
-        words.append(answer.state.replace("_", " "))
-    if answer.finish != "stop":
-        words.append({"length": "cut at the token limit", "repeat": "ended as it repeated itself"}[answer.finish])
-    return ", ".join(words)
+    return ", ".join([*words, *how_it_ended(answer.state, answer.finish, answer.dropped)])

@@ -13,6 +13,7 @@ from ds_stage2ab.metrics.sinks import duration
 from ds_stage2ab.pages.frame import document, table, text
 from ds_stage2ab.run_report.answers import answer_sections
 from ds_stage2ab.run_report.charts import HEALTH, Chart, curves
+from ds_stage2ab.run_report.closing import wall_seconds
 from ds_stage2ab.run_report.gallery import Gallery
 from ds_stage2ab.run_report.runs import RunFiles
 from ds_stage2ab.run_report.script import elements, place_of
@@ -65,7 +66,7 @@ def _headlines(runs: Sequence[RunFiles]) -> str:
             cells.append("" if after is None else f"<b>{after:.3f}</b>{_from(before)}")
         records = (*run.history.steps, *run.history.evaluations)
         steps = max((one.step for one in records), default=0)
-        cells += [f"{steps:,}", duration(max((one.wall_time for one in records), default=0) - _begin(run))]
+        cells += [f"{steps:,}", duration(wall_seconds(run.history, run.attempts))]
         rows.append(cells)
     names = ["AP" if name == "eval/ap" else name.removeprefix("eval/").replace("_", " ") for name in HEADLINES]
     return table(["run", *names, "steps", "wall time"], rows)
@@ -73,13 +74,6 @@ def _headlines(runs: Sequence[RunFiles]) -> str:
 
 def _from(before: float | None) -> str:
     return "" if before is None else f" <span class=note>from {before:.3f}</span>"
-
-
-def _begin(run: RunFiles) -> float:
-    """Unix seconds of the first start, or of the first record."""
-    records = (*run.history.steps, *run.history.evaluations)
-    known = [one["wall_time"] for one in run.attempts[:1] if "wall_time" in one]
-    return known[0] if known else min((one.wall_time for one in records), default=0.0)
 
 
 def _figures(runs: Sequence[RunFiles]) -> str:

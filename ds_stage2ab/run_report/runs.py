@@ -54,10 +54,10 @@ def _read(name: str, folder: Path) -> RunFiles:
         name=name,
         folder=folder,
         history=read_history(folder / FILE_NAME),
-        config=_mapping(folder / CONFIG_FILE),
-        origins=_mapping(folder / ORIGINS_FILE),
-        environment=_mapping(folder / ENVIRONMENT_FILE),
-        attempts=tuple(_parsed(folder / ATTEMPTS_FILE, line) for line in _lines(folder / ATTEMPTS_FILE)),
+        config=mapping_of(folder / CONFIG_FILE),
+        origins=mapping_of(folder / ORIGINS_FILE),
+        environment=mapping_of(folder / ENVIRONMENT_FILE),
+        attempts=attempts_of(folder),
         warnings=tuple(_lines(folder / WARNINGS_FILE)),
         evaluations=evaluations,
         last_answers=tuple(read_answers(evaluations[max(evaluations)])) if evaluations else (),
@@ -68,7 +68,14 @@ def _lines(file: Path) -> list[str]:
     return file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
 
 
-def _mapping(file: Path) -> dict[str, Any]:
+def attempts_of(folder: Path) -> tuple[dict[str, Any], ...]:
+    """A mapping for each start of the run."""
+    file = folder / ATTEMPTS_FILE
+    return tuple(_parsed(file, line) for line in _lines(file))
+
+
+def mapping_of(file: Path) -> dict[str, Any]:
+    """A file of the run folder; empty if there is none."""
     return _parsed(file, file.read_text(encoding="utf-8", errors="replace")) if file.exists() else {}
 
 

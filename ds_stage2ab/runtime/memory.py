@@ -1,6 +1,10 @@
-"""Recognises an error that says that memory has run out: the host's, or a device's in any of its libraries."""
+"""Memory of this process: how much it has taken, and the errors that say that it has run out, in any library."""
+
+import resource
 
 import torch
+
+KIB_IN_GIB = 2**20
 
 SIGNS = (
     "DefaultCPUAllocator",  # torch, on the host
@@ -16,3 +20,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+
+
+def peak_gib(device: str) -> float:
+    """The most memory that this process has taken so far, GiB: of its GPU as torch has reserved it, or of the host."""
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / KIB_IN_GIB
+    return torch.cuda.max_memory_reserved(device) / 2**30

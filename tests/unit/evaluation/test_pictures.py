@@ -10,7 +10,9 @@ from ds_stage2ab.evaluation.pictures import (
     MIN_WIDTH,
     PREDICTION_COLOUR,
     TRUTH_COLOUR,
+    WRONG_COLOUR,
     Picture,
+    draw_picture,
     draw_predictions,
     save_pictures,
 )
@@ -119,3 +121,30 @@ def test_files_and_the_contact_sheet(tmp_path):
     with Image.open(sheet) as drawn:
         assert drawn.width == 2 * 420
         assert rgb(TRUTH_COLOUR) in {colour for _, colour in drawn.getcolors(maxcolors=100_000)}
+
+
+def test_a_wrong_name_is_seen_as_such():
+    image = Image.new("RGB", (100, 80), BLUE)
+    cow = Truth(desc="cow", box=DOG.box)
+    plain, wrong = (
+        Picture(name="x", image=image, predicted=(cow,), truth=(DOG,), predicted_matched=(False,), wrong_names=pairs)
+        for pairs in ((), ((0, 0),))
+    )
+    colours = [{colour for _, colour in draw_picture(one).getcolors(10**6)} for one in (plain, wrong)]
+    assert rgb(WRONG_COLOUR) not in colours[0] and rgb(WRONG_COLOUR) in colours[1]
+    # the whole left side is drawn: it is no object without a partner
+    picture = draw_picture(wrong)
+    left, top = origin(picture, image, 6)
+    side = [picture.getpixel((left + 390, y)) for y in range(top + 180, top + 320)]
+    assert set(side) == {rgb(WRONG_COLOUR)}
+
+
+def test_a_picture_without_boxes_says_why():
+    image = Image.new("RGB", (100, 80), BLUE)
+    bare, told = (
+        draw_picture(Picture(name="x", image=image, predicted=(), truth=(CAT,), note=note))
+        for note in ("", "malformed, cut at the token limit")
+    )
+    below = (0, bare.height - MARGIN + 2, bare.width, bare.height)
+    assert len(bare.crop(below).getcolors()) == 1 and len(told.crop(below).getcolors()) > 10
+    assert bare.crop((0, 0, bare.width, bare.height - MARGIN)) == told.crop((0, 0, bare.width, bare.height - MARGIN))

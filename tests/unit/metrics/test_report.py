@@ -38,6 +38,11 @@ def test_the_first_and_the_last_evaluation_are_compared():
     assert rows["eval/f1"].section == "evaluation, step 0 and 20"
 
 
+def test_average_precision_stands_first():
+    one = EvaluationRecord(step=0, metrics={"eval/f1": 0.5, "eval/ap_by_probability": 0.25}, wall_time=0.0)
+    assert list(by_name(History(steps=(), evaluations=(one,)))) == ["eval/ap_by_probability", "eval/f1"]
+
+
 def test_reasons_for_which_nothing_was_dropped_are_left_out():
     reasons = [{"eval/drop_missing_desc": share, "eval/drop_wrong_arity": 0.0} for share in (0.25, 0.0)]
     both = [replace(evaluation(n, 0.5), metrics={"eval/f1": 0.5} | reasons[n]) for n in (0, 1)]
