@@ -89,7 +89,7 @@ def test_rollouts_are_the_models_own_answers(trained):
         assert {line["weight_version"].split("/")[1] for line in own} == {str(record.step - 1)}
         assert record.metrics["rollout/count"] == len(own) == BATCH
         assert record.metrics["rollout/tokens"] == sum(len(line["response_ids"]) for line in own)
-        assert all(line["text"].startswith("[") for line in own)
+        assert sum('"desc"' in line["text"] for line in own) >= 0.75 * BATCH
         assert record.metrics["parse/ok"] >= 0.75
         assert record.metrics["match/f1"] > 0.2
 
@@ -147,7 +147,8 @@ def test_the_user_sees_the_batch_sum_and_a_table_once(trained):
     assert done.stdout.count("8 samples per step = 2 per rank x 2 ranks x 2 micro-steps") == 1
     assert done.stdout.count(f"step  1/{STEPS}") == 1
     assert "eval/f1" in done.stdout and "before" in done.stdout
-    took, checkpoint, following = done.stdout.splitlines()[-3:]
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("wall time ", "checkpoint: ", "next: "))]
+    took, checkpoint, following = lines
     assert re.fullmatch(r"wall time \d+:\d\d:\d\d, peak memory [\d.]+ GiB on the rank that took most", took)
     assert checkpoint.endswith("/runs/small/checkpoints/step-000012/hf")
     assert following.startswith("next: ds-stage2ab report ") and following.endswith("/runs/small --html")
