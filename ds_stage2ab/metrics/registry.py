@@ -229,7 +229,7 @@ TIME = (
 
 EVALUATION = (
     _metric("eval/ap_by_score", "fraction", "mean", "eval", "higher",
-            "COCO's AP (IoU 0.50 to 0.95), objects ranked by the score of their box times the probability of their name."),
+            "COCO's AP (IoU 0.50 to 0.95), objects ranked by the score of a box times the probability of its name."),
     _metric("eval/ap50_by_score", "fraction", "mean", "eval", "higher",
             "The same at IoU 0.50."),
     _metric("eval/ap75_by_score", "fraction", "mean", "eval", "higher",
