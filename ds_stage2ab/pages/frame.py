@@ -19,11 +19,12 @@ th:first-child,td:first-child{{text-align:left;padding-left:0}} th{{font-weight:
 .finding{{border-left:4px solid #b4436c;padding-left:.8rem;margin:.4rem 0;overflow-wrap:anywhere}}
 .charts,.pictures{{display:flex;flex-wrap:wrap;gap:1rem}} .charts svg{{max-width:100%;height:auto}}
 figure{{margin:0;max-width:420px}} figcaption{{font-size:.8rem}}
-.picture{{position:relative;display:inline-block;line-height:0;max-width:100%}}
+.picture{{position:relative;display:inline-block;line-height:0;max-width:100%;overflow:hidden}}
 .picture img{{max-width:100%;height:auto}}
 .box{{position:absolute;border:2px solid {PREDICTION_COLOUR};box-sizing:border-box;box-shadow:0 0 0 1px #10141888}}
 .box span{{position:absolute;left:-2px;top:-2px;background:{PREDICTION_COLOUR};color:#101418;font-size:10px;
 line-height:13px;padding:0 3px;max-width:160px;overflow:hidden;white-space:nowrap;text-overflow:ellipsis}}
+.box.end span{{left:auto;right:-2px}}
 .box:hover{{z-index:1}} .box:hover span{{max-width:none}}
 """
 

@@ -13,6 +13,7 @@ from ds_stage2ab.codec.bins import fraction_of
 from ds_stage2ab.pages.frame import text
 
 QUALITY = 80
+LATE = 60  # percent: from there on the label of a box ends where the box does, so that it stays inside the image
 
 
 def jpeg_address(image: Image.Image, side: int) -> tuple[str, tuple[int, int]]:
@@ -39,5 +40,6 @@ def box_element(box: Box, label: str, kind: str = "", title: str = "") -> str:
     """
     x1, y1, x2, y2 = (100 * fraction_of(k) for k in box)
     place = f"left:{x1:.1f}%;top:{y1:.1f}%;width:{x2 - x1:.1f}%;height:{y2 - y1:.1f}%"
-    classes = f"'box {kind}'" if kind else "box"
+    words = " ".join(word for word in ("box", kind, "end" if x1 > LATE else "") if word)
+    classes = f"'{words}'" if " " in words else words
     return f"<div class={classes} style='{place}' title='{text(title or label)}'><span>{text(label)}</span></div>"

@@ -62,7 +62,10 @@ def test_validate_answers_at_once(tmp_path, capsys):
     assert ours < peer
 
 
+COMMANDS = ((), ("import",), ("export",), ("data",), ("init",), ("predict",), ("report",))
+
+
 @pytest.mark.bench
-@pytest.mark.parametrize("command", [(), ("import",), ("export",), ("data",), ("init",), ("predict",)], ids=" ".join)
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_help_answers_at_once(command):
     assert medians(["-m", "ds_stage2ab", *command, "--help"])[0] < GOAL_S
