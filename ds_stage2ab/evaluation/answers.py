@@ -8,13 +8,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from ds_stage2ab.carriers import Finish, Record, Truth
 from ds_stage2ab.config.batch import counted
 from ds_stage2ab.errors import DataError
-from ds_stage2ab.evaluation.detected import Detected
 from ds_stage2ab.evaluation.f1 import ImageScore
+
+if TYPE_CHECKING:
+    from ds_stage2ab.evaluation.detected import Detected
 
 FOLDER = "evaluations"
 NAME = "step-*.jsonl"

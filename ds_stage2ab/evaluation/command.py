@@ -56,7 +56,7 @@ def evaluate_checkpoint(
         DataError: a line, a box or an image is not what the data contract says.
         EnvironmentFault: the folder holds no such checkpoint, or pictures cannot be written.
     """
-    config = loaded.config
+    config, codec = loaded.config, get_codec(loaded.config.data.codec)
     with world.raise_together("reading the records"):
         section, records = _read(config, checkpoint, world, pictures)
     assert_same_start(loaded, section.path, world)
@@ -67,21 +67,19 @@ def evaluate_checkpoint(
         source = load_checkpoint(section, min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels)
         vocabulary = Vocabulary.from_tokenizer(source.tokenizer)
         embedding_holds_coordinates(source, vocabulary)
-        assert_answerable(records, vocabulary, get_codec(config.data.codec))
+        assert_answerable(records, vocabulary, codec)
         prompts = {"system_prompt": config.data.system_prompt, "user_prompt": config.data.user_prompt}
         encoder = Encoder(source.tokenizer, source.image_processor, vocabulary, **prompts)
         asked = Asked.of(records, config.data.user_prompt, config.data.negative_classes, config.training.seed)
-        rollout_fits_length(
-            encoder.longest_prompt(map(asked.longest, records)),
-            config.rollout_matching.max_new_tokens,
-            config.training.global_max_length,
-            source.model.config.text_config.max_position_embeddings,
-        )
+        position_limit = source.model.config.text_config.max_position_embeddings
+        longest = encoder.longest_prompt(map(asked.longest, records))
+        limits = config.rollout_matching.max_new_tokens, config.training.global_max_length, position_limit
+        rollout_fits_length(longest, *limits)
     if world.rank == 0:
         say(f"evaluating {source.folder}")
         for warning in (*source.warnings, *encoder.warnings, *differences(config, source.folder)):
             say(f"warning: {warning}")
-    model, codec = source.model.to(world.device), get_codec(config.data.codec)
+    model = source.model.to(world.device)
     backend = HfBackend(
         lambda: nullcontext(model),
         vocabulary,

@@ -60,11 +60,11 @@ def text(tmp_path_factory):
     return Text(folder=folder, model=model, tokenizer=tokenizer, samples=samples)
 
 
-def prompts(tokenizer) -> list[list[int]]:
+def prompts(tokenizer, number: int = PROMPTS) -> list[list[int]]:
     """Paragraphs of the documents, of some 50 to 550 tokens, whose answers have from 2 tokens to MOST and more."""
     pages = "\n\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))
     parts = [part for part in pages.split("\n\n") if 40 < len(part) < 2000]
-    chosen = parts[:: len(parts) // PROMPTS][:PROMPTS]
+    chosen = parts[:: len(parts) // number][:number]
     said = [[{"role": "user", "content": f"{part}\n\n{TASKS[place % 3]}"}] for place, part in enumerate(chosen)]
     return [tokenizer.apply_chat_template(one, add_generation_prompt=True, return_dict=False) for one in said]
 
