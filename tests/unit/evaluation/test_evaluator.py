@@ -44,11 +44,11 @@ class Scripted:
         self.sizes.append(len(samples))
         return [
             Rollout(
-                **{"sample_id": sample.id, "draw": sample.draw, "prompt_ids": sample.prompt_ids},
+                sample_id=sample.id, draw=sample.draw, prompt_ids=sample.prompt_ids,
                 response_ids=self.answers[sample.id][0],
                 finish=self.answers[sample.id][1],
                 weight_version=f"scripted/{finished_steps}",
-                **{"seed": 0, "source": "scripted", "seconds": 0.0, "attempt": 1},
+                seed=0, source="scripted", seconds=0.0, attempt=1,
                 probabilities=self.probabilities,
             )
             for sample in samples
