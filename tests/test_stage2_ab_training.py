@@ -9,6 +9,7 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
 from ds_stage2ab.cli import main
@@ -165,7 +166,10 @@ def test_run_folder_is_complete_and_released(trained):
     assert [len(path.read_text().splitlines()) for path in answers] == [12, 12]
     assert {path.name for path in (run / "pictures").glob("*.png")} == {"step_000000.png", f"step_0000{STEPS}.png"}
     assert len(list((run / "pictures" / "step_000000").glob("*.png"))) == 2
-    assert any((run / "tensorboard").iterdir())
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    assert {"loss/total/A", "loss/total/B", "eval/f1"} <= set(events.Tags()["scalars"])
+    assert [len(events.Images(tag)) for tag in events.Tags()["images"]] == [2, 2]
 
 
 def test_its_report_is_one_page(trained, tmp_path):
