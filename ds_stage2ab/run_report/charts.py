@@ -28,7 +28,8 @@ from ds_stage2ab.run_report.figures import Confusion, Thresholds
 from ds_stage2ab.run_report.runs import RunFiles
 
 MAX_POINTS = 400
-"""Of one line: more cannot be told apart on a screen, and the file would grow with the run."""
+"""Of one metric and channel, in the lines of all runs together: more cannot be told apart on a screen, and the file
+would grow with the runs."""
 STEP = "step"
 DIGITS = 5  # significant ones of a value
 DASHES = {"A": "solid", "B": "dash", EVALUATION_CHANNEL: "solid"}
@@ -101,18 +102,25 @@ def _panel(runs: Sequence[RunFiles], panel: Panel) -> Iterator[Chart]:
     marks = sorted({step for run in runs for step in resumptions(run.history)})
     if len(runs) == 1:
         coloured = zip(names, cycle(COLOURS), strict=False)
-        lines = (_lines(runs[0], panel, name, name.split("/")[1], colour) for name, colour in coloured)
+        lines = (_lines(runs[0], panel, name, (name.split("/")[1], colour), MAX_POINTS) for name, colour in coloured)
         traces = [trace for found in lines for trace in found]
         yield Chart(title=panel.title, traces=traces, up=panel.unit, marks=marks)
         return
+    most = MAX_POINTS // len(runs)
     for name in names:
         coloured = zip(runs, cycle(COLOURS), strict=False)
-        traces = [trace for run, colour in coloured for trace in _lines(run, panel, name, run.name, colour)]
+        traces = [trace for run, colour in coloured for trace in _lines(run, panel, name, (run.name, colour), most)]
         yield Chart(title=name, traces=traces, up=panel.unit, marks=marks, has_legend=True)
 
 
-def _lines(run: RunFiles, panel: Panel, metric: str, label: str, colour: str) -> Iterator[dict[str, Any]]:
-    """A line for each channel that has the metric; those of one metric and run share an entry of the legend."""
+def _lines(run: RunFiles, panel: Panel, metric: str, look: tuple[str, str], most: int) -> Iterator[dict[str, Any]]:
+    """A line for each channel that has the metric; those of one metric and run share an entry of the legend.
+
+    Args:
+        look: name and colour.
+        most: points of a line.
+    """
+    label, colour = look
     found = {channel: points for channel in panel.channels if (points := _points(run.history, metric, channel))}
     for place, (channel, points) in enumerate(found.items()):
         steps, values = zip(*points, strict=True)
@@ -120,11 +128,11 @@ def _lines(run: RunFiles, panel: Panel, metric: str, label: str, colour: str) ->
         shown = {"name": text(label), "legendgroup": text(label), "showlegend": place == 0}
         common = {**shown, "line": line, "mode": "lines"}
         if panel.is_exact or channel == EVALUATION_CHANNEL:
-            yield _trace(steps, values, common | ({} if panel.is_exact else {"mode": "lines+markers"}))
+            yield _trace(steps, values, most, common | ({} if panel.is_exact else {"mode": "lines+markers"}))
             continue
         unsmoothed = {"opacity": 0.25, "showlegend": False, "hoverinfo": "skip", "line": line | {"width": 1}}
-        yield _trace(steps, values, common | unsmoothed)
-        yield _trace(steps, smoothed(steps, values, max(MIN_HALF_LIFE, SMOOTHING_SHARE * steps[-1])), common)
+        yield _trace(steps, values, most, common | unsmoothed)
+        yield _trace(steps, smoothed(steps, values, max(MIN_HALF_LIFE, SMOOTHING_SHARE * steps[-1])), most, common)
 
 
 def _points(history: History, metric: str, channel: str) -> list[tuple[int, float]]:
@@ -135,9 +143,9 @@ def _points(history: History, metric: str, channel: str) -> list[tuple[int, floa
     return [(one.step, sum(one.metrics[part] for part in parts)) for one in having]
 
 
-def _trace(across: Sequence[float], up: Sequence[float | None], look: dict[str, Any]) -> dict[str, Any]:
-    """A line of at most `MAX_POINTS`, evenly chosen, its end among them."""
-    stride = math.ceil(len(across) / MAX_POINTS)
+def _trace(across: Sequence[float], up: Sequence[float | None], most: int, look: dict[str, Any]) -> dict[str, Any]:
+    """A line of at most so many points, evenly chosen, its end among them."""
+    stride = math.ceil(len(across) / most)
     kept = range((len(across) - 1) % stride, len(across), stride) if stride else ()
     return {**look, "x": [across[place] for place in kept], "y": [_short(up[place]) for place in kept]}
 
@@ -160,11 +168,11 @@ def threshold_charts(found: Sequence[tuple[str, Thresholds]]) -> list[Chart]:
             dash = "solid" if len(found) == 1 else {"precision": "solid", "recall": "dash", "F1": "dot"}[what]
             label = text(what if len(found) == 1 else f"{name}: {what}")
             look = {"name": label, "mode": "lines", "line": {"color": colour, "dash": dash, "width": 2}}
-            over.append(_trace(one.threshold, values, look))
+            over.append(_trace(one.threshold, values, MAX_POINTS, look))
         look = {"name": text(name), "mode": "lines+markers", "line": {"color": COLOURS[place % len(COLOURS)]}}
         cuts = zip(one.threshold, one.kept, strict=True)
         said = [f"score at least {cut:.2g}, {share:.0%} kept" for cut, share in cuts]
-        against.append(_trace(one.recall, one.precision, look) | {"text": said})
+        against.append(_trace(one.recall, one.precision, MAX_POINTS, look) | {"text": said})
     return [
         Chart(
             title="over the score's threshold",

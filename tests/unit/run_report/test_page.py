@@ -2,11 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from ds_stage2ab.cli import main
+from ds_stage2ab.run_report.charts import curves
+from ds_stage2ab.run_report.runs import read_runs
 from tests.unit.run_report.folders import FORGED, STEPS, run_folder
 
 MAX_BYTES = 6_000_000
@@ -149,3 +152,16 @@ def test_without_a_name_it_lies_in_the_first_run_and_is_replaced(tmp_path):
     for _ in range(2):
         assert main(["report", str(run), "--html"]) == 0
     assert (run / "report.html").stat().st_size < MAX_BYTES
+
+
+def test_a_long_run_makes_no_longer_lines(tmp_path):
+    """The last step stays, whatever the stride."""
+    file = run_folder(tmp_path, "run") / "metrics.jsonl"
+    (run,) = read_runs([file.parent])
+    steps = tuple(replace(run.history.steps[0], step=number) for number in range(1, 5_002))
+    long = replace(run, history=replace(run.history, steps=steps))
+    for count in (1, 3):
+        charts = curves([replace(long, name=str(place)) for place in range(count)])
+        lines = [trace["x"] for chart in charts for trace in chart.traces if len(trace["x"]) > 3]
+        assert {line[-1] for line in lines} == {5_001}
+        assert all(300 / count < len(line) <= 400 / count for line in lines)
