@@ -23,7 +23,7 @@ from ds_stage2ab.metrics.sinks import ConsoleSink
 from ds_stage2ab.preflight.opening import banner
 from tests.architecture.sources import package_files, parse, relative
 
-SEEDS = ("ds_stage2ab/rollout/base.py", "ds_stage2ab/data/stream.py", "ds_stage2ab/data/asked.py")
+SEEDS = tuple(f"ds_stage2ab/{name}.py" for name in ("rollout/base", "data/stream", "data/asked", "channels/noise"))
 """They make digests of ids, not messages."""
 BARE = ("sample.id", "record.id", "one.sample_id", "rollout.sample_id", "found.sample_id")
 FORGED = "a\x1b[2J\nerror: b"

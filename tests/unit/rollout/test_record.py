@@ -279,7 +279,7 @@ def _with_room_for(room, plain_open):
 def test_the_text_is_for_people_alone(tmp_path):
     """It stands beside the ids, whatever it is, and a line is the same without it."""
     said = 'a "b"\n\u2028\ufffd'
-    RolloutLog(tmp_path, 0, lambda ids: said * len(ids))(2, [CAT, NOTHING])
+    RolloutLog(tmp_path, 0, text_of=lambda ids: said * len(ids))(2, [CAT, NOTHING])
     first, second = (tmp_path / "rank-00000.jsonl").read_bytes().splitlines()
     assert [json.loads(line)["text"] for line in (first, second)] == [said * len(CAT.response_ids), ""]
     assert from_line(first) == from_line(to_line(2, CAT))
