@@ -5,6 +5,7 @@ from ds_stage2ab.errors import ConfigError
 
 SCORED = ("array_scored", "compact_scored")
 """Values of `data.codec` that write a score behind each box."""
+SCORED_FORMS = f"{SCORED[0]} (or {SCORED[1]})"
 CODEC, NOISE = "data.codec", "stage2_ab.noise_objects"
 REWRITE_ORDER, KEEP_SPURIOUS = "stage2_ab.channel_b.rewrite_order", "stage2_ab.channel_b.keep_spurious"
 
@@ -15,7 +16,7 @@ def noise_objects_have_a_score(codec: str, noise_objects: int) -> None:
         raise ConfigError(
             f"{noise_objects} noise objects teach a score, and {CODEC} {codec} has none",
             where=NOISE,
-            fix=f"set {CODEC} to one of {', '.join(SCORED)}, or {NOISE} to 0",
+            fix=f"set {CODEC} to {SCORED_FORMS}, or {NOISE} to 0",
         )
 
 
@@ -26,6 +27,5 @@ def spurious_objects_stay_where_they_were_said(codec: str, rewrite_order: str | 
             f"spurious objects stay in answers in generated order with scores; {CODEC} is {codec},"
             f" {REWRITE_ORDER} is {rewrite_order}",
             where=KEEP_SPURIOUS,
-            fix=f"set {CODEC} to one of {', '.join(SCORED)} and {REWRITE_ORDER} to {GENERATED}, or {KEEP_SPURIOUS} to"
-            " false",
+            fix=f"set {KEEP_SPURIOUS} to false, or {CODEC} to {SCORED_FORMS} and {REWRITE_ORDER} to {GENERATED}",
         )

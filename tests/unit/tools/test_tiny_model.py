@@ -59,7 +59,8 @@ def test_answers_have_the_tokens_that_qwens_vocabulary_gives(form):
         text = "".join(piece.text for piece in pieces)
         one, other = ([tokenizer.decode([token]) for token in tokenizer.encode(text)] for tokenizer in (small, large))
         assert one == other
-    merged = {"array": ["]},", ' [{"'], "keyed": ["},", "}}"], "compact": ["\n", "nine"], "compact_scored": ["\n", "nine"]}
+    lines = ["\n", "nine"]
+    merged = {"array": ["]},", ' [{"'], "keyed": ["},", "}}"], "compact": lines, "compact_scored": lines}
     assert {*merged[form]} <= {*one}
 
 
