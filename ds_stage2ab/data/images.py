@@ -20,6 +20,7 @@ from unicodedata import normalize
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ds_stage2ab.carriers import Record
+from ds_stage2ab.data.png_chunks import may_have_late_exif
 from ds_stage2ab.errors import DataError, printable
 from ds_stage2ab.model_folder.images import THIN_FIX, too_thin
 
@@ -29,6 +30,8 @@ MAX_PIXELS = 64_000_000  # 192 MB as RGB, checked in the header before anything 
 MAX_BYTES = 256 * 2**20  # no image of MAX_PIXELS in these formats needs more
 EXIF_ORIENTATION = 0x0112
 ORIENTATIONS = range(1, 9)  # those of EXIF
+WITH_ORIENTATION = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}
+"""Keys of what Pillow has read in front of a PNG's pixels."""
 WITH_ALPHA = ("RGBA", "LA", "PA")  # modes
 QUARTER_TURNS = range(5, 9)  # EXIF orientations that swap width and height
 
@@ -170,11 +173,18 @@ def _header(path: Path, where: str, image: Image.Image) -> Header:
         raise _fault(path, where, f"has {width * height} pixels, the limit is {MAX_PIXELS}", "make it smaller")
     if image.mode.startswith(("I", "F")):
         raise _fault(path, where, f"has pixels of mode {image.mode}", "convert it to 8 bits per channel")
-    said = image.getexif().get(EXIF_ORIENTATION)
+    said = _orientation(image)
     header = Header(width=width, height=height, orientation=said if said in ORIENTATIONS else 1)
     if why := too_thin(header.shown):
         raise _fault(path, where, why, THIN_FIX)
     return header
+
+
+def _orientation(image: Image.Image) -> object:
+    """What EXIF says; of a PNG nothing is decoded for it unless something stands behind the pixels."""
+    if image.format == "PNG" and not image.info.keys() & WITH_ORIENTATION and not may_have_late_exif(image.fp):
+        return None
+    return image.getexif().get(EXIF_ORIENTATION)
 
 
 def _check_header(record: Record, image: Image.Image) -> None:

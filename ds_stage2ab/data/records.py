@@ -33,6 +33,7 @@ MAX_PROBLEMS = 20  # listed in one error; reading stops there
 MAX_LINE_BYTES = 16 * 2**20  # 100,000 objects fit; a file without line ends must not fill the memory
 MAX_DESC_BYTES = 3_840  # as JSON: with its box the object stays below the 4,096 bytes that the parser accepts
 MAX_SIDE = 100_000  # pixels; images above 64 megapixels are refused anyway
+NO_TEXT = re.compile("[\ud800-\udfff\0]")  # half of a surrogate pair, NUL
 NO_WORDS = re.compile(
     r"<image>|<\|(im_start|im_end|endoftext|vision_start|vision_end|vision_pad|image_pad|video_pad)\|>"
 )
@@ -264,8 +265,7 @@ def _refuse_constant(name: str) -> None:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
         raise _Refused(f"the key {twice!r} stands twice in one object", "delete one of the two")
     return values
 
@@ -285,7 +285,7 @@ def _mapping(value: Any, allowed: tuple[str, ...], what: str) -> dict[str, Any]:
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise _Refused(f"{name} is {shown(value)}, not a non-blank string", f"write {name} as text")
-    if any(0xD800 <= ord(character) <= 0xDFFF for character in value) or "\0" in value:
+    if NO_TEXT.search(value):
         raise _Refused(f"{name} is {shown(value)}: half a surrogate pair or a NUL in it", f"write {name} as text")
     return value
 

@@ -8,6 +8,7 @@ from unicodedata import normalize
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from ds_stage2ab.carriers import Record
 from ds_stage2ab.data.images import MAX_BYTES, check_image, find_image, load_image
@@ -156,6 +157,37 @@ def test_orientation_is_applied_before_sizes_are_compared(root):
     assert image.getpixel((4, 13))[0] < 50
     with pytest.raises(DataError, match=r"is 8 x 16 pixels \(EXIF orientation applied\), the record says 16 x 8"):
         check_image(record(path, 16, 8))
+
+
+def late(content: bytes, kind: bytes) -> bytes:
+    """A PNG with its chunk of a kind moved behind the pixels."""
+    place, chunks = 8, []
+    while place < len(content):
+        length = int.from_bytes(content[place : place + 4], "big") + 12
+        chunks.append(content[place : place + length])
+        place += length
+    moved = [chunk for chunk in chunks if chunk[4:8] == kind]
+    return b"".join([content[:8], *(chunk for chunk in chunks[:-1] if chunk not in moved), *moved, chunks[-1]])
+
+
+@pytest.mark.parametrize("place", ["early", "late", "xmp"])
+def test_a_png_says_its_orientation_in_front_of_its_pixels_or_behind_them(root, place):
+    path, exif, info = root / "turned.png", Image.Exif(), PngInfo()
+    exif[0x0112] = 6
+    if place == "xmp":
+        info.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
+        picture(16, 8).save(path, pnginfo=info)
+    else:
+        picture(16, 8).save(path, exif=exif)
+    if place == "late":
+        path.write_bytes(late(path.read_bytes(), b"eXIf"))
+    check_image(record(path, 8, 16))
+    assert load_image(record(path, 8, 16))[1].size == (8, 16)
+
+
+def test_a_png_without_exif_is_not_decoded_for_it(root, monkeypatch):
+    monkeypatch.setattr(PngImageFile, "load", lambda image: pytest.fail("decoded"))
+    check_image(record(root / "a.png", 6, 4))
 
 
 @pytest.mark.parametrize("read", [check_image, load_image])
