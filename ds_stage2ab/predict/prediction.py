@@ -22,7 +22,7 @@ class Detection:
 
     name: str
     score: float
-    # product of the probabilities of its tokens, 0..1
+    # 0..1: `Detected.scores`
     box: Rectangle
     # left, top, right, bottom in pixels: bin b of a side of n pixels lies at b / 999 n
     bins: Box

@@ -21,8 +21,8 @@ NUM_WORST, NUM_WITH_WORST = 3, 16
 MAX_DESCRIPTIONS = 60
 MAX_CONFUSED = 12
 SCORES = (
-    "<p class=note>Of the newest evaluation. A score is the product of the probabilities of an object's tokens; a pair"
-    " counts while its object is kept.</p>"
+    "<p class=note>Of the newest evaluation. A score is the product of the probabilities of an object's tokens, or in a"
+    " form with scores what the model says of its box and name; a pair counts while its object is kept.</p>"
 )
 NAMES = (
     "<p class=note>Boxes of the newest evaluation that meet a true one with an IoU of 0.5 or more: those of the same"
