@@ -183,7 +183,7 @@ def test_another_run_is_shown_what_has_changed(runs):
     done = runs("slower", "--resume", "4", changes=slower)
     assert done.returncode == EXIT_CONFIG
     place = re.escape(str(runs.folder / "slower.yaml"))
-    assert re.search(rf"config\.training\.learning_rate: 0\.001 -> 0\.0005 \({place}:\d+:\d+\)\n", done.stderr)
+    assert re.search(rf"config\.training\.learning_rate: 0\.001 -> 0\.0005 \({place}:\d+\)\n", done.stderr)
     assert "--allow-change" in done.stderr and str(runs.path("slower") / "checkpoints" / "step-000004") in done.stderr
     assert "logging" not in done.stderr
 
