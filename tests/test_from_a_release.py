@@ -43,7 +43,7 @@ def walk(quickstart, tmp_path_factory):
         "evaluation.max_samples": 4,
         "logging.root": folder / "runs",
         "logging.every_steps": 1,
-        "logging.tensorboard": "false",
+        "logging.trackers": "[]",
     }
     for line in commands():
         words = shlex.split(_here(line, quickstart, folder))

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import threading
-import time
 from contextlib import nullcontext
 
 import pytest
@@ -17,10 +15,12 @@ from pycocotools.coco import COCO
 from ds_stage2ab import Detector
 from ds_stage2ab.cli import main
 from ds_stage2ab.codec.text import get_codec
+from ds_stage2ab.data.images import load_image
 from ds_stage2ab.data.records import read_records
 from ds_stage2ab.engine.build import position_index
 from ds_stage2ab.errors import EXIT_CONFIG, EXIT_DATA, EXIT_ENVIRONMENT, ConfigError, DataError
 from ds_stage2ab.evaluation.evaluator import Evaluator
+from ds_stage2ab.predict import detector
 from ds_stage2ab.rollout.hf import HfBackend
 from ds_stage2ab.runtime.shutdown import EXIT_INTERRUPTED
 from tests.parts import config_values, write_config
@@ -198,25 +198,25 @@ def test_a_second_command_is_refused_or_goes_on(shipped, predicted, images, tmp_
     assert (predicted / "predictions.jsonl").read_bytes() == before
 
 
-def test_ctrl_c_keeps_what_is_finished(shipped, images, evaluated, tmp_path):
+def test_ctrl_c_keeps_what_is_finished(shipped, images, evaluated, tmp_path, monkeypatch):
     """And a last line that a kill has cut is answered again."""
-    out = tmp_path / "out"
-    file = out / "predictions.jsonl"
+    out, loaded = tmp_path / "out", []
 
-    def interrupt():
-        begun = time.monotonic()
-        while time.monotonic() - begun < LONGEST_S and not (file.exists() and file.read_bytes().count(b"\n") >= 2):
-            time.sleep(0.005)
-        os.kill(os.getpid(), signal.SIGINT)
+    def interrupted(record):
+        loaded.append(record)
+        if len(loaded) == NUM_IMAGES // 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return load_image(record)
 
-    threading.Thread(target=interrupt).start()
     words = (shipped.model, *images * 1, "--out", out, "--batch", 1)
-    code, said = predict(*words)
+    with monkeypatch.context() as patched:
+        patched.setattr(detector, "load_image", interrupted)
+        code, said = predict(*words)
     assert (code, "interrupted" in said) == (EXIT_INTERRUPTED, True)
     finished = lines_of(out)
     assert 2 <= len(finished) < NUM_IMAGES
     assert len(json.loads((out / "results_annotations.json").read_text())["images"]) == len(finished)
-    with file.open("a") as stream:
+    with (out / "predictions.jsonl").open("a") as stream:
         stream.write('{"id": "cut')
     code, said = predict(*words, "--resume")
     assert (code, f"{len(finished)} of {NUM_IMAGES} images are finished" in said) == (0, True)
