@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from transformers import Qwen2VLImageProcessorPil
@@ -45,25 +45,27 @@ def main(config_path, source, folder):
     whole_model = WholeModel(model, world, is_partitioned=False)
     parts = (disk / "checkpoints", Path(source), processor, engine, whole_model, world)
     checkpoints = checkpoint.Checkpoints(*parts, section=section(), warn=print)
-    print(told(checkpoints, "room", disk, 2 * PAGE))  # looked at before anything is written
+    print(told(checkpoints, "room", filled(disk, 2 * PAGE)))  # looked at before anything is written
     first = save(checkpoints, 1)
     checkpoint.refuse_without_room = lambda folder, needed: None  # another process fills the disk meanwhile
     files = sorted((path for path in first.rglob("*") if path.is_file()), key=lambda path: path.stat().st_mtime_ns)
     before = 0  # bytes of the files that are there when one is written
     for file in (*files, checkpoints.folder / "latest"):
         room = before + whole_pages(file.stat().st_size) // 2
-        print(told(checkpoints, file.relative_to(checkpoints.folder).as_posix(), disk, room), flush=True)
+        print(told(checkpoints, file.relative_to(checkpoints.folder).as_posix(), filled(disk, room)), flush=True)
         before += whole_pages(file.stat().st_size)
-    print(told(checkpoints, "latest again", disk, ROOM_TO_NAME))
+    print(told(checkpoints, "latest again", filled(disk, ROOM_TO_NAME)))
+    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+    print(told(checkpoints, "read-only", nullcontext(), step=3))
     exit_now(0)
 
 
-def told(checkpoints, name, disk, room):
-    """What a save does with so many bytes of room, after the checkpoint of step 1 if there is one."""
+def told(checkpoints, name, disk, step=2):
+    """What a save does while the disk is as the context `disk` makes it."""
     why = ""
     try:
-        with filled(disk, room):
-            save(checkpoints, 2)
+        with disk:
+            save(checkpoints, step)
     except Stage2Error as error:
         why = error.why
     saved, _ = choose("auto", checkpoints.folder)

@@ -21,7 +21,8 @@ def test_each_file_in_turn(quickstart, tmp_path):
     command = ["unshare", "--map-root-user", "--mount", *script]
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=LONGEST_S)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    room, *files, latest, again = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    room, *files, latest, again, read_only = told
     assert room["why"].startswith("a checkpoint takes ") and " GiB are free" in room["why"] and room["there"] == []
     named = [one["file"].removeprefix("step-000001/") for one in files]
     assert {"state.json", "manifest.json", "random.safetensors", "hf/config.json"} <= {*named}
@@ -32,3 +33,5 @@ def test_each_file_in_turn(quickstart, tmp_path):
         assert one["goes on"] == 1 and one["there"] == ["latest", "step-000001"], one
     assert latest["why"] and latest["goes on"] == 2, "it is complete, and found without `latest`"
     assert not again["why"] and again["there"] == ["latest", "step-000001", "step-000002"]
+    assert "Read-only file system" in read_only["why"]
+    assert (read_only["goes on"], read_only["there"]) == (2, again["there"])

@@ -1,6 +1,7 @@
 """What follows a save beside the next steps: it holds the weights of that moment, and its failures are told."""
 
 import errno
+import os
 import threading
 from unittest import mock
 
@@ -45,11 +46,13 @@ def test_the_run_goes_on_while_a_checkpoint_is_completed(checkpoints, bench):
     assert all(torch.equal(stored[f"{name}/weight"], tensor) for name, tensor in before.items())
 
 
-def test_a_failure_there_is_raised_at_the_next_checkpoint(checkpoints):
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS], ids=errno.errorcode.get)
+def test_a_failure_there_is_raised_at_the_next_checkpoint(checkpoints, code):
+    """No space, a quota, a file system that has become read-only."""
     save(checkpoints, 1)
-    with mock.patch.object(publish, "manifest_text", side_effect=FULL):
+    with mock.patch.object(publish, "manifest_text", side_effect=OSError(code, os.strerror(code))):
         checkpoints.save(2)
-        with pytest.raises(EnvironmentFault, match="No space left on device"):
+        with pytest.raises(EnvironmentFault, match=os.strerror(code)):
             checkpoints.save(3)
     assert listed(checkpoints.folder) == ["latest", "step-000001"]
 

@@ -27,7 +27,6 @@ from tests.parts import config_values, write_config
 from tests.unit.parts import greedy_sampling, load_bench
 
 NUM_IMAGES = 12
-LONGEST_S = 60
 
 
 def predict(*words) -> tuple[int, str]:
