@@ -208,9 +208,13 @@ def test_ctrl_c_keeps_what_is_finished(shipped, images, evaluated, tmp_path, mon
         return load_image(record)
 
     words = (shipped.model, *images * 1, "--out", out, "--batch", 1)
-    with monkeypatch.context() as patched:
-        patched.setattr(detector, "load_image", interrupted)
-        code, said = predict(*words)
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # workers of pytest-xdist ignore it
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(detector, "load_image", interrupted)
+            code, said = predict(*words)
+    finally:
+        signal.signal(signal.SIGINT, ignored)
     assert (code, "interrupted" in said) == (EXIT_INTERRUPTED, True)
     finished = lines_of(out)
     assert 2 <= len(finished) < NUM_IMAGES
