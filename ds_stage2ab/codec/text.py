@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -137,30 +137,23 @@ class Codec:
         return pieces
 
 
-LIST = {"opening": '{ "objects" : [', "closing": "] }", "key_head": "", "quoted": False}
+ARRAY = Codec(
+    name="array",
+    opening='{"objects": [',
+    closing="]}",
+    separator=", ",
+    key=("", ""),
+    quote="",
+    grammar={"opening": '{ "objects" : [', "closing": "] }", "key_head": "", "quoted": False},
+)
+COMPACT = Codec(name="compact", opening="", closing="", separator="\n", key=("", ""), quote="", grammar=None)
 
 CODECS: Mapping[str, Codec] = MappingProxyType(
     {
         codec.name: codec
         for codec in (
-            Codec(
-                name="array",
-                opening='{"objects": [',
-                closing="]}",
-                separator=", ",
-                key=("", ""),
-                quote="",
-                grammar=LIST,
-            ),
-            Codec(
-                name="array_scored",
-                opening='{"objects": [',
-                closing="]}",
-                separator=", ",
-                key=("", ""),
-                quote="",
-                grammar=LIST,
-            ),
+            ARRAY,
+            replace(ARRAY, name="array_scored"),
             Codec(
                 name="keyed",
                 opening="{",
@@ -170,8 +163,8 @@ CODECS: Mapping[str, Codec] = MappingProxyType(
                 quote='"',
                 grammar={"opening": "{", "closing": "}", "key_head": '"object_', "quoted": True},
             ),
-            Codec(name="compact", opening="", closing="", separator="\n", key=("", ""), quote="", grammar=None),
-            Codec(name="compact_scored", opening="", closing="", separator="\n", key=("", ""), quote="", grammar=None),
+            COMPACT,
+            replace(COMPACT, name="compact_scored"),
         )
     }
 )

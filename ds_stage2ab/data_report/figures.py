@@ -135,7 +135,7 @@ def same_images(records: Sequence[Record]) -> list[list[Record]]:
     for alike in by_size.values():
         if len(alike) > 1:
             for record in alike:
-                with suppress(OSError):  # what cannot be read is told of as such
+                with suppress(OSError):  # an unreadable image is reported as one, not as a duplicate
                     groups[_digest(record.image)].append(record)
     return [group for group in groups.values() if len(group) > 1]
 

@@ -27,7 +27,7 @@ PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackedRun:
-    """What a tracker is told of a run."""
+    """What a tracker gets to know about a run."""
 
     name: str
     folder: Path
