@@ -295,16 +295,12 @@ def _row(name: str, count: DescriptionCounts, ap: float | None) -> DescriptionRo
         true=count.true,
         predicted=count.predicted,
         matched=count.matched,
-        precision=_quotient(count.matched, count.predicted),
-        recall=_quotient(count.matched, count.true),
-        f1=_quotient(2 * count.matched, count.predicted + count.true),
-        matched_iou=_quotient(count.iou_sum, count.matched),
+        precision=count.precision,
+        recall=count.recall,
+        f1=count.f1,
+        matched_iou=count.matched_iou,
         ap=ap,
     )
-
-
-def _quotient(part: float, whole: int) -> float | None:
-    return part / whole if whole else None
 
 
 def _picture(record: Record, outcome: Outcome) -> Picture:

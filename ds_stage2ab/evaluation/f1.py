@@ -103,6 +103,27 @@ class DescriptionCounts:
     iou_sum: float
     # over the matched pairs
 
+    @property
+    def precision(self) -> float | None:
+        return share(self.matched, self.predicted)
+
+    @property
+    def recall(self) -> float | None:
+        return share(self.matched, self.true)
+
+    @property
+    def f1(self) -> float | None:
+        return share(2 * self.matched, self.predicted + self.true)
+
+    @property
+    def matched_iou(self) -> float | None:
+        return share(self.iou_sum, self.matched)
+
+
+def share(part: float, whole: float) -> float | None:
+    """`part / whole`; None where the denominator is 0."""
+    return part / whole if whole else None
+
 
 def count_by_description(
     images: Iterable[tuple[Sequence[Truth], Sequence[Truth], Sequence[tuple[int, int]]]],

@@ -16,7 +16,7 @@ import numpy as np
 from ds_stage2ab.codec.names import compared
 from ds_stage2ab.evaluation.answers import Answer
 from ds_stage2ab.evaluation.average_precision import Detections, average_precision
-from ds_stage2ab.evaluation.f1 import count_by_description, name_of, wrong_names
+from ds_stage2ab.evaluation.f1 import count_by_description, name_of, share, wrong_names
 
 NUM_THRESHOLDS = 50
 """Evenly over the objects: products of many probabilities lie orders of magnitude apart."""
@@ -74,10 +74,10 @@ def over_thresholds(answers: Sequence[Answer]) -> Thresholds | None:
     hits = [int((paired >= cut).sum()) for cut in cuts]
     return Thresholds(
         threshold=cuts.tolist(),
-        precision=[_quotient(hit, some) for hit, some in zip(hits, kept, strict=True)],
-        recall=[_quotient(hit, true) for hit in hits],
-        f1=[_quotient(2 * hit, some + true) for hit, some in zip(hits, kept, strict=True)],
-        kept=[_quotient(some, len(scores)) or 0.0 for some in kept],
+        precision=[share(hit, some) for hit, some in zip(hits, kept, strict=True)],
+        recall=[share(hit, true) for hit in hits],
+        f1=[share(2 * hit, some + true) for hit, some in zip(hits, kept, strict=True)],
+        kept=[share(some, len(scores)) or 0.0 for some in kept],
     )
 
 
@@ -106,10 +106,10 @@ def descriptions(answers: Sequence[Answer], num_worst: int) -> list[Description]
             true=count.true,
             predicted=count.predicted,
             matched=count.matched,
-            precision=_quotient(count.matched, count.predicted),
-            recall=_quotient(count.matched, count.true),
-            f1=_quotient(2 * count.matched, count.predicted + count.true),
-            iou=_quotient(count.iou_sum, count.matched),
+            precision=count.precision,
+            recall=count.recall,
+            f1=count.f1,
+            iou=count.matched_iou,
             ap=ap.get(name),
             worst=tuple(worst[name].most_common(num_worst)),
         )
@@ -138,7 +138,3 @@ def _detections(answer: Answer) -> Detections:
         predicted=answer.predicted,
         scores=answer.scores or [UNSCORED] * len(answer.predicted),
     )
-
-
-def _quotient(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
