@@ -14,6 +14,7 @@ from pathlib import Path
 
 import ds_stage2ab
 from ds_stage2ab.config.load import LoadedConfig
+from ds_stage2ab.config.rules import REPLAY_RUN
 from ds_stage2ab.errors import ConfigError, DataError, EnvironmentFault, Stage2Error
 from ds_stage2ab.runtime.ranks import World
 from ds_stage2ab.runtime.versions import library_versions
@@ -33,7 +34,7 @@ def assert_same_start(loaded: LoadedConfig, checkpoint: Path, world: World) -> N
 
     Raises:
         ConfigError: the ranks have different configs.
-        EnvironmentFault: they run different code, or have different checkpoints.
+        EnvironmentFault: they run different code, or have different checkpoints or recordings.
     """
     if world.size == 1:
         return
@@ -43,6 +44,10 @@ def assert_same_start(loaded: LoadedConfig, checkpoint: Path, world: World) -> N
     _compare(_code(), world, EnvironmentFault, "code", f"install the package {shared} its folder to each machine")
     files = _checkpoint(checkpoint)
     _compare(files, world, EnvironmentFault, f"files in {checkpoint}", f"keep model.path {shared} the whole folder")
+    run = loaded.config.rollout_matching.replay.run
+    if run is not None:
+        fix = f"keep {REPLAY_RUN} {shared} the whole folder"
+        _compare(_recording(run), world, EnvironmentFault, f"recordings in {run}", fix)
 
 
 def assert_same_records(paths: Iterable[Path], world: World) -> None:
@@ -142,7 +147,16 @@ def _checkpoint(folder: Path) -> dict[str, str]:
     if not os.path.isdir(folder):  # a name that no folder can have, too
         return {}
     small = {file.name: _content(file) for kind in CHECKPOINT_FILES for file in folder.glob(kind)}
-    return small | {file.name: f"{file.stat().st_size:,} bytes" for file in folder.glob("*.safetensors")}
+    return small | _sizes(folder, "*.safetensors")
+
+
+def _recording(run: Path) -> dict[str, str]:
+    """File of rollouts -> its size: another recording answers otherwise, so its lines are of other lengths."""
+    return {} if not os.path.isdir(run) else _sizes(run, "**/rank-*.jsonl")
+
+
+def _sizes(folder: Path, kind: str) -> dict[str, str]:
+    return {str(file.relative_to(folder)): f"{file.stat().st_size:,} bytes" for file in folder.glob(kind)}
 
 
 def _content(file: Path) -> str:

@@ -70,12 +70,30 @@ def changed_checkpoint(folder):
     path.write_text(text + "\n")
 
 
+def changed_recording(folder):
+    """Both replay a recording, each its own copy."""
+    matching = "custom.extra.rollout_matching"
+    replay = {f"{matching}.rollout_backend": "replay", f"{matching}.replay.run": "recorded"}
+    for rank, lines in (("0", "a"), ("1", "ab")):
+        recorded = folder.parent / rank / "recorded" / "rollouts"
+        recorded.mkdir(parents=True)
+        (recorded / "rank-00000.jsonl").write_text(lines)
+        values = json.loads((folder.parent / rank / "c.yaml").read_text())
+        write_config(folder.parent / rank / "c.yaml", merged(values, replay))
+
+
 @pytest.mark.parametrize(
     ("change", "code", "words"),
     [
         (changed_config, EXIT_CONFIG, ("training.learning_rate is 0.01 on rank 0, 0.02 on rank 1",)),
         (changed_code, EXIT_ENVIRONMENT, ("ds_stage2ab/losses/boxes.py is ",)),
         (changed_checkpoint, EXIT_ENVIRONMENT, ("files in model: preprocessor_config.json is ",)),
+        pytest.param(
+            changed_recording,
+            EXIT_ENVIRONMENT,
+            ("recordings in recorded: rollouts/rank-00000.jsonl is 1 bytes on rank 0, 2 bytes on rank 1",),
+            marks=pytest.mark.soak,
+        ),
         (changed_records, EXIT_DATA, ("train.jsonl:41", "[1, 2, 3, 4]")),
         (changed_order, EXIT_DATA, ("train.jsonl:1: ", "line 1 is ")),
     ],

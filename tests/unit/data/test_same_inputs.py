@@ -129,6 +129,17 @@ def test_a_file_that_cannot_be_read_is_no_traceback(tmp_path):
         assert same_inputs._checkpoint(tmp_path / name) == {}
 
 
+def test_recordings_of_other_lengths_differ(tmp_path):
+    for run, length in (("a", 3), ("b", 4)):
+        (tmp_path / run / "rollouts").mkdir(parents=True)
+        (tmp_path / run / "rollouts" / "rank-00000.jsonl").write_text("x" * length)
+        (tmp_path / run / "metrics.jsonl").write_text(run)
+    a, b = (same_inputs._recording(tmp_path / run) for run in ("a", "b"))
+    assert a == {"rollouts/rank-00000.jsonl": "3 bytes"} and b == {"rollouts/rank-00000.jsonl": "4 bytes"}
+    assert same_inputs._recording(tmp_path / "b" / "rollouts") == {"rank-00000.jsonl": "4 bytes"}
+    assert same_inputs._recording(tmp_path / "nowhere") == {}
+
+
 def test_every_module_of_the_package_is_compared():
     code = same_inputs._code()
     assert {"ds_stage2ab/engine/window.py", "ds_stage2ab/data/same_inputs.py", "torch", "deepspeed"} <= code.keys()
