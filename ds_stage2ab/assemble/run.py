@@ -58,7 +58,7 @@ def assemble(loaded: LoadedConfig, world: World, start: Start) -> Run:
     inventory = _inventory(parts)
     whole_model = WholeModel(parts.source.model, world, is_partitioned=parts.plan.zero_stage == PARTITIONED)
     channel_a = _expectation(parts)
-    dummy_segment = channel_a.dummy_segment(parts.encoder.blank())
+    dummy_segment = channel_a.dummy_segment(parts.encoder.blank(parts.datasets.train))
     objective = Objective(parts.source.model, torch.tensor(parts.vocabulary.coordinate_ids), parts.config.stage2_ab)
     optimizer = build_optimizer(objective, parts.config.training)
     engine = build_engine(objective, optimizer, parts.plan.deepspeed_config)

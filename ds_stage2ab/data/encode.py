@@ -13,6 +13,8 @@ from ds_stage2ab.data.prompt import image_place, prompt_text, prompt_warnings
 from ds_stage2ab.errors import DataError
 from ds_stage2ab.model_folder.images import too_thin
 
+NO_OBJECTS = "object"
+"""Describes the object of dummy packs where no record has any."""
 BLANK_SIDE = 32  # pixels: one merged patch of a Qwen3-VL
 MOST_KEPT = 10_000  # prompts whose ids are kept: a set may have one for each record
 Words = tuple[tuple[int, ...], tuple[int, ...]]
@@ -107,8 +109,13 @@ class Encoder:
             vision=vision,
         )
 
-    def blank(self) -> Sample:
-        """A small white image with one object, from no data set; for dummy packs."""
+    def blank(self, records: Iterable[Record]) -> Sample:
+        """A small white image with one object, for dummy packs.
+
+        Args:
+            records: the first description in them is the object's: one of ours may be an added token of the tokenizer.
+        """
+        desc = next((truth.desc for record in records for truth in record.objects), NO_OBJECTS)
         prompt_ids, vision = self._encode(Image.new("RGB", (BLANK_SIDE, BLANK_SIDE), "white"), self.user_prompt)
         return Sample(
             id="the white image of dummy packs",
@@ -116,7 +123,7 @@ class Encoder:
             image=b"",
             width=BLANK_SIDE,
             height=BLANK_SIDE,
-            objects=(Truth(desc="blank", box=(0, 0, MAX_BIN, MAX_BIN)),),
+            objects=(Truth(desc=desc, box=(0, 0, MAX_BIN, MAX_BIN)),),
             prompt_ids=prompt_ids,
             user_prompt=self.user_prompt,
             vision=vision,

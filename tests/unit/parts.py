@@ -166,7 +166,7 @@ class Bench:
 
     def dummy_segment(self) -> Segment:
         """What a rank without packs runs: a blank image with one box."""
-        return replace(self, samples=[self.encoder.blank()]).segments()[0]
+        return replace(self, samples=[self.encoder.blank([])]).segments()[0]
 
     def rollout_matching(
         self, backend: WrittenBackend, record: Any = lambda *_: None, **changes: Any

@@ -126,7 +126,7 @@ def test_a_cap_below_the_dummy_sample_is_a_fault_of_the_config(bench):
         skip_overlong=True,
     )
     with pytest.raises(ConfigError) as caught:
-        short.dummy_segment(bench.encoder.blank())
+        short.dummy_segment(bench.encoder.blank([]))
     assert caught.value.where == "training.global_max_length"
     assert caught.value.why.startswith("not even a small white image with one object fits: prompt and answer are ")
     assert "skip" not in caught.value.fix and "(blank)" not in str(caught.value)

@@ -129,3 +129,10 @@ def test_whatever_the_image_processor_refuses_is_the_samples_fault(encoder, reco
 
 def test_a_size_that_the_processor_refuses_has_no_prompt(encoder):
     assert (encoder().prompt_length(2, 600), encoder().prompt_length(2, 400) > 0) == (0, True)
+
+
+def test_the_object_of_dummy_packs_is_one_that_the_data_describe(encoder, record):
+    """A tokenizer may have any word of ours as an added token, and no answer can hold one."""
+    negative = replace(record, objects=())
+    assert encoder().blank([negative, record]).objects[0].desc == "one"
+    assert encoder().blank([negative]).objects[0].desc == "object"  # there is no answer with a word of the data

@@ -50,7 +50,7 @@ def tried(folder: Path) -> None:
             loaded.tokenizer, loaded.image_processor, vocabulary, system_prompt=None, user_prompt="Detect every digit."
         )
         encoder.prompt_length(64, 48)
-        encoder.blank()
+        encoder.blank([])
     except Stage2Error:
         pass
 
