@@ -1,4 +1,4 @@
-"""A run in the keyed form from end to end: both channels, on two ranks, and the checkpoint judged afterwards."""
+"""A run in the keyed form: both channels and an evaluation; in `make soak` that it is learned, and judged afterwards."""
 
 import json
 
@@ -64,6 +64,28 @@ def learned(shipped, folder, form, *, least_ok):
     return [one for one in parsed if one.state == "ok"]
 
 
+def test_both_channels_run(shipped, tmp_path):
+    """The checkpoint writes the array form: its objects have no keys, and are dropped, and what is true is taught."""
+    short = {
+        **LEARNS,
+        "data.codec": "keyed",
+        "data.validation": str(shipped.data / "validation.jsonl"),
+        "stage2_ab.schedule.b_ratio": 0.5,
+        "training.max_steps": 4,
+        "evaluation.max_samples": 8,
+    }
+    values = merged(config_values(shipped, tmp_path, "keyed"), short)
+    done = train(write_config(tmp_path / "c.yaml", values), ranks=1)
+    assert done.returncode == EXIT_OK, done.stdout[-2000:] + done.stderr[-2000:]
+    history = read_history(tmp_path / "keyed" / "metrics.jsonl")
+    a_steps, b_steps = ([step.metrics for step in history.steps if step.channel == one] for one in "AB")
+    assert a_steps[-1]["loss/text_ce"] < a_steps[0]["loss/text_ce"]
+    assert [metrics["parse/ok"] for metrics in b_steps] == [0, 0]
+    assert all(metrics["target/missed"] > 0 for metrics in b_steps)
+    assert history.evaluations[-1].metrics["eval/samples"] == 8
+
+
+@pytest.mark.soak
 def test_the_shipped_model_learns_the_other_form(shipped, tmp_path):
     """After a minute it writes it."""
     well_formed = learned(shipped, tmp_path, "keyed", least_ok=0.7)

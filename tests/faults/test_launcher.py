@@ -107,6 +107,7 @@ def test_ctrl_c_while_servers_start(waiting):
     assert "Traceback" not in waiting.said
 
 
+@pytest.mark.soak
 def test_a_killed_launcher_leaves_no_server(waiting):
     waiting.process.kill()
     assert waiting.ends(KILLED_S) == -signal.SIGKILL
