@@ -49,6 +49,9 @@ class Record:
     # "<file>:<line>", for messages
     prompt: str | None = None
     # of the user, for this record alone; None: the config's
+    absent: tuple[str, ...] | None = None
+    not_exhaustive: tuple[str, ...] = ()
+    # descriptions, as `schemas/record.schema.json` explains them; None: what is not among the objects is absent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,25 +293,17 @@ class Pack:
     Example: segments of 3 and 2 tokens give `segment_of = [0, 0, 0, 1, 1]`, `boundaries = [0, 3, 5]`.
     """
 
-    input_ids: Tensor
-    # long [T]
+    input_ids: Tensor  # long [T]
     position_ids: Tensor
     # long [4, T]: row 0 restarts at each segment, which makes attention block-diagonal
     vision: Vision
-    weights: Tensor
-    # float32 [T]
-    is_desc: Tensor
-    # bool [T]
-    slots: Tensor
-    # long [4N], positions in the pack
-    bins: Tensor
-    # long [4N]
-    score_slots: Tensor
-    # long [K], positions in the pack
-    score_bins: Tensor
-    # long [K]
-    segment_of: Tensor
-    # long [T]
+    weights: Tensor  # float32 [T]
+    is_desc: Tensor  # bool [T]
+    slots: Tensor  # long [4N], positions in the pack
+    bins: Tensor  # long [4N]
+    score_slots: Tensor  # long [K], positions in the pack
+    score_bins: Tensor  # long [K]
+    segment_of: Tensor  # long [T]
     boundaries: tuple[int, ...]
     # S+1 offsets
     sample_ids: tuple[str, ...]

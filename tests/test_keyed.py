@@ -1,4 +1,4 @@
-"""A run in the keyed form: both channels and an evaluation; in `make soak` that it is learned, and judged afterwards."""
+"""A run in the keyed form: both channels and an evaluation; in `make soak` that it is learned."""
 
 import json
 

@@ -3,6 +3,7 @@
 Invariants:
 - A record's own prompt is taken as it stands.
 - The absent names of a record depend on (seed, draw, record id, the set's names) alone, and on no other draw.
+- Where a record says what is absent, nothing else is asked for as absent.
 - Names are in alphabetical order, so that their order does not tell which of them are there.
 """
 
@@ -75,7 +76,8 @@ class Asked:
 
     def _absent(self, record: Record) -> list[str]:
         present = {compared(truth.desc) for truth in record.objects}
-        return [name for name in self.names if compared(name) not in present]
+        known = self.names if record.absent is None else record.absent
+        return [name for name in known if compared(name) not in present]
 
     def _with(self, record: Record, absent: list[str]) -> Record:
         """With the first of these names; an image of nothing is asked for one at least."""

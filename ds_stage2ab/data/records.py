@@ -1,13 +1,12 @@
 """JSONL of the data contract -> checked, quantised records.
 
-One JSON object per line with `images` (one path), `width`, `height`, `objects` and, optionally, `id`;
-`prompt` too; `schemas/record.schema.json` describes a line. Everything else is refused, extra keys too: a misspelt key
-or a second geometry would otherwise be silently ignored.
+One JSON object per line with `images` (one path), `width`, `height`, `objects` and, optionally, `id`, `prompt`,
+`absent` and `not_exhaustive`; `schemas/record.schema.json` describes a line. Everything else is refused, extra keys
+too: a misspelt key or a second geometry would otherwise be silently ignored.
 """
 
 import json
 import os
-import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -16,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ds_stage2ab.carriers import Record, Truth
+from ds_stage2ab.codec.names import compared
 from ds_stage2ab.data.box_forms import FORMS, BoxForm, BoxRefused, shown, to_bins
 from ds_stage2ab.data.box_space import SizedBox, other_form
 from ds_stage2ab.data.images import Unusable, check_image, check_path, find_image, load_image
+from ds_stage2ab.data.record_line import MAX_LINE_BYTES, Refused, mapping, names_of, parse, prompt_of, side_of, text_of
 from ds_stage2ab.errors import DataError, printable
 
 __all__ = ["check_image", "load_image", "read_records"]
@@ -26,28 +27,10 @@ __all__ = ["check_image", "load_image", "read_records"]
 Share = tuple[int, int]
 """(r, n): the records r, r + n, r + 2 n, ... of a file, counted from 0."""
 
-RECORD_KEYS = ("images", "width", "height", "objects", "id", "prompt")
+RECORD_KEYS = ("images", "width", "height", "objects", "id", "prompt", "absent", "not_exhaustive")
 OBJECT_KEYS = ("desc", "bbox_2d")
-OPTIONAL_KEYS = ("id", "prompt")
 MAX_PROBLEMS = 20  # listed in one error; reading stops there
-MAX_LINE_BYTES = 16 * 2**20  # 100,000 objects fit; a file without line ends must not fill the memory
 MAX_DESC_BYTES = 3_840  # as JSON: with its box the object stays below the 4,096 bytes that the parser accepts
-MAX_SIDE = 100_000  # pixels; images above 64 megapixels are refused anyway
-NO_TEXT = re.compile("[\ud800-\udfff\0]")  # half of a surrogate pair, NUL
-NO_WORDS = re.compile(
-    r"<image>|<\|(im_start|im_end|endoftext|vision_start|vision_end|vision_pad|image_pad|video_pad)\|>"
-)
-"""What no prompt may hold, as in the schema of data.user_prompt: the chat template adds turns and image."""
-BOM = b"\xef\xbb\xbf"
-
-
-class _Refused(ValueError):
-    """One problem of a line, for the user."""
-
-    def __init__(self, why: str, fix: str) -> None:
-        super().__init__(why)
-        self.why = why
-        self.fix = fix
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,10 +184,10 @@ def _raw_boxes(path: Path) -> Iterator[tuple[list[Any], tuple[int, int]]]:
     """Everything that may be a box in some form, with its image's size in pixels; other problems are passed over."""
     for number, line in _lines(path):
         try:
-            values = _mapping(_parse(line, number), RECORD_KEYS, "the record")
-            size = _side(values["width"], "width"), _side(values["height"], "height")
+            values = mapping(parse(line, number), RECORD_KEYS, "the record")
+            size = side_of(values["width"], "width"), side_of(values["height"], "height")
             boxes = [entry["bbox_2d"] for entry in values["objects"]]
-        except (_Refused, TypeError, KeyError):
+        except (Refused, TypeError, KeyError):
             continue
         yield from ((box, size) for box in boxes if isinstance(box, list) and len(box) == 4)
 
@@ -212,19 +195,24 @@ def _raw_boxes(path: Path) -> Iterator[tuple[list[Any], tuple[int, int]]]:
 def _read_line(reader: _Reader, number: int, line: bytes) -> Record | list[_Problem]:
     where = f"{reader.path}:{number}"
     try:
-        values = _mapping(_parse(line, number), RECORD_KEYS, "the record")
-        width, height = (_side(values[name], name) for name in ("width", "height"))
+        values = mapping(parse(line, number), RECORD_KEYS, "the record")
+        width, height = (side_of(values[name], name) for name in ("width", "height"))
         sample_id = _sample_id(reader, number, values)
-        prompt = _prompt(values["prompt"]) if "prompt" in values else None
+        prompt = prompt_of(values["prompt"]) if "prompt" in values else None
         image = _image(reader, number, values["images"])
-    except _Refused as error:
+        absent, not_exhaustive = (names_of(values, name) for name in ("absent", "not_exhaustive"))
+    except Refused as error:
         return [_Problem(where, error.why, error.fix)]
     objects, problems = _objects(reader, values["objects"], width, height, where)
+    there = {compared(truth.desc) for truth in objects}
+    both = next((name for name in absent or () if compared(name) in there), None)
+    if both is not None:
+        problems.append(_Problem(where, f"{both!r} stands in absent and under objects", "delete it from one of them"))
     if problems:
         return problems
     return Record(
         id=sample_id, image=image, width=width, height=height, where=where, prompt=prompt,
-        objects=tuple(sorted(objects, key=_taught)),
+        objects=tuple(sorted(objects, key=_taught)), absent=absent, not_exhaustive=not_exhaustive or (),
     )  # fmt: skip
 
 
@@ -232,90 +220,19 @@ def _taught(truth: Truth) -> tuple[int, int]:
     return truth.box[1], truth.box[0]
 
 
-def _parse(line: bytes, number: int) -> Any:
-    """Parse a line as strict JSON: no NaN, no infinities, no key twice."""
-    if len(line) > MAX_LINE_BYTES:
-        raise _Refused(f"the line is longer than {MAX_LINE_BYTES} bytes", "write one record per line")
-    if number == 1 and line.startswith(BOM):
-        raise _Refused("the file starts with a byte order mark", "save it as UTF-8 without BOM")
-    if b"\0" in line:
-        raise _Refused(f"column {line.index(0) + 1}: a NUL byte", "save the file as UTF-8 text")
-    if not line.strip():
-        raise _Refused("the line is empty", "delete it")
-    try:
-        text = line.decode()
-    except UnicodeDecodeError as error:
-        raise _Refused(f"byte {error.start + 1} of the line is no UTF-8", "save the file as UTF-8") from None
-    try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
-    except json.JSONDecodeError as error:
-        raise _Refused(f"column {error.colno}: no JSON: {error.msg}", "write one JSON object per line") from None
-    except RecursionError:
-        raise _Refused("the JSON is nested too deeply", "write a record of the data contract") from None
-    except _Refused:
-        raise
-    except ValueError as error:  # an integer of thousands of digits
-        raise _Refused(f"no JSON: {error}", "write one JSON object per line") from None
-
-
-def _refuse_constant(name: str) -> None:
-    raise _Refused(f"{name} is no JSON number", "write a finite number")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
-        raise _Refused(f"the key {twice!r} stands twice in one object", "delete one of the two")
-    return values
-
-
-def _mapping(value: Any, allowed: tuple[str, ...], what: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise _Refused(f"{what} is {shown(value)}, not an object", f"write an object with {', '.join(allowed)}")
-    unknown = [name for name in value if name not in allowed]
-    if unknown:
-        raise _Refused(f"{what} has the unknown key {unknown[0]!r}", f"only these are read: {', '.join(allowed)}")
-    missing = [name for name in allowed if name not in value and name not in OPTIONAL_KEYS]
-    if missing:
-        raise _Refused(f"{what} has no {missing[0]!r}", f"add {missing[0]!r}")
-    return value
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise _Refused(f"{name} is {shown(value)}, not a non-blank string", f"write {name} as text")
-    if NO_TEXT.search(value):
-        raise _Refused(f"{name} is {shown(value)}: half a surrogate pair or a NUL in it", f"write {name} as text")
-    return value
-
-
-def _side(value: Any, name: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SIDE:
-        raise _Refused(f"{name} is {shown(value)}, not a whole number from 1 to {MAX_SIDE}", "write the image's size")
-    return value
-
-
 def _sample_id(reader: _Reader, number: int, values: dict[str, Any]) -> str:
-    sample_id = _text(values["id"], "id") if "id" in values else f"{reader.path.name}:{number}"
+    sample_id = text_of(values["id"], "id") if "id" in values else f"{reader.path.name}:{number}"
     if sample_id in reader.line_of_id:
-        raise _Refused(f"id {sample_id!r} is that of line {reader.line_of_id[sample_id]} too", "make ids unique")
+        raise Refused(f"id {sample_id!r} is that of line {reader.line_of_id[sample_id]} too", "make ids unique")
     reader.line_of_id[sample_id] = number
     return sample_id
-
-
-def _prompt(value: Any) -> str:
-    text = _text(value, "prompt")
-    if NO_WORDS.search(text):
-        raise _Refused(f"prompt is {shown(text)}, with a token of the chat template", "write the words alone")
-    return text
 
 
 def _image(reader: _Reader, number: int, value: Any) -> Path:
     """Below the root, not resolved: the same at every rank, whichever looks for it."""
     if not isinstance(value, list) or len(value) != 1:
-        raise _Refused(f"images is {shown(value)}, not a list of exactly one path", "write one image per record")
-    text, (first, every) = _text(value[0], "images[0]"), reader.share
+        raise Refused(f"images is {shown(value)}, not a list of exactly one path", "write one image per record")
+    text, (first, every) = text_of(value[0], "images[0]"), reader.share
     try:
         if (number - 1) % every == first:
             find_image(reader.root, text)
@@ -323,7 +240,7 @@ def _image(reader: _Reader, number: int, value: Any) -> Path:
             check_path(text)
     except DataError as error:
         if not (isinstance(error, Unusable) and reader.keep_unusable):
-            raise _Refused(error.why, error.fix) from None
+            raise Refused(error.why, error.fix) from None
     return reader.root / text
 
 
@@ -334,17 +251,17 @@ def _objects(reader: _Reader, values: Any, width: int, height: int, where: str) 
     for place, value in enumerate(values):
         try:
             objects.append(_truth(reader, value, width, height))
-        except (_Refused, BoxRefused) as error:
+        except (Refused, BoxRefused) as error:
             problems.append(_Problem(where, f"objects[{place}]: {error.why}", error.fix, isinstance(error, BoxRefused)))
     return objects, problems
 
 
 def _truth(reader: _Reader, value: Any, width: int, height: int) -> Truth:
-    values = _mapping(value, OBJECT_KEYS, "it")
-    desc = _text(values["desc"], "desc")
+    values = mapping(value, OBJECT_KEYS, "it")
+    desc = text_of(values["desc"], "desc")
     if len(json.dumps(desc, ensure_ascii=False).encode()) > MAX_DESC_BYTES:
-        raise _Refused(f"desc is {shown(desc)}, longer than {MAX_DESC_BYTES} bytes", "describe the object shortly")
+        raise Refused(f"desc is {shown(desc)}, longer than {MAX_DESC_BYTES} bytes", "describe the object shortly")
     box = values["bbox_2d"]
     if not isinstance(box, list) or len(box) != 4:
-        raise _Refused(f"bbox_2d is {shown(box)}, not a list of four", "write [x1, y1, x2, y2]")
+        raise Refused(f"bbox_2d is {shown(box)}, not a list of four", "write [x1, y1, x2, y2]")
     return Truth(desc=desc, box=to_bins(box, reader.form, width, height))

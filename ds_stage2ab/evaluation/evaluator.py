@@ -13,7 +13,7 @@ from ds_stage2ab.data.images import load_image
 from ds_stage2ab.data.stream import evaluation_draw
 from ds_stage2ab.errors import DataError
 from ds_stage2ab.evaluation.answers import answer_line, how_it_ended, save_answers
-from ds_stage2ab.evaluation.average_precision import Detections, average_precision
+from ds_stage2ab.evaluation.average_precision import Detections, average_precision, lvis_average_precision
 from ds_stage2ab.evaluation.calibration import THRESHOLDS, calibration
 from ds_stage2ab.evaluation.detected import BY_PROBABILITY, BY_SCORE, UNRANKED, Detected, detected
 from ds_stage2ab.evaluation.duplicates import first_sayings
@@ -213,6 +213,8 @@ def evaluated(outcomes: Sequence[Outcome], records: Sequence[Record], seconds: f
     rows = tuple(_row(name, count, precisions[ranked].by_description.get(name)) for name, count in counts.items())
     names = ("ap", "ap50", "ap75")
     found = {f"eval/{name}_{by}": getattr(one, name) for by, one in precisions.items() for name in names}
+    if any(record.absent is not None for record in records):
+        found |= {f"eval/lvis_ap_{by}": lvis_average_precision(one).ap for by, one in rankings.items()}
     known = {name: value for name, value in found.items() if value is not None}
     scored = _score_figures(rankings[ranked]) if ranked != UNRANKED else {}
     without = _figures_without_duplicates(rankings[ranked])
@@ -243,6 +245,8 @@ def _detections(
             truth=record.objects,
             predicted=outcome.predicted,
             scores=given or [1.0] * len(outcome.predicted),
+            absent=record.absent,
+            not_exhaustive=record.not_exhaustive,
         )
         for outcome, record, given in zip(outcomes, records, scores, strict=True)
     ]

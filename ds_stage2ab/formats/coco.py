@@ -24,7 +24,7 @@ from ds_stage2ab.formats.source import Corners, ReadOptions, Source, SourceImage
 
 BOM = b"\xef\xbb\xbf"
 BUFFER = 2**20  # bytes read at a time
-NEGATIVE = ("neg_category_ids", "not_exhaustive_category_ids")
+NEGATIVE, NOT_EXHAUSTIVE = "neg_category_ids", "not_exhaustive_category_ids"
 """LVIS's lists of an image's classes that are absent, and of those that are not all annotated."""
 
 
@@ -34,6 +34,9 @@ class _Image:
     paths: tuple[str, ...]
     width: int | None
     height: int | None
+    absent: tuple[object, ...] | None
+    not_exhaustive: tuple[object, ...]
+    # ids of categories
 
 
 @dataclass(slots=True)
@@ -91,7 +94,7 @@ def _read(options: ReadOptions, tally: Tally, paths_of: Any) -> Source:
     names = _names(file, given)
     rows, listed = _rows(options, tally, names, place_of)
     return Source(
-        total=len(images), images=_grouped(file, images, rows, listed), classes=dict.fromkeys(names.values())
+        total=len(images), images=_grouped(file, images, rows, listed, names), classes=dict.fromkeys(names.values())
     )
 
 
@@ -132,15 +135,20 @@ def _images(file: Path, tally: Tally, paths_of: Any) -> tuple[list[_Image], dict
             tally.image("duplicate_image", where)
         else:
             place_of[key] = len(images)
-            images.append(_Image(values["id"], paths, _size(values, "width"), _size(values, "height")))
-            if any(values.get(name) for name in NEGATIVE):
-                tally.change("negative_classes", where)
+            sizes = _size(values, "width"), _size(values, "height")
+            absent = _ids(values[NEGATIVE]) if NEGATIVE in values else None
+            images.append(_Image(values["id"], paths, *sizes, absent, _ids(values.get(NOT_EXHAUSTIVE))))
     return images, place_of
 
 
 def _key(value: object) -> object | None:
     """An id that can be looked up; None: it is none."""
     return value if isinstance(value, int | str) and not isinstance(value, bool) else None
+
+
+def _ids(value: object) -> tuple[object, ...]:
+    """The ids in a list of them; anything else says nothing."""
+    return tuple(one for one in value if _key(one) is not None) if isinstance(value, list) else ()
 
 
 def _coco_paths(values: dict[str, Any]) -> tuple[str, ...]:
@@ -222,8 +230,14 @@ def _outline(segmentation: object) -> Corners | None:
     return min(x1), min(y1), max(x2), max(y2)
 
 
-def _grouped(file: Path, images: list[_Image], rows: _Rows, names: list[str]) -> Iterator[SourceImage]:
+def _grouped(
+    file: Path, images: list[_Image], rows: _Rows, listed: list[str], names: dict[object, str]
+) -> Iterator[SourceImage]:
     """The images in their order, each with its rows in theirs."""
+
+    def named(ids: Iterable[object]) -> tuple[str, ...]:
+        return tuple(names[one] for one in ids if one in names)
+
     order = np.argsort(np.frombuffer(rows.image, dtype=np.int_), kind="stable") if rows.image else np.zeros(0, int)
     ends = np.cumsum(np.bincount(np.asarray(rows.image, dtype=np.int_), minlength=len(images)))
     first = 0
@@ -235,10 +249,12 @@ def _grouped(file: Path, images: list[_Image], rows: _Rows, names: list[str]) ->
             width=image.width,
             height=image.height,
             unit="pixel",
-            objects=[_object(file, rows, names, row) for row in chosen],
+            objects=[_object(file, rows, listed, row) for row in chosen],
             where=f"{file}: image {image.id}",
             left_out=rows.left_out[place],
             id=str(image.id),
+            absent=None if image.absent is None else named(image.absent),
+            not_exhaustive=named(image.not_exhaustive),
         )
 
 

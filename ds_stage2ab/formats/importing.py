@@ -19,6 +19,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TextIO
 
+from ds_stage2ab.codec.names import compared
 from ds_stage2ab.data.records import MAX_DESC_BYTES
 from ds_stage2ab.errors import ConfigError, DataError, unwritable
 from ds_stage2ab.formats.boxes import place
@@ -244,6 +245,7 @@ def _write(
         "height": found.height,
         "objects": objects,
         **({"id": image.id} if image.id else {}),
+        **_said_of_the_rest(image, objects),
     }
     files[name].write(json.dumps(record, ensure_ascii=False) + "\n")
     if target.copy:
@@ -275,6 +277,15 @@ def _objects(image: SourceImage, found: ImageFile, min_side: float, tally: Tally
             if one.has_outline:
                 tally.change("polygon_to_box", one.where)
     return [{"desc": name, "bbox_2d": list(box)} for name, box in kept]
+
+
+def _said_of_the_rest(image: SourceImage, objects: list[dict]) -> dict[str, list[str]]:
+    """What a record says of descriptions beside its objects; a name with objects is not absent."""
+    there = {compared(one["desc"]) for one in objects}
+    absent = [name for name in image.absent or () if not _unnameable(name) and compared(name) not in there]
+    partly = [name for name in image.not_exhaustive if not _unnameable(name)]
+    said = {} if image.absent is None else {"absent": absent}
+    return said | ({"not_exhaustive": partly} if partly else {})
 
 
 def _unnameable(name: str) -> str:

@@ -43,7 +43,6 @@ CHANGED = {
     "exif_shown": "images that EXIF turns, with boxes as shown: left as they are",
     "exif_turned": "images that EXIF turns, with boxes as stored: turned with the image",
     "label_missing": "images without a file of labels: nothing is in them",
-    "negative_classes": "images with classes that are said to be absent: not carried over",
     "polygon_to_box": "polygons and masks that became their boxes",
 }
 """Reason -> what was kept otherwise than it was found."""
@@ -82,6 +81,10 @@ class SourceImage:
     # objects that the reader left out
     id: str = ""
     # of the record; empty: its line
+    absent: tuple[str, ...] | None = None
+    # names that are said not to be there; None: the format says nothing of that
+    not_exhaustive: tuple[str, ...] = ()
+    # names of which not every object is annotated
 
 
 @dataclass(slots=True)

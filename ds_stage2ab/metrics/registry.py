@@ -4,48 +4,11 @@ A name that is not declared here cannot be logged. `docs/training/METRICS_LOSSES
 each of them (a test compares both ways).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
 
-Reduction = Literal["mean", "sum", "last", "max"]
-"""How the numbers of packs and ranks become one number.
-
-mean: sum / count, both summed over all packs and ranks first (never a mean of means).
-sum: the sum over all packs and ranks.
-last: one value, the same on every rank, or rank 0's clock.
-max: the largest over the ranks.
-"""
-
-Channel = Literal["A", "B", "both", "eval"]
-"""Which kind of step may emit it; `eval` is a held-out evaluation between steps."""
-
-Better = Literal["higher", "lower", "neither"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Metric:
-    """One declared metric."""
-
-    name: str
-    unit: str
-    # "fraction" lies in [0, 1]; "nats" are natural logarithms; "image" is a share of the image's side; "1" has none
-    reduction: Reduction
-    channel: Channel
-    better: Better
-    # the better direction; colours the final table
-    meaning: str
-    # one sentence
-
-
-def _metric(
-    name: str, unit: str, reduction: Reduction, channel: Channel, better: Better, meaning: str
-) -> tuple[str, Metric]:
-    declared = Metric(name=name, unit=unit, reduction=reduction, channel=channel, better=better, meaning=meaning)
-    return name, declared
-
+from ds_stage2ab.metrics.declaration import Metric
+from ds_stage2ab.metrics.declaration import metric as _metric
+from ds_stage2ab.metrics.evaluation_metrics import EVALUATION
 
 # fmt: off
 LOSS = (
@@ -225,95 +188,6 @@ TIME = (
             "Wall time of clipping and the weight update, on rank 0."),
     _metric("time/step_s", "s", "last", "both", "lower",
             "Wall time of the whole step, on rank 0."),
-)
-
-EVALUATION = (
-    _metric("eval/ap_by_score", "fraction", "mean", "eval", "higher",
-            "COCO's AP (IoU 0.50 to 0.95), objects ranked by the score of a box times the probability of its name."),
-    _metric("eval/ap50_by_score", "fraction", "mean", "eval", "higher",
-            "The same at IoU 0.50."),
-    _metric("eval/ap75_by_score", "fraction", "mean", "eval", "higher",
-            "The same at IoU 0.75."),
-    _metric("eval/ap_by_probability", "fraction", "mean", "eval", "higher",
-            "COCO's AP (IoU 0.50 to 0.95), objects ranked by the product of the probabilities of their tokens."),
-    _metric("eval/ap50_by_probability", "fraction", "mean", "eval", "higher",
-            "The same at IoU 0.50."),
-    _metric("eval/ap75_by_probability", "fraction", "mean", "eval", "higher",
-            "The same at IoU 0.75."),
-    _metric("eval/ap_unranked", "fraction", "mean", "eval", "higher",
-            "COCO's AP (IoU 0.50 to 0.95) where the backend gives no probabilities: every object has the score 1."),
-    _metric("eval/ap50_unranked", "fraction", "mean", "eval", "higher",
-            "The same at IoU 0.50."),
-    _metric("eval/ap75_unranked", "fraction", "mean", "eval", "higher",
-            "The same at IoU 0.75."),
-    _metric("eval/f1", "fraction", "mean", "eval", "higher",
-            "2 TP / (predicted + true) over the set; a pair needs IoU >= 0.5 and the same description."),
-    _metric("eval/precision", "fraction", "mean", "eval", "higher",
-            "TP / predicted over the set, description included."),
-    _metric("eval/recall", "fraction", "mean", "eval", "higher",
-            "TP / true over the set, description included."),
-    _metric("eval/f1_boxes", "fraction", "mean", "eval", "higher",
-            "As eval/f1, with descriptions ignored."),
-    _metric("eval/precision_boxes", "fraction", "mean", "eval", "higher",
-            "As eval/precision, with descriptions ignored."),
-    _metric("eval/recall_boxes", "fraction", "mean", "eval", "higher",
-            "As eval/recall, with descriptions ignored."),
-    _metric("eval/matched_iou", "fraction", "mean", "eval", "higher",
-            "Mean IoU of the pairs that eval/f1 counts."),
-    _metric("eval/best_f1", "fraction", "mean", "eval", "higher",
-            "The highest eval/f1 that a threshold on the scores gives, objects paired by falling score."),
-    _metric("eval/best_f1_threshold", "fraction", "mean", "eval", "neither",
-            "That threshold: objects with this score or a higher one are kept."),
-    _metric("eval/calibration_error", "fraction", "mean", "eval", "lower",
-            "Expected calibration error of the scores, in ten bins: their distance from the share of right objects."),
-    _metric("eval/above_10_percent", "fraction", "mean", "eval", "neither",
-            "Share of predicted objects with a score of 0.1 at least."),
-    _metric("eval/above_30_percent", "fraction", "mean", "eval", "neither", "The same for 0.3."),
-    _metric("eval/above_50_percent", "fraction", "mean", "eval", "neither", "The same for 0.5."),
-    _metric("eval/above_70_percent", "fraction", "mean", "eval", "neither", "The same for 0.7."),
-    _metric("eval/above_90_percent", "fraction", "mean", "eval", "neither", "The same for 0.9."),
-    _metric("eval/parse_ok_rate", "fraction", "mean", "eval", "higher",
-            "Share of answers that are complete and well-formed."),
-    _metric("eval/predicted_per_true", "1", "mean", "eval", "neither",
-            "Predicted objects divided by true objects over the set; 1 is the right number."),
-    _metric("eval/duplicates_per_answer", "objects", "mean", "eval", "lower",
-            "Predicted objects per answer whose box repeats an earlier one (IoU above 0.9), whatever their names."),
-    _metric("eval/f1_without_duplicates", "fraction", "mean", "eval", "higher",
-            "eval/f1 after leaving them out."),
-    _metric("eval/ap_without_duplicates", "fraction", "mean", "eval", "higher",
-            "COCO AP after leaving them out, with the same ranking."),
-    _metric("eval/truncation_rate", "fraction", "mean", "eval", "lower",
-            "Share of answers that reached the token limit before their end."),
-    _metric("eval/repeat_rate", "fraction", "mean", "eval", "lower",
-            "Share of answers that the repetition guard ended."),
-    _metric("eval/values_dropped_rate", "fraction", "mean", "eval", "lower",
-            "Share of complete values that were no valid object."),
-    _metric("eval/drop_key_invalid", "fraction", "mean", "eval", "lower",
-            "Share of complete values dropped as drop/key_invalid is."),
-    _metric("eval/drop_missing_desc", "fraction", "mean", "eval", "lower",
-            "Share of complete values dropped as drop/missing_desc is."),
-    _metric("eval/drop_missing_geom", "fraction", "mean", "eval", "lower",
-            "Share of complete values dropped as drop/missing_geom is."),
-    _metric("eval/drop_unknown_geom", "fraction", "mean", "eval", "lower",
-            "Share of complete values dropped as drop/unknown_geom is."),
-    _metric("eval/drop_poly_unsupported", "fraction", "mean", "eval", "lower",
-            "Share of complete values dropped as drop/poly_unsupported is."),
-    _metric("eval/drop_wrong_arity", "fraction", "mean", "eval", "lower",
-            "Share of complete values dropped as drop/wrong_arity is."),
-    _metric("eval/drop_non_coord_token", "fraction", "mean", "eval", "lower",
-            "Share of complete values dropped as drop/non_coord_token is."),
-    _metric("eval/drop_bbox_invalid", "fraction", "mean", "eval", "lower",
-            "Share of complete values dropped as drop/bbox_invalid is."),
-    _metric("eval/drop_missing_score", "fraction", "mean", "eval", "lower",
-            "Share of complete values dropped as drop/missing_score is."),
-    _metric("eval/coord_mass", "fraction", "mean", "eval", "higher",
-            "Probability of the 1,000 coordinate tokens together where one was generated, averaged over those places."),
-    _metric("eval/samples", "samples", "sum", "eval", "neither",
-            "Images that were evaluated, each exactly once."),
-    _metric("eval/seconds", "s", "max", "eval", "lower",
-            "Wall time of the evaluation, of the slowest rank."),
-    _metric("eval/generated_tokens_per_second", "tokens/s", "mean", "eval", "higher",
-            "Generated tokens of all ranks divided by eval/seconds."),
 )
 # fmt: on
 

@@ -56,6 +56,12 @@ def test_absent_names_depend_on_the_draw_alone():
     assert many(replace(RECORDS[1], id="s"), 0).prompt != seen[0]
 
 
+def test_what_a_record_says_is_absent_is_all_that_is_asked_for_as_absent():
+    said = replace(RECORDS[1], absent=("Cat", "ghost", "boat"))
+    assert {asked(9)(said, draw).prompt for draw in range(9)} == {"Find: boat, Cat, ghost."}
+    assert asked(9)(replace(said, absent=()), 0).prompt == "Find: boat."
+
+
 def test_an_image_of_nothing_is_asked_for_something():
     assert {asked(0)(RECORDS[2], draw).prompt for draw in range(99)} == {
         f"Find: {name}." for name in ("apple", "boat", "Cat", "dog", "egg")

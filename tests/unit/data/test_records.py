@@ -7,7 +7,8 @@ from jsonschema import Draft202012Validator
 from PIL import Image
 
 from ds_stage2ab.carriers import Truth
-from ds_stage2ab.data.records import MAX_LINE_BYTES, load_image, read_records
+from ds_stage2ab.data.record_line import MAX_LINE_BYTES
+from ds_stage2ab.data.records import load_image, read_records
 from ds_stage2ab.errors import DataError
 
 SCHEMA = json.loads((Path(__file__).parents[3] / "schemas" / "record.schema.json").read_text())
@@ -82,6 +83,12 @@ def test_a_pixel_box_may_end_at_the_right_edge(folder):
     assert record.objects[0].box == (0, 0, 999, 999)
 
 
+def test_what_is_known_of_other_descriptions(folder):
+    plain, said = read(folder, line(), line(absent=["dog", "owl"], not_exhaustive=["cat"]))
+    assert (plain.absent, plain.not_exhaustive) == (None, ())
+    assert (said.absent, said.not_exhaustive) == (("dog", "owl"), ("cat",))
+
+
 def test_no_objects_is_legal(folder):
     assert read(folder, line(objects=[]))[0].objects == ()
 
@@ -134,6 +141,9 @@ BAD_LINES = [
     (line(width=0), "bins", "width is 0"),
     (line(id=""), "bins", 'id is ""'),
     (line(id=7), "bins", "id is 7"),
+    (line(absent=None), "bins", "absent is null, not a list"),
+    (line(not_exhaustive=["cat", " "]), "bins", 'not_exhaustive[1] is " "'),
+    (line(absent=["dog", " CAT"]), "bins", "' CAT' stands in absent and under objects"),
     (line(images="a.png"), "bins", "not a list of exactly one path"),
     (line(images=["a.png", "a.png"]), "bins", "not a list of exactly one path"),
     (line(images=[1]), "bins", "images[0] is 1"),
@@ -232,12 +242,17 @@ BEYOND_A_SCHEMA = (
     "no numbers",
     "fractions",
     "not four bins (whole",
+    "stands in absent",
 )
 
 # Lines on which the schema and the reader must agree: (line, box_format, accepted)
 AGREED = [
     (line(), "bins", True),
     (line(id="a"), "bins", True),
+    (line(absent=[], not_exhaustive=["a", "b"]), "bins", True),
+    (line(absent=None), "bins", False),
+    (line(absent=[""]), "bins", False),
+    (line(not_exhaustive="cat"), "bins", False),
     (line(objects=[]), "bins", True),
     (boxed("<|coord_7|>", 0, 999, "<|coord_998|>"), "bins", True),
     (boxed(12.0, 40.0, 60, 900.0), "bins", True),

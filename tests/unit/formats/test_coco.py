@@ -118,18 +118,23 @@ def test_lvis(tmp_path):
     image(tmp_path / "images" / "2.png")
     sizes = [{"id": place, **SIZE} for place in (1, 2, 3)]
     url = "http://images.cocodataset.org/train2017/{}.png"
-    negative = [{"neg_category_ids": [9], "not_exhaustive_category_ids": []}, {"neg_category_ids": []}, {}]
+    negative = [{"neg_category_ids": [9, 3], "not_exhaustive_category_ids": []}, {"neg_category_ids": [7]}, {}]
+    negative[1]["not_exhaustive_category_ids"] = [7, 99, None]
     images = [{**a, **b, "coco_url": url.format(a["id"])} for a, b in zip(sizes, negative, strict=True)]
     annotations = [annotation(2, [10, 10, 20, 20], category=7, segmentation=[[1, 1, 2, 2, 3, 1]])]
     values = {"images": images, "annotations": annotations, "categories": CATEGORIES}
     (tmp_path / "set.json").write_text(json.dumps(values))
     written, report = imported("lvis", tmp_path, "set.json")
-    assert written == [record("train2017/1.png", id="1"), record("2.png", ("red dog", 30, 90, 90, 270), id="2")]
+    # the second says of a class that it is absent, and has an object of it: it is there
+    assert written == [
+        {**record("train2017/1.png", id="1"), "absent": ["owl", "cat"]},
+        {**record("2.png", ("red dog", 30, 90, 90, 270), id="2"), "absent": [], "not_exhaustive": ["red dog"]},
+    ]
     assert counts(report) == expected(
         2,
         1,
         images={"missing_image": 1},
-        changed={"negative_classes": 1, "polygon_to_box": 1},
+        changed={"polygon_to_box": 1},
         classes={"cat": 0, "red dog": 1, "owl": 0},
         empty=1,
     )
