@@ -16,25 +16,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
-import shutil
-import signal
 import sys
-import tempfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from multiprocessing.pool import Pool
 from pathlib import Path
-from typing import Any, TextIO
 
 import numpy as np
 from PIL import Image, ImageDraw
 from sklearn.datasets import load_digits
 
 from ds_stage2ab.errors import DataError, exit_code, unwritable
+from ds_stage2ab.tools.scene_files import (
+    SPLITS,
+    ScenesProgress,
+    already_there,
+    tight_box,
+    to_bins,
+    write_data_set,
+)
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SIDES = (80, 96, 112)  # multiples of 16; small enough that a laptop trains on them
@@ -46,11 +46,6 @@ SPLIT_SEED = 1797  # fixed: a model trained on one data set may be evaluated on 
 VALIDATION_SHARE = 0.2
 MANIFEST = "digits.json"
 GENERATOR_VERSION = 2
-SPLITS = ("train", "validation")
-PLAIN_LINES = 4  # lines about progress where no terminal shows one line that changes
-LEAST_TO_SHARE = 1000  # scenes: below, more processes take longer to start than they save
-PER_TASK = 200  # scenes that a process composes at a time
-SCENES_PER_UPDATE = 100  # of that line: about a tenth of a second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,32 +66,6 @@ class Layout:
     # of a digit with its margin, pixels
     max_side: int
     # of a picture, pixels
-
-
-class ScenesProgress:
-    """Says how many scenes are composed: on a terminal one line that is written over, elsewhere `PLAIN_LINES` lines.
-
-    Args:
-        stream: where to write.
-        total: scenes of all splits together.
-    """
-
-    def __init__(self, stream: TextIO, total: int) -> None:
-        self.stream = stream
-        self.total = total
-        self.done = 0
-        self.on_terminal = stream.isatty()
-        self.every = SCENES_PER_UPDATE if self.on_terminal else -(-total // PLAIN_LINES)
-
-    def advance(self) -> None:
-        """One more scene is written."""
-        self.done += 1
-        if self.done % self.every and self.done < self.total:
-            return
-        line = f"composing scenes {self.done:,}/{self.total:,}"
-        is_last = self.done == self.total
-        self.stream.write(f"\r{line}" + "\n" * is_last if self.on_terminal else f"{line}\n")
-        self.stream.flush()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -131,21 +100,6 @@ def glyph(scan: Scan, height: int, width: int, gain: float, threshold: float) ->
     small = Image.fromarray(np.pad(cut, 1).astype(np.float32) / 16.0, mode="F")
     large = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
     return np.clip((large - threshold) * gain + 0.5, 0.0, 1.0)
-
-
-def tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """(x1, y1, x2, y2), the first and last column and row (inclusive, pixels) with a True in `mask` [height, width]."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
-
-
-def to_bins(box: tuple[int, int, int, int], width: int, height: int) -> list[int]:
-    """Pixel box to bins 0..999: k = floor(999 x / max(1, side - 1) + 0.5), clamped (in integers, so exact)."""
-    bins = []
-    for value, side in zip(box, (width, height, width, height), strict=True):
-        span = max(1, side - 1)
-        bins.append(min(999, max(0, (2 * 999 * value + span) // (2 * span))))
-    return bins
 
 
 def background(rng: np.random.Generator, height: int, width: int, level: float) -> np.ndarray:
@@ -235,42 +189,6 @@ def write_scene(index: int, folder: Path, split: str, scans: list[Scan], seed: i
     return json.dumps(record_of(scene, f"images/{name}.png", name)) + "\n"
 
 
-def write_split(folder: Path, split: str, num_scenes: int, *, advance: Callable[[], None], **settings: Any) -> None:
-    """Write `num_scenes` pictures, by `write_scene`, and their JSONL into `folder`; `advance` is called after each."""
-    write = partial(write_scene, folder=folder, split=split, **settings)
-    with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as lines, _processes(num_scenes) as pool:
-        for line in pool.imap(write, range(num_scenes), PER_TASK) if pool else map(write, range(num_scenes)):
-            lines.write(line)
-            advance()
-
-
-def _processes(num_scenes: int) -> AbstractContextManager[Pool | None]:
-    """One for each core where there is enough to do; ended with the block. Ctrl-C is the caller's to answer."""
-    cores = len(os.sched_getaffinity(0))
-    if num_scenes < LEAST_TO_SHARE or cores == 1:
-        return nullcontext()
-    return multiprocessing.get_context("fork").Pool(cores, signal.signal, (signal.SIGINT, signal.SIG_IGN))
-
-
-def already_there(out: Path, manifest: dict[str, int]) -> bool:
-    """True if `out` holds the data set that `manifest` describes; raises DataError if it holds anything else."""
-    if not out.exists():
-        return False
-    fix = "give --out a folder that does not exist yet, or delete this one"
-    if not out.is_dir():
-        raise DataError("is a file, not a folder", where=str(out), fix=fix)
-    if not any(out.iterdir()):
-        return False
-    described = out / MANIFEST
-    if not described.is_file():
-        raise DataError(f"holds files but no {MANIFEST}", where=str(out), fix=fix)
-    found = described.read_text(encoding="utf-8").strip()
-    if found == json.dumps(manifest):
-        return True
-    why = f"holds digits made with other settings: {found}, not {json.dumps(manifest)}"
-    raise DataError(why, where=str(out), fix=fix)
-
-
 def generate(
     out: Path,
     *,
@@ -292,21 +210,14 @@ def generate(
         "validation_scenes": validation_scenes,
         **asdict(layout),
     }
-    if already_there(out, manifest):
+    counts = dict(zip(SPLITS, (train_scenes, validation_scenes), strict=True))
+    if already_there(out, MANIFEST, manifest):
         return False
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scans = split_scans()
-    building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        (building / "images").mkdir()
-        for split, num_scenes in zip(SPLITS, (train_scenes, validation_scenes), strict=True):
-            settings = {"scans": scans[split], "seed": seed, "layout": layout}
-            write_split(building, split, num_scenes, advance=advance, **settings)
-        (building / MANIFEST).write_text(json.dumps(manifest) + "\n", encoding="utf-8")
-        building.chmod(0o755)
-        building.replace(out)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    writers = {
+        split: partial(write_scene, split=split, scans=scans, seed=seed, layout=layout)
+        for split, scans in split_scans().items()
+    }
+    write_data_set(out, MANIFEST, manifest, counts, writers, advance)
     return True
 
 

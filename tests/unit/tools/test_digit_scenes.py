@@ -10,6 +10,7 @@ from PIL import Image
 
 from ds_stage2ab.errors import DataError, exit_code
 from ds_stage2ab.tools import digit_scenes as digits
+from ds_stage2ab.tools import scene_files
 
 FULL = digits.Layout(max_digits=5, min_height=34, max_side=112)
 SINGLE = digits.Layout(max_digits=1, min_height=34, max_side=112)
@@ -125,9 +126,9 @@ def test_one_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
 
 def test_processes_that_share_the_work_write_the_same_bytes(tmp_path, monkeypatch):
     generate(tmp_path / "one")
-    monkeypatch.setattr(digits, "LEAST_TO_SHARE", 10)
-    monkeypatch.setattr(digits, "PER_TASK", 4)
-    monkeypatch.setattr(digits.os, "sched_getaffinity", lambda process: {0, 1, 2})
+    monkeypatch.setattr(scene_files, "LEAST_TO_SHARE", 10)
+    monkeypatch.setattr(scene_files, "PER_TASK", 4)
+    monkeypatch.setattr(scene_files.os, "sched_getaffinity", lambda process: {0, 1, 2})
     generate(tmp_path / "three")
     assert contents(tmp_path / "three") == contents(tmp_path / "one")
 
