@@ -1,9 +1,10 @@
-# make install | vllm | demo | test | test-fast | costs | soak | bench | gpu | lint | stage1 | docs   (make alone lists them)
+# make install | vllm | demo | test | test-fast | costs | soak | bench | gpu | lint | stage1 | study | docs   (make alone lists them)
 #
 # GPU_PY  the Python of `make gpu`, with torch for CUDA                       (default: that of VENV, or python3)
 # WHEELS  a folder of wheels with what that Python lacks beside torch         (default: it lacks nothing)
 # VENV   the virtual environment that every verb uses and `install` creates   (default .venv)
 # VLLM_VENV  the one of the rollout server that the tests start                (default .venv-vllm)
+# DOMAIN, STUDY  the scenes of `make study`, and further words for it          (default: digits; none)
 # PYTHON the Python that creates it, 3.11 or newer                            (default: the first one found)
 
 VENV ?= .venv
@@ -44,7 +45,7 @@ DEMO_RUN := runs/ab_mixed
 STAGE1_RUN := runs/stage1
 NAMES_RUN := runs/stage1_names
 
-.PHONY: help install vllm demo test test-fast costs soak bench gpu lint stage1 docs
+.PHONY: help install vllm demo test test-fast costs soak bench gpu lint stage1 study docs
 .DELETE_ON_ERROR:
 
 help:
@@ -60,6 +61,7 @@ help:
 	@echo "make gpu       what a machine with one GPU can show, as one table, in nine minutes; nothing is installed"
 	@echo "make lint      ruff"
 	@echo "make stage1    train the shipped start checkpoint again, from nothing (up to two hours)"
+	@echo "make study     is Channel B worth its time at A's plateau? hours; the same command goes on, see docs/study"
 	@echo "make docs      write docs/config.md from the schemas; check that the documents match the tree"
 
 install: $(INSTALLED)
@@ -146,6 +148,10 @@ stage1: $(INSTALLED)
 	rm -rf $(SHIPPED)
 	mv $(SHIPPED).new $(SHIPPED)
 	@echo "stage1 finished: $(SHIPPED) holds the new start checkpoint"
+
+DOMAIN ?= digits
+study: $(INSTALLED)
+	$(PY) -m ds_stage2ab.tools.study --domain $(DOMAIN) $(STUDY)
 
 docs: $(INSTALLED)
 	$(PY) -m ds_stage2ab.config.reference docs/config.md

@@ -5,7 +5,7 @@ import re
 from ds_stage2ab.config.load import load_config
 from tests.architecture.sources import ROOT
 
-VERBS = ("install", "demo", "test", "test-fast", "costs", "soak", "bench", "gpu", "lint", "stage1", "docs")
+VERBS = ("install", "demo", "test", "test-fast", "costs", "soak", "bench", "gpu", "lint", "stage1", "study", "docs")
 TEXT = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
