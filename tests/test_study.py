@@ -14,6 +14,7 @@ from tests.architecture.sources import ROOT
 pytestmark = pytest.mark.soak
 SMALLER = (
     ('"--validation-scenes", "600"', '"--train-scenes", "40", "--validation-scenes", "8"'),
+    ('"--validation-scenes", "300"', '"--validation-scenes", "4"'),
     ("steps = 1000", "steps = 2"),
     ("steps = 200", "steps = 2"),
     ("rounds = 3", "rounds = 1"),
@@ -21,8 +22,8 @@ SMALLER = (
 )
 
 
-def study(tree: Path) -> subprocess.CompletedProcess:
-    words = [sys.executable, "-m", "ds_stage2ab.tools.study", "--rows", "mix-50,a-scored", "--seeds", "1"]
+def study(tree: Path, *more: str) -> subprocess.CompletedProcess:
+    words = [sys.executable, "-m", "ds_stage2ab.tools.study", "--rows", "mix-50,a-scored", "--seeds", "1", *more]
     variables = {**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
     return subprocess.run(words, cwd=tree, env=variables, capture_output=True, text=True, timeout=900, check=False)
 
@@ -57,10 +58,12 @@ def test_it_trains_measures_and_writes_its_page_and_nothing_twice(tmp_path):
     # A run that was killed between its last step and its result is measured from what it left; all else stays.
     before = contents(runs)
     (runs / "steps-2" / "mix-50.rate-0.3.seed-42" / "result.json").unlink()
-    again = study(tmp_path)
+    again = study(tmp_path, "--open-sealed")
     assert again.returncode == 0, again.stdout + again.stderr
     changed = {path for path, content in contents(runs).items() if content != before[path]}
-    assert all("mix-50" in path and not path.endswith("metrics.jsonl") for path in changed)
+    assert not any(path.endswith("metrics.jsonl") for path in changed)
+    assert {path.split("/")[-2] for path in changed if path.endswith("result.json")} >= {"start", "at-scored"}
+    assert "kept for the end" in page.read_text()
 
     # A fault of a run is told with its folder, and leaves no result.
     (runs / "steps-2" / "mix-50.rate-0.3.seed-42" / "result.json").unlink()

@@ -27,6 +27,7 @@ from ds_stage2ab.tools.study_rows import (
     F1,
     PLATEAU,
     REPORT,
+    SEALED,
     SELECTION,
     Domain,
     Result,
@@ -34,6 +35,7 @@ from ds_stage2ab.tools.study_rows import (
     Run,
     Study,
     all_runs,
+    chosen_results,
     read_study,
     runs_of,
     steps_of,
@@ -57,6 +59,8 @@ class Bench:
 
     def file(self, part: str) -> Path:
         """The JSONL of a part of the held-out scenes."""
+        if part == SEALED:
+            return self.data.with_name(f"{self.data.name}-sealed") / "validation.jsonl"
         return self.data / f"{part}.jsonl"
 
     def train(self, name: str, words: Sequence[str]) -> Path:
@@ -80,8 +84,9 @@ class Bench:
         return folder
 
     def evaluate(self, checkpoint: Path, part: str, words: Sequence[str]) -> dict[str, float]:
-        """The figures of a checkpoint on a part of the held-out scenes."""
-        settings = [*words, f"data.validation={self.file(part)}"]
+        """The figures of a checkpoint on a part of the held-out scenes; of `words` those that say how it answers."""
+        settings = [word for word in words if word.startswith("data.codec=")]
+        settings.append(f"data.validation={self.file(part)}")
         command = [sys.executable, "-m", "ds_stage2ab", "evaluate", "--config", str(self.domain.config)]
         command += ["--checkpoint", str(checkpoint), "--format", "json", *_set(settings)]
         done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
@@ -101,8 +106,7 @@ class Bench:
             folder = self.train(name, words)
             history = read_history(folder / FILE_NAME)
             figures = {SELECTION: history.evaluations[-1].metrics}
-            codec = [word for word in words if word.startswith("data.codec=")]
-            figures |= {part: self.evaluate(folder, part, codec) for part in parts}
+            figures |= {part: self.evaluate(folder, part, words) for part in parts}
             _write(written, {"figures": figures, "seconds": seconds_per_step(history), "set": list(words)})
         return json.loads(written.read_text(encoding="utf-8"))
 
@@ -159,12 +163,12 @@ def _run_module(words: Sequence[str]) -> None:
         raise EnvironmentFault(f"{words[0]} ended with code {code}", fix="see its message above")
 
 
-def measured_start(bench: Bench, name: str, checkpoint: Path, codec: Sequence[str] = ()) -> dict[str, Any]:
+def measured_start(bench: Bench, name: str, checkpoint: Path) -> dict[str, Any]:
     """The figures of a checkpoint before any row, on both halves; kept under that name."""
     written = bench.root / name / RESULT
     if not written.is_file():
         written.parent.mkdir(parents=True, exist_ok=True)
-        figures = {part: bench.evaluate(checkpoint, part, codec) for part in (SELECTION, REPORT)}
+        figures = {part: bench.evaluate(checkpoint, part, []) for part in (SELECTION, REPORT)}
         _write(written, {"figures": figures, "seconds": {}, "set": [f"model.path={checkpoint}"]})
     return json.loads(written.read_text(encoding="utf-8"))
 
@@ -188,7 +192,7 @@ def plateau(study: Study, bench: Bench) -> Path:
 def starts(study: Study, bench: Bench, wanted: Sequence[Row]) -> dict[str, Path]:
     """The checkpoints that the rows start from, by name; those that no row needs are not trained."""
     found = {PLATEAU: plateau(study, bench)}
-    measured_start(bench, "at-plateau", found[PLATEAU])
+    measured_start(bench, f"at-{PLATEAU}", found[PLATEAU])
     for start in study.starts:
         if not any(row.start == start.name for row in wanted):
             continue
@@ -238,11 +242,34 @@ def run_rows(study: Study, bench: Bench, wanted: Sequence[Row], seeds: Sequence[
     print(f"{PAGES / bench.domain.name}.md: {len(finished(study, rows))} runs of {steps} steps", flush=True)
 
 
+def open_sealed(study: Study, bench: Bench, steps: int) -> None:
+    """Measure the starts and each row's runs at its rate on the scenes that nothing has been tried on."""
+    _run_module(bench.domain.sealed)
+    rows = rows_bench(bench, steps)
+    results = finished(study, rows)
+    chosen = [one.run.name for row in study.rows for one in chosen_results(study, row, results)]
+    for folder in (*(bench.root / name for name in start_labels(study)), *(rows.root / name for name in chosen)):
+        written = folder / RESULT
+        if not written.is_file():
+            continue
+        result = json.loads(written.read_text(encoding="utf-8"))
+        if SEALED not in result["figures"]:
+            trained = (folder / "checkpoints").is_dir()
+            checkpoint = folder if trained else Path(result["set"][0].removeprefix("model.path="))
+            result["figures"][SEALED] = bench.evaluate(checkpoint, SEALED, result["set"])
+            _write(written, result)
+    write(study, bench, steps)
+
+
+def start_labels(study: Study) -> dict[str, str]:
+    """Folder of what was measured before any row -> how the page calls it."""
+    names = {"start": "the start", f"at-{PLATEAU}": "A's plateau"}
+    return names | {f"at-{one.name}": f"the start of {one.name} rows" for one in study.starts}
+
+
 def write(study: Study, bench: Bench, steps: int) -> None:
     """The page of what has run."""
-    names = {"start": "the start", "at-plateau": "A's plateau"}
-    names |= {f"at-{one.name}": f"the start of {one.name} rows" for one in study.starts}
-    there = {label: bench.root / name / RESULT for name, label in names.items()}
+    there = {label: bench.root / name / RESULT for name, label in start_labels(study).items()}
     measured = {label: json.loads(path.read_text(encoding="utf-8")) for label, path in there.items() if path.is_file()}
     folders = [bench.root / f"{PLATEAU}-{number}" for number in range(1, study.plateau.rounds + 1)]
     rounds = [read_history(folder / FILE_NAME) for folder in folders if (folder / RESULT).is_file()]
@@ -264,6 +291,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rows", metavar="NAME,...", help="these alone (default: all)")
     parser.add_argument("--seeds", type=int, metavar="N", help="the first so many seeds (default: all)")
     parser.add_argument("--steps", type=int, metavar="N", help="of each run (default: the file's)")
+    what = "and then measure the chosen runs on the scenes kept for the end"
+    parser.add_argument("--open-sealed", action="store_true", help=what)
     options = parser.parse_args(arguments)
     try:
         study = read_study(ROWS)
@@ -271,7 +300,10 @@ def main(arguments: list[str] | None = None) -> int:
         names = options.rows.split(",") if options.rows else [row.name for row in study.rows]
         wanted = [_named(study.rows, name, "--rows") for name in names]
         make_scenes(bench)
-        run_rows(study, bench, wanted, study.seeds[: options.seeds], options.steps or study.steps)
+        steps = options.steps or study.steps
+        run_rows(study, bench, wanted, study.seeds[: options.seeds], steps)
+        if options.open_sealed:
+            open_sealed(study, bench, steps)
     except Stage2Error as error:
         print(error, file=sys.stderr)
         return exit_code(error)

@@ -15,21 +15,22 @@ from typing import Any
 from ds_stage2ab.errors import ConfigError
 
 F1 = "eval/f1"
-SELECTION, REPORT = "selection", "report"
-"""Halves of the held-out scenes: to choose by, and to report on."""
+SELECTION, REPORT, SEALED = "selection", "report", "sealed"
+"""Halves of the held-out scenes: to choose by, and to report on; and those of another seed, opened at the end."""
 PLATEAU = "plateau"
 """Where rows start that name no other start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Domain:
-    """A kind of scenes. `make` and `sealed`: a module and its words, which write them; `start`: a checkpoint."""
+    """A kind of scenes. `make` and `sealed`: a module and its words, which write them, and those opened at the end;
+    `start`: a checkpoint."""
 
     name: str
     config: Path
     start: Path
     make: tuple[str, ...]
-    sealed: tuple[str, ...] = ()
+    sealed: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from statistics import mean
 from typing import Any
 
 from ds_stage2ab.metrics.journal import History
-from ds_stage2ab.tools.study_rows import F1, REPORT, SELECTION, Domain, Result, Row, Study, chosen_results
+from ds_stage2ab.tools.study_rows import F1, REPORT, SEALED, SELECTION, Domain, Result, Row, Study, chosen_results
 
 Figures = Mapping[str, float]
 AP_BY_PROBABILITY, AP_BY_SCORE = "eval/ap_by_probability", "eval/ap_by_score"
@@ -68,7 +68,10 @@ def _page(
     yield from _plateau(study, rounds)
     yield f"\n## Rows\n\n{steps} steps each from its start; the half of the held-out scenes that nothing was chosen by."
     yield "F1 is the mean of the seeds (their range); beside it the difference to A alone, paired by seed.\n"
-    yield from rows_table(study, measured, results)
+    yield from rows_table(study, measured, results, REPORT)
+    if any(SEALED in one.figures for one in results):
+        yield "\n## The scenes kept for the end\n\nOf another seed of the generator, measured once.\n"
+        yield from rows_table(study, measured, results, SEALED)
     yield "\n## Each run\n"
     yield from runs_table(results)
     yield f"\n![F1 of each row, and the way to the plateau]({domain.name}.png)"
@@ -85,21 +88,25 @@ def _plateau(study: Study, rounds: Sequence[History]) -> Iterator[str]:
         yield _line(str(number), f"{before:.4f}", gained, _figure(figures, AP_BY_PROBABILITY))
 
 
-def rows_table(study: Study, measured: Mapping[str, Mapping[str, Any]], results: Sequence[Result]) -> Iterator[str]:
-    """A line for each start, and for each row at the learning rate that was chosen for it."""
+def rows_table(
+    study: Study, measured: Mapping[str, Mapping[str, Any]], results: Sequence[Result], part: str
+) -> Iterator[str]:
+    """A line for each start, and for each row at the learning rate that was chosen for it; `part` of the scenes."""
     yield from _head("row", "rate", "seeds", "F1", "to A alone", *(name for name, _ in COLUMNS), "s per A, B step")
     for label, result in measured.items():
-        figures = result["figures"][REPORT]
+        if part not in result["figures"]:
+            continue
+        figures = result["figures"][part]
         yield _line(label, "", "", f"{figures[F1]:.4f}", "", *(_figure(figures, key) for _, key in COLUMNS), "")
     for row in study.rows:
-        chosen = chosen_results(study, row, results)
+        chosen = [one for one in chosen_results(study, row, results) if part in one.figures]
         if not chosen:
             continue
-        figures = [one.figures[REPORT] for one in chosen]
+        figures = [one.figures[part] for one in chosen]
         means = (_mean([one[key] for one in figures if key in one]) for _, key in COLUMNS)
         seconds = ", ".join(_mean([one.seconds[c] for one in chosen if c in one.seconds], 2) for c in "AB")
         f1 = [one[F1] for one in figures]
-        to_a = spread(differences(chosen, chosen_results(study, baseline(study, row), results)), sign=True)
+        to_a = spread(differences(chosen, chosen_results(study, baseline(study, row), results), part), sign=True)
         name = f"`{row.name}` {row.label}"
         yield _line(name, f"x {chosen[0].run.rate:g}", str(len(chosen)), spread(f1), to_a, *means, seconds)
 
@@ -119,10 +126,10 @@ def baseline(study: Study, row: Row) -> Row:
     return next(one for one in study.rows if one.start == row.start)
 
 
-def differences(results: Sequence[Result], others: Sequence[Result]) -> list[float]:
+def differences(results: Sequence[Result], others: Sequence[Result], part: str) -> list[float]:
     """F1 of each result less that of the other row with the same seed; none for a row beside itself."""
-    f1 = {one.run.seed: one.figures[REPORT][F1] for one in others if one not in results}
-    return [one.figures[REPORT][F1] - f1[one.run.seed] for one in results if one.run.seed in f1]
+    f1 = {one.run.seed: one.figures[part][F1] for one in others if part in one.figures and one not in results}
+    return [one.figures[part][F1] - f1[one.run.seed] for one in results if one.run.seed in f1]
 
 
 def spread(values: Sequence[float], *, sign: bool = False) -> str:

@@ -15,6 +15,7 @@ from ds_stage2ab.tools import study
 from ds_stage2ab.tools.study_rows import (
     F1,
     REPORT,
+    SEALED,
     SELECTION,
     Result,
     Row,
@@ -123,15 +124,15 @@ def test_held_out_scenes_are_halved(bench):
 def test_a_row_is_compared_with_a_alone_seed_by_seed():
     others = [result(A, seed=42, report=0.60), result(A, seed=43, report=0.50)]
     mixed = [result(MIXED, seed=42, report=0.63), result(MIXED, seed=44, report=0.70)]
-    assert differences(mixed, others) == [pytest.approx(0.03)]
-    assert differences(others, others) == []
+    assert differences(mixed, others, REPORT) == [pytest.approx(0.03)]
+    assert differences(others, others, REPORT) == []
     assert spread([0.5, 0.6, 0.55]) == "0.5500 (0.5000 to 0.6000)"
     assert spread([0.03], sign=True) == "+0.0300"
 
 
 def test_the_table_takes_each_row_at_its_rate():
     results = [result(A, rate=1.0, selection=0.5, report=0.9), result(A, rate=0.3, selection=0.6, report=0.1)]
-    lines = list(rows_table(SHIPPED, {"A's plateau": {"figures": {REPORT: {F1: 0.4}}}}, results))
+    lines = list(rows_table(SHIPPED, {"A's plateau": {"figures": {REPORT: {F1: 0.4}}}}, results, REPORT))
     assert len(lines) == 4
     assert lines[2].startswith("| A's plateau |  |  | 0.4000 |")
     assert lines[3].startswith("| `a` A alone | x 0.3 | 1 | 0.1000 |")
@@ -146,10 +147,14 @@ def test_the_page_and_its_picture_are_written(tmp_path):
         for f1 in (0.6, 0.603)
     ]
     results = [result(A), result(MIXED), result(MIXED, seed=43)]
+    results.append(
+        replace(result(MIXED, seed=44), figures={SELECTION: {F1: 0.5}, REPORT: {F1: 0.5}, SEALED: {F1: 0.125}})
+    )
     write_page(tmp_path, SHIPPED, SHIPPED.domains[0], {}, rounds, results, 200)
     (file,) = tmp_path.glob("*.md")
     page = file.read_text()
     assert "| 2 | 0.6030 | +0.0030 | - |" in page
+    assert "`rewrite` | x 1 | 1 | 0.1250 |" in page.split("kept for the end")[1]
     assert "--domain digits --steps 200" in page and "`mix-50.rate-1.seed-43`" in page
     assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
 
