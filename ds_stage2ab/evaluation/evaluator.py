@@ -16,7 +16,6 @@ from ds_stage2ab.evaluation.answers import answer_line, how_it_ended, save_answe
 from ds_stage2ab.evaluation.average_precision import Detections, average_precision, lvis_average_precision
 from ds_stage2ab.evaluation.calibration import THRESHOLDS, calibration
 from ds_stage2ab.evaluation.detected import BY_PROBABILITY, BY_SCORE, UNRANKED, Detected, detected
-from ds_stage2ab.evaluation.duplicates import first_sayings
 from ds_stage2ab.evaluation.f1 import (
     DescriptionCounts,
     ImageScore,
@@ -25,7 +24,9 @@ from ds_stage2ab.evaluation.f1 import (
     set_score,
     wrong_names,
 )
+from ds_stage2ab.evaluation.mistakes import mistakes
 from ds_stage2ab.evaluation.pictures import Picture, save_pictures
+from ds_stage2ab.matching.duplicates import first_sayings
 from ds_stage2ab.matching.parse import REASONS
 from ds_stage2ab.rollout.base import RolloutBackend, Sampling, all_drawn
 from ds_stage2ab.runtime.ranks import World
@@ -218,7 +219,8 @@ def evaluated(outcomes: Sequence[Outcome], records: Sequence[Record], seconds: f
     known = {name: value for name, value in found.items() if value is not None}
     scored = _score_figures(rankings[ranked]) if ranked != UNRANKED else {}
     without = _figures_without_duplicates(rankings[ranked])
-    return Evaluation(figures={**_figures(outcomes, seconds), **known, **scored, **without}, rows=rows)
+    wrong = mistakes([(outcome.score, outcome.finish) for outcome in outcomes])
+    return Evaluation(figures={**_figures(outcomes, seconds), **wrong, **known, **scored, **without}, rows=rows)
 
 
 def _figures_without_duplicates(detections: Sequence[Detections]) -> dict[str, float]:

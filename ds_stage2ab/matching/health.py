@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ds_stage2ab.carriers import Match, ParsedRollout, Rollout, Target, Truth
+from ds_stage2ab.carriers import Finish, Match, ParsedRollout, Rollout, Target, Truth
 from ds_stage2ab.codec.names import compared
+from ds_stage2ab.matching.duplicates import first_sayings
 from ds_stage2ab.matching.iou import pairwise_iou
 from ds_stage2ab.matching.parse import REASONS, STATES
 
@@ -37,10 +38,18 @@ def rollout_terms(rollout: Rollout, parsed: ParsedRollout, match: Match, truth: 
         "match/iou": (_summed_iou(parsed, match, truth), matched),
         "match/same_desc_rate": (same, matched),
         "match/predicted_per_true": (predicted, true),
+        "match/duplicates_per_answer": (predicted - len(first_sayings(parsed.objects)), 1),
+        "match/early_stop_rate": (stopped_early(rollout.finish, predicted, true), 1),
+        "match/late_stop_rate": (predicted > true, 1),
     }
     terms |= {f"parse/{state}": (parsed.state == state, 1) for state in STATES}
     terms |= {f"drop/{reason}": (parsed.dropped.count(reason), values) for reason in REASONS}
     return {name: (float(total), float(count)) for name, (total, count) in terms.items()}
+
+
+def stopped_early(finish: Finish, predicted: int, true: int) -> bool:
+    """True if the model ended its answer itself with fewer objects than are true."""
+    return finish == "stop" and predicted < true
 
 
 def target_terms(
@@ -84,6 +93,9 @@ TERM_NAMES = (
     "match/iou",
     "match/same_desc_rate",
     "match/predicted_per_true",
+    "match/duplicates_per_answer",
+    "match/early_stop_rate",
+    "match/late_stop_rate",
     *(f"parse/{state}" for state in STATES),
     *(f"drop/{reason}" for reason in REASONS),
     "target/matched",

@@ -4,10 +4,12 @@ A name that is not declared here cannot be logged. `docs/training/METRICS_LOSSES
 each of them (a test compares both ways).
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 
-from ds_stage2ab.metrics.declaration import Metric
-from ds_stage2ab.metrics.declaration import metric as _metric
+from ds_stage2ab.metrics.declared import Metric
+from ds_stage2ab.metrics.declared import metric as _metric
 from ds_stage2ab.metrics.evaluation_metrics import EVALUATION
 
 # fmt: off
@@ -93,6 +95,12 @@ MATCH = (
             "Share of matched pairs whose descriptions agree (stripped, lower case, Unicode NFC)."),
     _metric("match/predicted_per_true", "1", "mean", "B", "neither",
             "Predicted objects divided by true objects over the step; 1 is the right number."),
+    _metric("match/duplicates_per_answer", "objects", "mean", "B", "lower",
+            "Predicted objects per answer whose box repeats an earlier one (IoU above 0.9), whatever their names."),
+    _metric("match/early_stop_rate", "fraction", "mean", "B", "lower",
+            "Share of answers that the model ended itself with fewer objects than are true."),
+    _metric("match/late_stop_rate", "fraction", "mean", "B", "lower",
+            "Share of answers with more objects than are true."),
 )
 
 PARSE = (

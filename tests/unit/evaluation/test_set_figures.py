@@ -8,6 +8,7 @@ import pytest
 from ds_stage2ab.carriers import Record, Truth
 from ds_stage2ab.evaluation.evaluator import Outcome, evaluated
 from ds_stage2ab.evaluation.f1 import ImageScore
+from ds_stage2ab.evaluation.mistakes import mistakes
 from ds_stage2ab.matching.parse import REASONS
 
 
@@ -69,6 +70,7 @@ def test_figures_by_hand():
             "eval/ap_unranked": 0.0,
             "eval/ap50_unranked": 0.0,
             "eval/ap75_unranked": 0.0,
+            **mistakes([(one.score, one.finish) for one in outcomes]),
             "eval/duplicates_per_answer": 0.5,  # of the three cats of the first answer, which are one box, two
             "eval/f1_without_duplicates": 0.0,  # cats are no dogs
             "eval/ap_without_duplicates": 0.0,

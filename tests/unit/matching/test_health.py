@@ -86,7 +86,7 @@ def without_zeros(terms, prefixes):
 
 
 def test_a_rollout_with_everything():
-    assert {name: MIXED[name] for name in TERM_NAMES[:12]} == {
+    assert {name: MIXED[name] for name in TERM_NAMES[:15]} == {
         "rollout/count": (1, 1),
         "rollout/resent": (2, 1),
         "rollout/tokens": (70, 1),
@@ -99,6 +99,9 @@ def test_a_rollout_with_everything():
         "match/iou": (pytest.approx(MIXED_IOU, rel=1e-12), 2),
         "match/same_desc_rate": (1, 2),  # " Cat" is "cat ", the dog is no bird, and ghosts were not matched
         "match/predicted_per_true": (3, 4),
+        "match/duplicates_per_answer": (0, 1),
+        "match/early_stop_rate": (1, 1),  # 3 of 4, and it ended itself
+        "match/late_stop_rate": (0, 1),
     }
     assert without_zeros(MIXED, ("parse/", "drop/")) == {
         "parse/ok": (1, 1),
@@ -108,7 +111,7 @@ def test_a_rollout_with_everything():
 
 
 def test_a_quotient_with_nothing_below_has_count_0():
-    assert {name: EMPTY[name] for name in TERM_NAMES[:12]} == {
+    assert {name: EMPTY[name] for name in TERM_NAMES[:15]} == {
         "rollout/count": (1, 1),
         "rollout/resent": (0, 1),
         "rollout/tokens": (0, 1),
@@ -121,9 +124,13 @@ def test_a_quotient_with_nothing_below_has_count_0():
         "match/iou": (0, 0),
         "match/same_desc_rate": (0, 0),
         "match/predicted_per_true": (0, 0),
+        "match/duplicates_per_answer": (0, 1),
+        "match/early_stop_rate": (0, 1),
+        "match/late_stop_rate": (0, 1),
     }
     values = reduce_terms(EMPTY)
-    assert not any(name.startswith("match/") for name in values)
+    per_answer = {"match/duplicates_per_answer", "match/early_stop_rate", "match/late_stop_rate"}
+    assert {name for name in values if name.startswith("match/")} == per_answer
     assert "rollout/values_dropped_rate" not in values
     assert (values["rollout/count"], values["parse/empty_answer"], values["parse/ok"]) == (1, 1, 0)
 
@@ -147,6 +154,18 @@ def test_only_the_token_limit_is_a_truncation():
     assert cut == {"stop": (0, 1), "length": (1, 1), "repeat": (0, 1)}
     repeated = {finish: one["rollout/repeat_rate"] for finish, one in terms.items()}
     assert repeated == {"stop": (0, 1), "length": (0, 1), "repeat": (1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("finish", "true", "early", "late"),
+    [("stop", 4, 1, 0), ("stop", 3, 0, 0), ("stop", 2, 0, 1), ("length", 4, 0, 0), ("length", 2, 0, 1)],
+)
+def test_an_early_stop_is_the_models_own_and_a_late_one_any_object_too_many(finish, true, early, late):
+    cats = parsed(*(found("cat", left, 0, left + 100, 100) for left in (0, 3, 300)))
+    truth = [Truth(desc="cat", box=(0, 0, 100, 100))] * true
+    terms = rollout_terms(rollout(9, finish), cats, Match(pairs=(), missed=(), spurious=()), truth)
+    assert (terms["match/early_stop_rate"], terms["match/late_stop_rate"]) == ((early, 1), (late, 1))
+    assert terms["match/duplicates_per_answer"] == (1, 1)  # IoU 97 / 103, above 0.9
 
 
 def test_what_became_of_the_objects():
@@ -188,6 +207,9 @@ def test_sums_over_rollouts_give_the_quotients_of_the_step():
         "match/iou": pytest.approx(MIXED_IOU / 2, rel=1e-12),
         "match/same_desc_rate": 1 / 2,
         "match/predicted_per_true": 4 / 5,
+        "match/duplicates_per_answer": 0,
+        "match/early_stop_rate": 1 / 3,  # the second is empty and right, the third was cut
+        "match/late_stop_rate": 0,
     }
     shares = {name: value for name, value in values.items() if name.startswith("parse/") and value}
     assert shares == {"parse/ok": 1 / 3, "parse/empty_answer": 1 / 3, "parse/truncated": 1 / 3}

@@ -1,7 +1,7 @@
 """Objects that an answer says again."""
 
 from ds_stage2ab.carriers import Truth
-from ds_stage2ab.evaluation.duplicates import first_sayings
+from ds_stage2ab.matching.duplicates import first_sayings
 
 
 def said(*boxes):

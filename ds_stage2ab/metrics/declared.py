@@ -1,4 +1,4 @@
-"""What a metric is declared with."""
+"""What a metric is: the declaration that every name in the registry has."""
 
 from __future__ import annotations
 
@@ -38,6 +38,5 @@ class Metric:
 def metric(
     name: str, unit: str, reduction: Reduction, channel: Channel, better: Better, meaning: str
 ) -> tuple[str, Metric]:
-    """Name -> declaration."""
     declared = Metric(name=name, unit=unit, reduction=reduction, channel=channel, better=better, meaning=meaning)
     return name, declared
