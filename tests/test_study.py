@@ -17,6 +17,7 @@ SMALLER = (
     ('"--validation-scenes", "300"', '"--validation-scenes", "4"'),
     ("steps = 1000", "steps = 2"),
     ("steps = 200", "steps = 2"),
+    ("steps = 400", "steps = 2"),
     ("rounds = 3", "rounds = 1"),
     ("rates = [1.0, 0.3]", "rates = [0.3]"),
 )

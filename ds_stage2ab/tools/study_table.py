@@ -25,6 +25,7 @@ COLUMNS = (
     ("AP by score", AP_BY_SCORE),
     ("predicted per true", "eval/predicted_per_true"),
     ("duplicates per answer", "eval/duplicates_per_answer"),
+    ("spurious per answer", "eval/spurious_per_answer"),
     ("calibration error", "eval/calibration_error"),
 )
 """Heading -> metric, means over the seeds."""
