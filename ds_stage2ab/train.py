@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 STARTED = time.monotonic()
 """When this process began, for limits of time."""
 HOUR_S = 3600
+REQUEUE = "requeue"
+"""`vllm.server.on_lost`: end as a run that was stopped."""
 
 
 def train(run: "Run") -> None:
@@ -50,6 +52,7 @@ def train(run: "Run") -> None:
         print(run.best.words(), flush=True)
     run.save_finished()
     run.verify_weights(run.window.finished_steps)
+    run.tell_of_servers()
 
 
 def _evaluate(run: "Run", finished_steps: int) -> None:
@@ -131,8 +134,11 @@ def _run(loaded: "LoadedConfig", world: "World", arguments: argparse.Namespace, 
             print(banner(run.plan.batch_sentence, run.opening), flush=True)
         train(run)
         run.note_memory()
-    except ServerFault:
+    except ServerFault as fault:
+        run.tell_of_servers()
         run.save_finished()
+        if loaded.config.rollout_matching.vllm.server.on_lost == REQUEUE:
+            raise Stopped(f"{fault}\n  {folder.newest_checkpoint_words()}") from fault
         raise
     except Stopped as stopped:
         run.save_finished()

@@ -19,6 +19,7 @@ PYTHON = Path(os.environ.get("DS_STAGE2AB_VLLM_PYTHON", ROOT / ".venv-vllm" / "b
 SUPERVISOR = (sys.executable, "-m", "ds_stage2ab.launch.supervisor", "5", "child")
 STOP_S = 30
 LONGEST_START_S = 600  # a minute on a machine with nothing else to do
+RECOVER_S = 2  # how long a run waits for a server that it has lost
 MAX_PIXELS = 80 * 80  # below many scenes: the server must reduce them alike
 MATCHING = "custom.extra.rollout_matching"
 
@@ -50,6 +51,7 @@ def server_changes(base_url: str) -> dict:
     return {
         f"{MATCHING}.rollout_backend": "vllm",
         f"{MATCHING}.vllm.server.servers": [{"base_url": base_url}],
+        f"{MATCHING}.vllm.server.recover_s": RECOVER_S,
         f"{MATCHING}.max_new_tokens": 96,
         "stage2_ab.schedule.b_ratio": 0.5,
         "data.max_pixels": MAX_PIXELS,

@@ -89,6 +89,7 @@ def assemble(loaded: LoadedConfig, world: World, start: Start) -> Run:
         best=_best(parts),
         evaluate=_evaluation(parts, backend, metrics, attempt) if parts.datasets.validation else None,
         verify_weights=backend.verify_weights,
+        settle=backend.settle,
         stop_reading=feed.close,
         checkpoints=Checkpoints(
             parts.folder.checkpoints,

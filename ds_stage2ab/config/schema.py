@@ -42,7 +42,7 @@ def _is_whole(_checker: object, value: object) -> bool:
 
 
 # JSON Schema accepts 4.0 as an integer; in a config it is an error, and would arrive as a float.
-_Validator = extend(Draft202012Validator, type_checker=Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_whole))
+Validator = extend(Draft202012Validator, type_checker=Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_whole))
 
 
 def schema_folder() -> Path:
@@ -147,7 +147,7 @@ def with_defaults(values: dict, schema: dict) -> dict:
 
 def accepts(schema: dict, value: object) -> bool:
     """Whether a key with this schema may have this value."""
-    return _Validator(schema).is_valid(value)
+    return Validator(schema).is_valid(value)
 
 
 def accepted(schema: dict) -> str:
@@ -171,7 +171,7 @@ def check_values(values: dict, document: Document, doubtful: Set[KeyPath] = froz
     for path, text in _not_finite(values, document):
         where = document.place_of_value(path)
         problems[path] = Problem(path, f"must be a finite number, got {text}", "write a number", where)
-    errors = _Validator(schema).iter_errors(with_sections(values, schema))
+    errors = Validator(schema).iter_errors(with_sections(values, schema))
     # The type first: a value of the wrong type is often out of range too, and that is no second mistake.
     for error in sorted(errors, key=lambda e: e.validator != "type"):
         for problem in _translate(error, document, schema):

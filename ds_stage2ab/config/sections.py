@@ -120,6 +120,9 @@ class VllmServerSection:
     api_key_env: str | None
     timeout_s: float
     infer_timeout_s: float | None
+    recover_s: float
+    on_lost: str
+    servers_file: Path | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ds_stage2ab.carriers import StepResult
@@ -14,12 +14,16 @@ from ds_stage2ab.errors import printable
 from ds_stage2ab.metrics.best_watch import BestWatch
 from ds_stage2ab.metrics.health_watch import HealthWatch
 from ds_stage2ab.metrics.recorder import Metrics
+from ds_stage2ab.metrics.servers import FleetChanges, server_terms
 from ds_stage2ab.plan import RunPlan
 from ds_stage2ab.runtime.memory import peak_gib
 from ds_stage2ab.runtime.ranks import World
 
 MAX_SKIPPED_TOLD = 3
 """Skipped samples of a step whose reason is printed; `metrics.jsonl` names all of them."""
+
+ROLLOUTS = "B"
+"""The channel that uses the servers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +42,8 @@ class Run:
     # finished steps -> held-out figures; None without validation data
     verify_weights: Callable[[int], None]
     # that the rollouts' backend has those of so many finished steps
+    settle: Callable[[], FleetChanges | None]
+    # what has changed among the rollout servers; None: there are none
     stop_reading: Callable[[], None]
     # ends the processes that read samples
     checkpoints: Checkpoints
@@ -56,6 +62,9 @@ class Run:
         Raises:
             TrainingFault: the rollouts of Channel B have become what the config says to stop for.
         """
+        changes = self.tell_of_servers() if channel == ROLLOUTS else None
+        if changes is not None:
+            result = replace(result, terms={**result.terms, **server_terms(changes)})
         with self.world.finishing(), self.world.raise_together("recording the metrics"):
             self.metrics.record(step, channel, result)
         if result.fault:
@@ -67,6 +76,7 @@ class Run:
 
     def record_evaluation(self, finished_steps: int, values: dict[str, float]) -> None:
         """Report an evaluation, as `record` does."""
+        self.tell_of_servers()
         with self.world.finishing(), self.world.raise_together("recording the metrics"):
             self.metrics.record_evaluation(finished_steps, values)
         for warning in self.health.after_evaluation(values):
@@ -76,6 +86,14 @@ class Run:
             self.save_finished()
             with self.world.finishing():
                 self.checkpoints.keep_best(finished_steps)
+
+    def tell_of_servers(self) -> FleetChanges | None:
+        """Warn of each change among the rollout servers; collective."""
+        with self.world.finishing():
+            changes = self.settle()
+        for warning in changes.warnings if changes is not None else ():
+            self.metrics.warn(warning)
+        return changes
 
     def save(self, finished_steps: int, *, must: bool = False) -> None:
         """Write a checkpoint; see `Checkpoints.save`."""

@@ -10,6 +10,7 @@ from ds_stage2ab.carriers import Decoding, Probabilities, Rollout, Sample, Trans
 from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.config.sections import DecodingSection, RepeatTerminateSection, RolloutMatchingSection
 from ds_stage2ab.errors import DataError
+from ds_stage2ab.metrics.servers import FleetChanges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +116,10 @@ class RolloutBackend(Protocol):
 
     def verify_weights(self, finished_steps: int) -> None:
         """Verify that rollouts would use the weights after so many steps; collective."""
+        ...
+
+    def settle(self) -> FleetChanges | None:
+        """Behind rollouts: what has changed among the servers; collective. None: there are no servers."""
         ...
 
 

@@ -87,6 +87,9 @@ class HfBackend:
     def verify_weights(self, finished_steps: int) -> None:
         """Nothing to do: the weights are the learner's own."""
 
+    def settle(self) -> None:
+        """There are no servers."""
+
     def generate(self, samples: list[Sample], sampling: Sampling, *, finished_steps: int) -> list[Rollout]:
         """One rollout for each sample, in order; inside `current_weights`.
 

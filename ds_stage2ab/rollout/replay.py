@@ -169,6 +169,9 @@ class ReplayBackend:
     def verify_weights(self, finished_steps: int) -> None:
         """Nothing to do: the recorded versions are checked one by one."""
 
+    def settle(self) -> None:
+        """There are no servers."""
+
     def generate(self, samples: list[Sample], sampling: Sampling, *, finished_steps: int) -> list[Rollout]:
         """The recorded rollout of each sample, in the samples' order, with the current weight version.
 

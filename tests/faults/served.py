@@ -83,6 +83,7 @@ def drawn_by(*servers: FakeServer) -> dict[str, Any]:
         f"{MATCHING}.rollout_backend": "vllm",
         f"{MATCHING}.vllm.server.servers": [{"base_url": server.base_url} for server in servers],
         f"{MATCHING}.vllm.server.infer_timeout_s": 5,
+        f"{MATCHING}.vllm.server.recover_s": 1,
         f"{MATCHING}.vllm.sync.timeout_s": 30,
         f"{MATCHING}.vllm.probe.tolerance": 1e9,
         "stage2_ab.schedule.b_ratio": 1,

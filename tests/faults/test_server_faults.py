@@ -180,7 +180,12 @@ def test_a_refused_sample_is_skipped_counted_and_named(scenes, config, tmp_path)
     assert f"step 1 skipped sample {bad}: the rollout server http://127.0.0.1:" in done.stdout
     assert f"refused {CHAT} with 400: " in done.stdout
     # Two ranks have two places each at the first server, which fails whatever is put to it.
-    assert all(1 <= step.metrics["rollout/resent"] <= 4 for step in steps), [step.metrics for step in steps]
+    told = [[step.metrics[f"rollout/{name}"] for name in ("servers", "servers_lost", "servers_back")] for step in steps]
+    assert told[0] == [1, 1, 0] and 1 <= steps[0].metrics["rollout/resent"] <= 4, steps[0].metrics
+    assert told[1] in ([1, 0, 0], [1, 1, 1])  # by then it was asked whether it can serve, or was not yet
+    (line, *_) = (tmp_path / "runs" / "small" / "warnings.log").read_text().splitlines()
+    assert f"rollout server {first.base_url} is lost: the rollout of sample train-" in line
+    assert "answered 500" in line and "its requests go to the other one; it is asked again in 1 s" in line
 
 
 def test_a_refused_sample_ends_a_run_that_may_not_skip_it(scenes, config, tmp_path):

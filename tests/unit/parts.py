@@ -79,7 +79,15 @@ MATCHING = RolloutMatchingSection(
     rollout_backend="hf",
     vllm=VllmSection(
         mode="server",
-        server=VllmServerSection(servers=(), api_key_env=None, timeout_s=30, infer_timeout_s=None),
+        server=VllmServerSection(
+            servers=(),
+            api_key_env=None,
+            timeout_s=30,
+            infer_timeout_s=None,
+            recover_s=0,
+            on_lost="fail",
+            servers_file=None,
+        ),
         sync=VllmSyncSection(mode="auto", bucket_mb=256, timeout_s=300),
         probe=VllmProbeSection(tolerance=None, every_syncs=1),
     ),

@@ -1,15 +1,18 @@
 """What is needed to draw rollouts from fake servers: they read prompts as the learner does and have its weights."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 from ds_stage2ab.codec.vocabulary import VISION_TOKENS
+from ds_stage2ab.config.sections import ServerSection
 from ds_stage2ab.config.servers import GLOO_TRANSFER
 from ds_stage2ab.rollout.base import request_seed, weight_version
 from ds_stage2ab.rollout.server.api import ServerApi
 from ds_stage2ab.rollout.server.backend import VllmBackend
 from ds_stage2ab.rollout.server.chat import Conversation
-from ds_stage2ab.rollout.server.handshake import Requirements
+from ds_stage2ab.rollout.server.handshake import Requirements, ServerInfo
+from ds_stage2ab.rollout.server.proving import Servers
 from ds_stage2ab.runtime.ranks import World
 from tests.fakes import FakeServer
 from tests.unit.parts import START_ID, Bench
@@ -18,6 +21,8 @@ LONG = 20.0  # seconds that no test waits for
 SEED, STEPS = 0, 3
 PLACES = 2  # of every backend at each server
 NO_SYNC = SimpleNamespace(start_id=START_ID)
+ALONE = SimpleNamespace(rank=0, size=1)
+ONE = ServerInfo(world_size=1, replicas=1, transfer=GLOO_TRANSFER)
 
 
 def needs_of(bench: Bench, *, infer_timeout_s: float = LONG) -> Requirements:
@@ -53,6 +58,39 @@ def fake_of(bench: Bench, **settings: Any) -> FakeServer:
     return server
 
 
+def section_of(server: FakeServer) -> ServerSection:
+    """A server as a config names it."""
+    return ServerSection(base_url=server.base_url, group_port=None, tensor_parallel_size=1)
+
+
+def servers_of(
+    bench: Bench,
+    servers: list[FakeServer],
+    world: Any,
+    *,
+    sync: Any = NO_SYNC,
+    infer_timeout_s: float = LONG,
+    **more: Any,
+) -> Servers:
+    """The servers of a run, which have passed the handshake; nobody probes them unless a test says so."""
+    told = {
+        "probe": lambda apis, replicas, *, read_s: [0.0 for _ in apis],
+        "probe_every": 1000,
+        "recover_s": 0.0,
+        "named": lambda: None,
+        "say": print,
+    }
+    return Servers(
+        [section_of(server) for server in servers],
+        [ONE for _ in servers],
+        replace(needs_of(bench, infer_timeout_s=infer_timeout_s), decode_batch_size=PLACES),
+        lambda url: ServerApi(url, timeout_s=LONG, connections=4),
+        sync=sync,
+        world=world,
+        **{**told, **more},
+    )
+
+
 def backend_of(
     bench: Bench,
     servers: list[FakeServer],
@@ -60,23 +98,17 @@ def backend_of(
     sync: Any = NO_SYNC,
     world: World | None = None,
     infer_timeout_s: float = LONG,
+    **more: Any,
 ) -> VllmBackend:
     """Draws from these servers; that the weights are the learner's is the matter of `sync`, and nobody probes."""
-    return VllmBackend(
-        [ServerApi(server.base_url, timeout_s=LONG, connections=4) for server in servers],
-        [1 for _ in servers],
-        [PLACES for _ in servers],
-        needs_of(bench, infer_timeout_s=infer_timeout_s),
-        sync=sync,
-        probe=None,
-        score=None,
-        world=world,
-        seed=SEED,
-        probe_every=1000,
-    )
+    world = world or ALONE
+    fleet = servers_of(bench, servers, world, sync=sync, infer_timeout_s=infer_timeout_s, **more)
+    return VllmBackend(fleet, score=None, world=world, seed=SEED)
 
 
-def drawn_from(bench: Bench, servers: list[FakeServer], sampling, *, infer_timeout_s: float = LONG) -> list:
+def drawn_from(
+    bench: Bench, servers: list[FakeServer], sampling, *, infer_timeout_s: float = LONG, **more: Any
+) -> list:
     """Rollouts of all samples; that the weights are the learner's is no part of it."""
-    backend = backend_of(bench, servers, infer_timeout_s=infer_timeout_s)
+    backend = backend_of(bench, servers, infer_timeout_s=infer_timeout_s, **more)
     return list(backend.generate(bench.samples, sampling, finished_steps=STEPS))

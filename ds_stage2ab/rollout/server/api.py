@@ -79,6 +79,10 @@ class ServerApi:
     def get(self, path: str) -> Any:
         return self.client.call("GET", path, read_s=self.timeout_s, repeat=True)
 
+    def knock(self, *, read_s: float) -> None:
+        """Whether it answers at all."""
+        self.client.call("GET", "/health", read_s=read_s, repeat=False)
+
     def chat(self, body: dict[str, Any], *, read_s: float, replica: int | None = None) -> Any:
         """One completion; it is seeded and has no side effects, so it may be repeated.
 

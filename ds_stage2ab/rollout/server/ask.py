@@ -46,8 +46,8 @@ class Asker:
             attempt: servers that this request was sent to, this one counted.
 
         Raises:
-            ServerLost: the server does not answer.
-            ServerFault: it refuses what is not about the sample, or makes other ids of the prompt.
+            ServerLost: the server does not answer, refuses what is not about the sample, or makes other ids of the
+                prompt than the learner.
         """
         seed = request_seed(self.seed, sample.draw, sample.id)
         begun = time.monotonic()
@@ -65,7 +65,7 @@ class Asker:
         except ClientError as error:
             return _refused(server.url, sample, error)
         if answer.prompt_ids != sample.prompt_ids:
-            raise other_prompt(server.url, sample, answer.prompt_ids)
+            raise ServerLost from other_prompt(server.url, sample, answer.prompt_ids)
         return self._guarded(
             Rollout(
                 sample_id=sample.id,
@@ -106,12 +106,12 @@ def _refused(url: str, sample: Sample, error: ClientError) -> DataError:
     """The fault of a sample that a server refuses.
 
     Raises:
-        ServerFault: the refusal is not about the sample.
+        ServerLost: the refusal is not about the sample.
     """
     if error.status not in WRONG_SAMPLE:
         fix = "look at the server's own log: it took such requests at the start; is it still what base_url names?"
         why = f"the rollout of sample {printable(sample.id)}: the server {error}"
-        raise ServerFault(why, where=url, fix=fix) from error
+        raise ServerLost from _caused(ServerFault(why, where=url, fix=fix), error)
     return DataError(
         f"the rollout server {url} {error}",
         where=f"sample {printable(sample.id)}",

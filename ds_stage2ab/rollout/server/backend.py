@@ -1,27 +1,26 @@
 """Rollouts by vLLM servers on separate devices, with weights that are verified to be the learner's.
 
-Before rollouts are sampled all ranks send the current weights to the servers, check the version at every server, and
-probe what the servers compute. Meanwhile each rank keeps its permits at every server in use; afterwards it checks the
-version again.
+`Servers` proves the servers before rollouts are sampled. Meanwhile each rank keeps its permits at every server in use.
+Behind each answer it reads the server's version: an answer that is used was made by the weights that were proven.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 from ds_stage2ab.carriers import Rollout, Sample, Transfer
 from ds_stage2ab.config.servers import split_requests
-from ds_stage2ab.errors import DataError, ServerFault, printable
+from ds_stage2ab.errors import DataError, ServerFault
+from ds_stage2ab.metrics.servers import FleetChanges
 from ds_stage2ab.rollout.base import Sampling, weight_version
 from ds_stage2ab.rollout.scoring import Scorer
-from ds_stage2ab.rollout.server.api import ServerApi, as_server_fault
+from ds_stage2ab.rollout.server.api import ServerApi
 from ds_stage2ab.rollout.server.ask import Asker
-from ds_stage2ab.rollout.server.handshake import Requirements
-from ds_stage2ab.rollout.server.http_client import TRIES, ServerUnavailable
-from ds_stage2ab.rollout.server.logprob_probe import Probe
-from ds_stage2ab.rollout.server.request_pool import RequestPool
-from ds_stage2ab.rollout.server.weight_sync import WeightSync
+from ds_stage2ab.rollout.server.fleet import permits_of, shares_of
+from ds_stage2ab.rollout.server.http_client import TRIES
+from ds_stage2ab.rollout.server.proving import Servers, countdown, other_version, version_at
+from ds_stage2ab.rollout.server.request_pool import RequestPool, ServerLost
 from ds_stage2ab.runtime.ranks import World
 
 
@@ -29,16 +28,10 @@ class VllmBackend:
     """Generates rollouts on servers.
 
     Args:
-        servers: all of them.
-        replicas: of each server.
-        permits: requests that this rank may have in flight at each server.
-        requirements: how a prompt is put to them, and the longest wait for one answer.
-        sync: sends the weights.
-        probe: compares log-probabilities; its gap is reported.
+        servers: the servers of the run; their requirements say how a prompt is put to them.
         score: computes the learner's probabilities of an answer.
         world: the learner ranks.
         seed: `training.seed`.
-        probe_every: transfers between two probes.
         check_stop: called while rollouts are awaited; raises if the run shall stop.
     """
 
@@ -47,31 +40,21 @@ class VllmBackend:
 
     def __init__(
         self,
-        servers: Sequence[ServerApi],
-        replicas: Sequence[int],
-        permits: Sequence[int],
-        requirements: Requirements,
+        servers: Servers,
         *,
-        sync: WeightSync,
-        probe: Probe,
         score: Scorer,
         world: World,
         seed: int,
-        probe_every: int,
         check_stop: Callable[[], None] = lambda: None,
     ) -> None:
         self.servers = servers
-        self.replicas = replicas
-        # A server where this rank has no permit gets none of its requests.
-        self.shares = [count if permit else 0 for count, permit in zip(replicas, permits, strict=True)]
-        self.permits = permits
-        self.sync = sync
-        self.probe = probe
         self.score = score
         self.world = world
         self.check_stop = check_stop
+        requirements = servers.requirements
         self.conversation = requirements.conversation
         self.vocabulary = requirements.vocabulary
+        self.decode_batch_size = requirements.decode_batch_size
         self.asker = Asker(
             conversation=requirements.conversation,
             vocabulary=requirements.vocabulary,
@@ -80,36 +63,25 @@ class VllmBackend:
             log_probs=False,  # the learner's own are computed by `score`
         )
         self.infer_timeout_s = requirements.infer_timeout_s
-        self.probe_every = probe_every
-        self.sent = 0  # number of transfers of weights
-        self.probed = ""  # weight version of the last probe; empty if weights were sent since
-        self.probe_gap: float | None = None
-        # of the last probe, nats per token
 
     @property
     def transfer(self) -> Transfer | None:
         """The last transfer of this start."""
-        return self.sync.last
+        return self.servers.sync.last
+
+    @property
+    def probe_gap(self) -> float | None:
+        """Of the last probe, nats per token."""
+        return self.servers.gap
 
     @contextmanager
     def current_weights(self, finished_steps: int) -> Iterator[None]:
-        """Inside, every server has the current weights; collective.
+        """Inside, every server that serves has the current weights; collective.
 
         Raises:
-            ServerFault: on every rank, a server does not take the weights, has another version after a second
-                transfer, or computes with others.
+            ServerFault: on every rank, no server is left, or one fails at the start of the run.
         """
-        sent = self.sync.sync_weights(finished_steps)
-        if self._someone_sees_another(self.sync.version):
-            sent = self.sync.sync_weights(finished_steps, again=True)
-            if self._someone_sees_another(self.sync.version):
-                with self.world.raise_together("looking at the weights' versions"):
-                    self._refuse_other_versions(finished_steps, self.servers)
-        if sent:
-            self.probed = ""  # not probed since this transfer
-            self.sent += 1
-        if sent and self.sent % self.probe_every == 0:
-            self._probe()
+        self.servers.prove(finished_steps)
         yield
 
     def verify_weights(self, finished_steps: int) -> None:
@@ -118,13 +90,11 @@ class VllmBackend:
         Raises:
             ServerFault: as `current_weights`.
         """
-        with self.current_weights(finished_steps):
-            if self.probed != self.sync.version:
-                self._probe()
+        self.servers.prove(finished_steps, probes_all=True)
 
-    def _probe(self) -> None:
-        self.probe_gap = self.probe(self.servers, self.replicas, read_s=self.infer_timeout_s)
-        self.probed = self.sync.version
+    def settle(self) -> FleetChanges:
+        """What has changed among the servers, and that every rank knows it; collective."""
+        return self.servers.settle()
 
     def generate(
         self, samples: list[Sample], sampling: Sampling, *, finished_steps: int
@@ -134,15 +104,39 @@ class VllmBackend:
         A sample that a server refuses yields its DataError as a value: every server would refuse it.
 
         Raises:
-            ServerFault: no server answers a request, or one has other weights when all are sampled.
+            ServerFault: no server is left, and none came back in time.
         """
-        version = weight_version(self.sync.start_id, finished_steps)
+        version = weight_version(self.servers.sync.start_id, finished_steps)
+        serving = self.servers.fleet.serving
+        apis, replicas = [self.servers.api(one.url) for one in serving], [one.replicas for one in serving]
+        avoided = {place for place, one in enumerate(serving) if one.url in self.servers.noted}
+        if len(avoided) == len(apis):  # all have failed a chunk of this batch: one may have come back
+            avoided = set()
 
         def ask(request: int, server: int, attempt: int) -> Rollout | DataError:
-            return self.asker(self.servers[server], samples[request], sampling, version=version, attempt=attempt)
+            answer = self.asker(apis[server], samples[request], sampling, version=version, attempt=attempt)
+            refuse_other_version(apis[server], version)
+            return answer
 
-        drawn = RequestPool(split_requests(len(samples), self.shares), self.permits, ask)
-        return self._in_order(drawn, finished_steps, len(samples))
+        permits = permits_of(self.world.rank, self.world.size, replicas, self.decode_batch_size)
+        shares = shares_of(permits, replicas, avoided)
+        if not any(shares):  # this rank has no permit at a server that is left
+            permits = [max(1, count) for count in permits]
+            shares = shares_of(permits, replicas, avoided)
+        drawn = RequestPool(
+            split_requests(len(samples), shares),
+            permits,
+            ask,
+            avoided=avoided,
+            returned=lambda: next((n for n, api in enumerate(apis) if _has(api, version)), None),
+            recover_s=self.servers.recover_s,
+            waits=self._tell,
+        )
+        return self._in_order(drawn, [one.url for one in serving], len(samples))
+
+    def _tell(self, left_s: float) -> None:
+        if self.world.rank == 0:
+            self.servers.say(countdown(left_s))
 
     def resolved(self, sampling: Sampling) -> dict[str, Any]:
         """The decoding parameters of a request; the guard's limits are applied here too, whatever the server does."""
@@ -159,41 +153,34 @@ class VllmBackend:
         }
 
     def _in_order(
-        self, drawn: RequestPool[Rollout | DataError], finished_steps: int, count: int
+        self, drawn: RequestPool[Rollout | DataError], urls: list[str], count: int
     ) -> Iterator[Rollout | DataError]:
         # A request may wait for its permit until those before it have ended, and each of them may try every server.
-        longest = self.infer_timeout_s * TRIES * len(self.servers) * (1 + count)
-        yield from drawn.results(within_s=longest, check=self.check_stop)
-        kept = [server for n, server in enumerate(self.servers) if n not in drawn.lost]
-        self._refuse_other_versions(finished_steps, kept)
-        lost = [self.servers[n] for n in drawn.lost & drawn.gave]
-        self._refuse_other_versions(finished_steps, lost, may_be_gone=True)
+        longest = (self.infer_timeout_s * TRIES * len(urls) + self.servers.recover_s) * (1 + count)
+        try:
+            yield from drawn.results(within_s=longest, check=self.check_stop)
+        finally:
+            causes = {urls[n]: cause for n, cause in drawn.causes.items() if isinstance(cause, ServerFault)}
+            self.servers.noted = {**causes, **self.servers.noted}
 
-    def _someone_sees_another(self, version: str) -> bool:
-        """Whether any rank sees a server with another version; collective."""
-        with self.world.raise_together("looking at the weights' versions"):
-            other = any(self._version_at(server) != version for server in self.servers)
-        return bool(self.world.all_reduce_max(int(other))[0])
 
-    def _refuse_other_versions(
-        self, finished_steps: int, servers: Sequence[ServerApi], *, may_be_gone: bool = False
-    ) -> None:
-        """Raise if a server has other weights; a lost one passes if it `may_be_gone`: it was checked before."""
-        wanted = weight_version(self.sync.start_id, finished_steps)
-        for server in servers:
-            try:
-                seen = self._version_at(server)
-            except ServerFault as error:
-                if may_be_gone and isinstance(error.__cause__, ServerUnavailable):
-                    continue
-                raise
-            if seen != wanted:
-                raise ServerFault(
-                    f"the server has the weights {printable(seen)}, not the current ones, {wanted}",
-                    where=server.url,
-                    fix="let nobody else send it weights, nor start it again while a run uses it",
-                )
+def refuse_other_version(server: ServerApi, version: str) -> None:
+    """What a server says behind an answer: it may have been started again since the weights were proven.
 
-    def _version_at(self, server: ServerApi) -> str:
-        with as_server_fault(server.url, "telling the version of its weights"):
-            return server.weight_version()
+    Raises:
+        ServerLost: it does not tell, or has other weights.
+    """
+    try:
+        seen = version_at(server)
+    except ServerFault as fault:
+        raise ServerLost from fault
+    if seen != version:
+        raise ServerLost from other_version(server.url, seen, version)
+
+
+def _has(server: ServerApi, version: str) -> bool:
+    """Whether a server that failed has kept the weights that it was proven with: it has not been started again."""
+    try:
+        return version_at(server) == version
+    except ServerFault:
+        return False

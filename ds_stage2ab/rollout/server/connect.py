@@ -4,15 +4,18 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from ds_stage2ab.config.sections import VllmSection
-from ds_stage2ab.config.servers import api_key, request_window, server_slots
+from ds_stage2ab.config.sections import ServerSection, VllmSection
+from ds_stage2ab.config.servers import api_key, request_window
+from ds_stage2ab.config.servers_file import Named, named_in
 from ds_stage2ab.rollout.scoring import Scorer
 from ds_stage2ab.rollout.server.api import ServerApi
 from ds_stage2ab.rollout.server.backend import VllmBackend
 from ds_stage2ab.rollout.server.handshake import Requirements, ServerInfo, check_servers
 from ds_stage2ab.rollout.server.logprob_probe import Probe
-from ds_stage2ab.rollout.server.weight_sync import ExportTensor, ParameterProvider, Target, WeightSync
+from ds_stage2ab.rollout.server.proving import Servers
+from ds_stage2ab.rollout.server.weight_sync import ExportTensor, ParameterProvider, WeightSync
 from ds_stage2ab.runtime.ranks import World
+from ds_stage2ab.runtime.shutdown import say
 
 MIB = 2**20
 CONTROL_CALLS = 2  # connections of a rank to a server besides those of its rollouts
@@ -47,39 +50,49 @@ def open_servers(
         ServerFault: a server does not meet the requirements; with all problems of all servers.
         ConfigError: fewer permits than ranks.
     """
-    wanted = section.server.servers
-    key, facts = _looked_at(section, requirements, world)
-    replicas = [one.replicas for one in facts]
-    request_window(requirements.decode_batch_size, replicas, world.size)
-    permits = server_slots(requirements.decode_batch_size, replicas, world.size)[world.rank]
-    apis = [_api(one.base_url, section, CONTROL_CALLS + n, key) for one, n in zip(wanted, permits, strict=True)]
-    targets = [
-        Target(api=api, group_port=one.group_port, world_size=fact.world_size, transfer=fact.transfer)
-        for api, one, fact in zip(apis, wanted, facts, strict=True)
-    ]
-    size, limit = section.sync.bucket_mb * MIB, section.sync.timeout_s
-    sync = WeightSync(provider, tensors, world, targets, start_id=start_id, bucket_bytes=size, timeout_s=limit)
-    probe = Probe(provider.model, world, requirements, positions, tolerance=probe_tolerance)
+    server, named = section.server, named_in(section.server.servers_file)
+    key, members, facts = _looked_at(section, named, requirements, world)
+    request_window(requirements.decode_batch_size, [one.replicas for one in facts], world.size)
+    sync = WeightSync(
+        provider,
+        tensors,
+        world,
+        start_id=start_id,
+        bucket_bytes=section.sync.bucket_mb * MIB,
+        timeout_s=section.sync.timeout_s,
+    )
+    most = CONTROL_CALLS + requirements.decode_batch_size * max(one.replicas for one in facts)
+    servers = Servers(
+        members,
+        facts,
+        requirements,
+        lambda url: _api(url, section, most, key),
+        sync=sync,
+        probe=Probe(provider.model, world, requirements, positions, tolerance=probe_tolerance),
+        world=world,
+        probe_every=section.probe.every_syncs,
+        recover_s=server.recover_s,
+        named=named,
+        say=lambda words: say(words, head="waiting"),
+    )
     score = Scorer(provider.model, requirements.vocabulary, positions)
-    every = section.probe.every_syncs
-    return VllmBackend(
-        apis, replicas, permits, requirements,
-        sync=sync, probe=probe, score=score, world=world, seed=seed, probe_every=every,
-        check_stop=world.check_stop,
-    )  # fmt: skip
+    return VllmBackend(servers, score=score, world=world, seed=seed, check_stop=world.check_stop)
 
 
 def _looked_at(
-    section: VllmSection, requirements: Requirements, world: World
-) -> tuple[str | None, list[ServerInfo]]:
-    """The servers' key, and what each server is; these are checked once, on rank 0."""
-    facts = []
+    section: VllmSection, named: Named, requirements: Requirements, world: World
+) -> tuple[str | None, Sequence[ServerSection], list[ServerInfo]]:
+    """The servers' key, which servers there are, and what each is; these are checked once, on rank 0."""
+    members: Sequence[ServerSection] = ()
+    facts: list[ServerInfo] = []
     with world.raise_together("looking at the rollout servers"):
         key = api_key(section.server.api_key_env)  # of this rank's own environment
         if world.rank == 0:
-            apis = [_api(one.base_url, section, CONTROL_CALLS, key) for one in section.server.servers]
-            facts = check_servers(apis, [one.tensor_parallel_size for one in section.server.servers], requirements)
-    return key, world.broadcast_object(facts)
+            members = named() or section.server.servers
+            apis = [_api(one.base_url, section, CONTROL_CALLS, key) for one in members]
+            facts = check_servers(apis, [one.tensor_parallel_size for one in members], requirements)
+    members, facts = world.broadcast_object((members, facts))
+    return key, members, facts
 
 
 def _api(base_url: str, section: VllmSection, connections: int, key: str | None) -> ServerApi:

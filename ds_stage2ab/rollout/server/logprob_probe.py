@@ -52,30 +52,42 @@ class Probe:
         self.tolerance = tolerance
         self.num_tokens = min(PROBE_TOKENS, requirements.room - len(requirements.sample.prompt_ids))
 
-    def __call__(self, servers: Sequence[ServerApi], replicas: Sequence[int], *, read_s: float) -> float:
-        """The largest gap of any replica of any server, nats per token; collective.
+    def __call__(
+        self, servers: Sequence[ServerApi], replicas: Sequence[int], *, read_s: float
+    ) -> list[float | ServerFault]:
+        """Of each server the largest gap of its replicas, nats per token, or its fault; collective.
+
+        The same on every rank. A fault: it computes with other weights, or does not answer.
 
         Args:
             servers: called on rank 0 alone.
             replicas: of each.
             read_s: longest wait for a server's answer.
-
-        Raises:
-            ServerFault: on every rank, a server computes with other weights, or does not answer.
         """
-        asked = [(server, one) for server, count in zip(servers, replicas, strict=True) for one in _numbers(count)]
-        answers: list[Answer] = []
+        asked = [(place, one) for place, count in enumerate(replicas) for one in _numbers(count)]
+        answers: list[Answer | ServerFault] = []
         with self.world.raise_together("probing the servers' weights"):
             if self.world.rank == 0:
-                calls = [partial(self._ask, server, one, read_s) for server, one in asked]
+                calls = [partial(self._asked, servers[place], one, read_s) for place, one in asked]
                 answers = at_once(calls, within_s=max(server.longest_s(read_s) for server in servers))
         answers = self.world.broadcast_object(answers)
-        gaps = [self._gap(answer) for answer in answers]
-        with self.world.raise_together("comparing the servers' weights"):
-            for (server, one), gap in zip(asked, gaps, strict=True):
-                if not gap <= self.tolerance:
-                    raise _differs(server.url, one, gap, self.tolerance)
-        return max(gaps)
+        found: list[float | ServerFault] = [0.0 for _ in servers]
+        for (place, one), answer in zip(asked, answers, strict=True):
+            seen = answer if isinstance(answer, ServerFault) else self._judged(servers[place].url, one, answer)
+            before = found[place]
+            if not isinstance(before, ServerFault):
+                found[place] = seen if isinstance(seen, ServerFault) else max(before, seen)
+        return self.world.broadcast_object(found)
+
+    def _judged(self, url: str, replica: int | None, answer: Answer) -> float | ServerFault:
+        gap = self._gap(answer)
+        return gap if gap <= self.tolerance else _differs(url, replica, gap, self.tolerance)
+
+    def _asked(self, server: ServerApi, replica: int | None, read_s: float) -> Answer | ServerFault:
+        try:
+            return self._ask(server, replica, read_s)
+        except ServerFault as fault:
+            return fault
 
     def _ask(self, server: ServerApi, replica: int | None, read_s: float) -> Answer:
         body = self.conversation.probe(self.sample, num_tokens=self.num_tokens, seed=PROBE_SEED)

@@ -1,13 +1,14 @@
 """A rank's requests to several servers: at each server as many in flight as this rank has permits, never more.
 
 Each permit has a thread that takes the next request of its server as soon as it has an answer. When a server fails a
-request for good, its remaining requests go to the other servers, which keep their own permits.
+request for good, its remaining requests go to the other servers, which keep their own permits. When none is left, the
+requests wait for one that comes back.
 """
 
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Generic, TypeVar
 
@@ -15,6 +16,8 @@ from ds_stage2ab.errors import ServerFault
 
 R = TypeVar("R")
 
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 10.0
+"""Between two looks for a server that has come back; each is twice the one before."""
 LOOK_S = 0.5
 """How long a thread waits before it looks again, for a request or whether the run shall stop."""
 
@@ -33,23 +36,45 @@ class RequestPool(Generic[R]):
         shares: the requests of each server, ascending.
         permits: how many requests of this rank each server may have in flight.
         ask: sends one request.
+        avoided: servers that get none.
+        returned: looks, when no server is left, for one that may go on; None: there is none now.
+        recover_s: longest wait for one, seconds, from when the last was lost or the last request answered since.
+        waits: called with the seconds that are left, before each look.
     """
 
-    def __init__(self, shares: Sequence[range], permits: Sequence[int], ask: Ask) -> None:
+    def __init__(
+        self,
+        shares: Sequence[range],
+        permits: Sequence[int],
+        ask: Ask,
+        *,
+        avoided: Collection[int] = (),
+        returned: Callable[[], int | None] = lambda: None,
+        recover_s: float = 0.0,
+        waits: Callable[[float], None] = lambda left_s: None,
+    ) -> None:
         self.ask = ask
-        self.permits = permits
+        self.permits = list(permits)
+        self.returned, self.recover_s, self.waits = returned, recover_s, waits
         self.waiting = [deque((request, 1) for request in share) for share in shares]
+        self.stranded: list[tuple[int, int]] = []
+        # requests that have no server left
+        self.stranded_at: float | None = None
         self.futures: list[Future] = [Future() for share in shares for _ in share]
         self.open = len(self.futures)
-        self.lost: set[int] = set()
-        # servers that have failed a request for good
-        self.gave: set[int] = set()
-        # servers that have answered a request
+        self.lost: set[int] = set(avoided)
+        # servers that have failed a request for good, and not come back
+        self.causes: dict[int, BaseException] = {}
+        # why each server was lost that was
         self.changed = threading.Condition()
-        pool = ThreadPoolExecutor(max_workers=sum(permits), thread_name_prefix="rollouts")
-        for server, count in enumerate(permits):
-            for _ in range(count):
-                pool.submit(self._place, server).add_done_callback(self._on_exit)
+        for server, count in enumerate(self.permits):
+            if server not in self.lost:
+                self._open_places(server, count)
+
+    def _open_places(self, server: int, count: int) -> None:
+        pool = ThreadPoolExecutor(max_workers=max(1, count), thread_name_prefix="rollouts")
+        for _ in range(count):
+            pool.submit(self._place, server).add_done_callback(self._on_exit)
         pool.shutdown(wait=False)
 
     def results(self, *, within_s: float, check: Callable[[], None] = lambda: None) -> Iterator[R]:
@@ -91,9 +116,9 @@ class RequestPool(Generic[R]):
             else:
                 with self.changed:
                     if not self.futures[request].done():
-                        self.gave.add(server)
                         self.futures[request].set_result(result)
                         self.open -= 1
+                        self.stranded_at = None
                     self.changed.notify_all()
 
     def _on_exit(self, thread: Future) -> None:
@@ -112,17 +137,54 @@ class RequestPool(Generic[R]):
             return None
 
     def _give_up(self, server: int, request: int, attempt: int, error: ServerLost) -> None:
-        """Move this server's remaining requests to the others with permits; without any the batch ends."""
+        """Move this server's remaining requests to the others; without any they wait for one that comes back.
+
+        A rank without a permit at those that are left takes one of each: they let it wait.
+        """
         with self.changed:
             self.lost.add(server)
+            self.causes[server] = error.__cause__ or error
             rest = [(request, attempt + 1), *self.waiting[server]]
             self.waiting[server].clear()
-            others = [index for index, count in enumerate(self.permits) if count and index not in self.lost]
-            for index, one in enumerate(rest if others else []):
-                self.waiting[others[index % len(others)]].append(one)
+            left = [index for index in range(len(self.permits)) if index not in self.lost]
+            others = [index for index in left if self.permits[index]]
+            borrowed = [] if others else left
+            for index in borrowed:
+                self.permits[index] = 1
+            leads = not left and not self.stranded
+            for place, one in enumerate(rest):
+                taker = self.waiting[(others or left)[place % len(others or left)]] if left else self.stranded
+                taker.append(one)
             self.changed.notify_all()
-        if not others:
-            self._end(error.__cause__ or error)
+        for index in borrowed:
+            self._open_places(index, 1)
+        if leads:
+            self._await_return(self.causes[server])
+
+    def _await_return(self, cause: BaseException) -> None:
+        """Look for a server that has come back, with growing pauses; without any the batch ends with the cause."""
+        pause = FIRST_PAUSE_S
+        with self.changed:
+            self.stranded_at = begun = time.monotonic() if self.stranded_at is None else self.stranded_at
+        while (left := begun + self.recover_s - time.monotonic()) > 0:
+            self.waits(left)
+            with self.changed:
+                if self.changed.wait_for(lambda: self.open <= 0, timeout=min(pause, left)):
+                    return
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+            server = self.returned()
+            if server is not None:
+                self._go_on_at(server)
+                return
+        self._end(cause)
+
+    def _go_on_at(self, server: int) -> None:
+        with self.changed:
+            self.lost.discard(server)
+            self.permits[server] = max(1, self.permits[server])
+            self.waiting[server].extend(self.stranded)
+            self.stranded.clear()
+        self._open_places(server, self.permits[server])
 
     def _end(self, error: BaseException) -> None:
         with self.changed:

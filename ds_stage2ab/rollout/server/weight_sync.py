@@ -6,11 +6,12 @@ adapters are merged into copies, tensor by tensor.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
+from threading import Thread
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -29,6 +30,7 @@ from ds_stage2ab.runtime.ranks import World
 
 HTTP_PORT = 80
 LOOK_S = 0.5  # between two looks whether the run shall stop
+LET_GO_S = 2.0  # longest wait until a server that failed goes on
 SPARE_S = 5.0  # margin of a watched call above its own time-out
 
 
@@ -72,16 +74,17 @@ class Target:
     transfer: str
     # its weight transfer engine
     link: Link | None = None
+    version: str = ""
+    # of the last transfer that it has completed; empty: of none of this learner's
 
 
 class WeightSync:
-    """Sends the learner's weights to the servers.
+    """Sends the learner's weights to the servers. One that fails is left out, and the others get them all the same.
 
     Args:
         provider: gathers the parameters that tensors are made from.
         tensors: all tensors to send, named as in a plain checkpoint.
         world: the learner ranks.
-        targets: the servers; called on rank 0 alone.
         start_id: first half of every version of this start.
         bucket_bytes: size of the tensors that are gathered and sent together.
         timeout_s: of a bucket, on both sides.
@@ -92,7 +95,6 @@ class WeightSync:
         provider: ParameterProvider,
         tensors: Callable[[], Sequence[ExportTensor]],
         world: World,
-        targets: Sequence[Target],
         *,
         start_id: str,
         bucket_bytes: int,
@@ -101,73 +103,107 @@ class WeightSync:
         self.provider = provider
         self.tensors = tensors
         self.world = world
-        self.targets = targets
         self.start_id = start_id
         self.bucket_bytes = bucket_bytes
         self.timeout_s = timeout_s
-        self.version = ""  # of the servers' weights; empty during a transfer
         self.last: Transfer | None = None  # the last transfer of this start
+        self._sending: list[Target] = []  # those that have not failed in this transfer
+        self._faults: dict[str, ServerFault] = {}
 
-    def sync_weights(self, finished_steps: int, *, again: bool = False) -> bool:
-        """Send the current weights, unless the servers have them; collective. Returns whether it did.
+    def sync_weights(self, finished_steps: int, targets: Sequence[Target]) -> dict[str, ServerFault] | None:
+        """Send the current weights to the servers that do not have them; collective.
 
-        Raises:
-            ServerFault: on every rank, a server did not load them.
+        Args:
+            targets: the servers; rank 0's alone count.
+
+        Returns:
+            The faults of those that did not load them, by address, the same on every rank; None: all had them.
         """
-        version = weight_version(self.start_id, finished_steps)
-        if version == self.version and not again:
-            return False
-        self.version, begun = "", time.monotonic()
-        with ExitStack() as paused:
-            with self.world.raise_together("preparing the servers for new weights"):
-                for target in self._mine():
-                    paused.enter_context(self._paused(target))
-                    self._start(target)
-            num_bytes = 0
-            for bucket in buckets(self.tensors(), self.provider.model, self.bucket_bytes):
-                num_bytes += self._send(bucket)
-            with self.world.raise_together("finishing the transfer of the weights", num_flags=1) as agreed:
-                agreed.flags[0] = num_bytes  # rank 0 alone knows
-                for target in self._mine():
-                    with as_server_fault(target.api.url, "finishing a weight update"):
-                        target.api.finish_update(version, timeout_s=self.timeout_s)
-                paused.close()
-        self.version = version
-        self.last = Transfer(seconds=time.monotonic() - begun, num_bytes=agreed.flags[0])
-        return True
-
-    def _mine(self) -> Sequence[Target]:
-        return self.targets if self.world.rank == SENDER else ()
-
-    @contextmanager
-    def _paused(self, target: Target) -> Iterator[None]:
+        version, begun = weight_version(self.start_id, finished_steps), time.monotonic()
+        behind = [one for one in targets if one.version != version] if self.world.rank == SENDER else []
+        self._sending, self._faults = behind, {}
         try:
-            with as_server_fault(target.api.url, "pausing the server"):
-                target.api.pause()
-            yield
-        except BaseException:
-            target.link = None  # its workers see the connection close
-            target.api.abandon_update()
-            with suppress(ServerUnavailable, ClientError):  # report the first error
-                target.api.resume()
+            with self.world.raise_together("preparing the servers for new weights", num_flags=3) as agreed:
+                for target in behind:
+                    self._try(target, self._prepare)
+                uses_nccl = any(target.transfer == NCCL_TRANSFER for target in self._sending)
+                agreed.flags = [len(behind), len(self._sending), uses_nccl]
+            if not agreed.flags[0]:
+                return None
+            num_bytes = self._send_all(uses_nccl=bool(agreed.flags[2])) if agreed.flags[1] else 0
+            with self.world.raise_together("finishing the transfer of the weights", num_flags=2) as agreed:
+                for target in list(self._sending):
+                    self._try(target, partial(self._finish, version))
+                agreed.flags = [num_bytes, len(self._sending)]  # rank 0 alone knows
+        except BaseException as error:
+            for target in list(self._sending):
+                self._drop(target, error)
             raise
-        with as_server_fault(target.api.url, "resuming the server"):
-            target.api.resume()
+        self._sending = []
+        if agreed.flags[1]:
+            self.last = Transfer(seconds=time.monotonic() - begun, num_bytes=agreed.flags[0])
+        return self.world.broadcast_object(self._faults)
 
-    def _start(self, target: Target) -> None:
+    def _send_all(self, *, uses_nccl: bool) -> int:
+        """Returns the bytes that this rank has sent to each server."""
+        num_bytes = 0
+        for bucket in buckets(self.tensors(), self.provider.model, self.bucket_bytes):
+            device = self.world.device if uses_nccl else "cpu"
+            needs = sorted({name for tensor in bucket for name in tensor.needs})
+            with (
+                self.world.raise_together("sending weights to the servers", num_flags=1) as agreed,
+                self.provider.part(needs, device, only_first=True),
+            ):
+                num_bytes += self._broadcast(bucket, device) if self._sending else 0
+                agreed.flags[0] = len(self._sending)
+            if not agreed.flags[0]:  # all have failed
+                break
+        return num_bytes
+
+    def _try(self, target: Target, act: Callable[[Target], None]) -> None:
+        """Do this to a target; if it fails, the transfer goes on without it."""
+        try:
+            act(target)
+        except ServerFault as fault:
+            self._drop(target, fault)
+
+    def _drop(self, target: Target, error: BaseException) -> None:
+        """Leave a target out, and let it go on: it must not stay paused. What it is asked may hang as it does."""
+        if target not in self._sending:
+            return
+        self._sending = [one for one in self._sending if one is not target]
+        target.link, target.version = None, ""  # its workers see the connection close
+        if isinstance(error, ServerFault):
+            self._faults[target.api.url] = error
+        letting_go = Thread(target=_let_go_on, args=(target.api,), name="resume", daemon=True)
+        letting_go.start()
+        letting_go.join(timeout=LET_GO_S)
+
+    def _prepare(self, target: Target) -> None:
+        with as_server_fault(target.api.url, "pausing the server"):
+            target.api.pause()
         with as_server_fault(target.api.url, "emptying its caches"):
             target.api.clear_caches()
-        if target.link is None:
-            self._connect(target)
+        target.version = ""
+        if target.link is None and not self._connect(target):
+            return
         with as_server_fault(target.api.url, "starting a weight update"):
             target.api.start_update(timeout_s=self.timeout_s)
 
-    def _connect(self, target: Target) -> None:
-        """Open the link, call the workers to it, and join; the first failure ends it."""
+    def _finish(self, version: str, target: Target) -> None:
+        with as_server_fault(target.api.url, "finishing a weight update"):
+            target.api.finish_update(version, timeout_s=self.timeout_s)
+        with as_server_fault(target.api.url, "resuming the server"):
+            target.api.resume()
+        target.version = version
+
+    def _connect(self, target: Target) -> bool:
+        """Open the link, call the workers to it, and join; returns whether they have met."""
         target.link = self._link(target)
         call = partial(target.api.join_group, target.link.invitation(), timeout_s=self.timeout_s)
         calls = [(target, call), (target, target.link.join)]
         self._together("connecting for the transfer of weights", calls, meeting=True)
+        return target in self._sending
 
     def _link(self, target: Target) -> Link:
         size = 1 + target.world_size
@@ -184,62 +220,62 @@ class WeightSync:
                 fix="another process has this port: set another group_port of this server, or null",
             ) from error
 
-    def _send(self, bucket: Sequence[ExportTensor]) -> int:
-        """Returns the bytes that this rank has sent to each server."""
-        needs = sorted({name for tensor in bucket for name in tensor.needs})
-        agreed = self.world.raise_together("sending weights to the servers")
-        device = self.world.device if any(target.transfer == NCCL_TRANSFER for target in self.targets) else "cpu"
-        with agreed, self.provider.part(needs, device, only_first=True):
-            return self._broadcast(bucket, device) if self.world.rank == SENDER else 0
-
     def _broadcast(self, bucket: Sequence[ExportTensor], device: str) -> int:
         tensors = [tensor.make().to(device).contiguous() for tensor in bucket]
         names, shapes = [tensor.name for tensor in bucket], [list(made.shape) for made in tensors]
         dtypes = [str(made.dtype).removeprefix("torch.") for made in tensors]
         calls: list[tuple[Target, Callable[[], None]]] = []
-        for target in self.targets:
+        for target in self._sending:
             calls.append((target, partial(target.api.update, names, dtypes, shapes, timeout_s=self.timeout_s)))
             calls.append((target, partial(target.link.send, tensors)))
         self._together(f"sending {len(names)} tensors, the first {names[0]}", calls)
         return sum(made.nbytes for made in tensors)
 
-    def _watched(self, running: Collection[Future], deadline: float) -> tuple[set[Future], set[Future]]:
-        """(done, not done) of calls: at the first failure, when all are done, or in vain at the deadline."""
-        while True:
-            done, late = wait(running, timeout=LOOK_S, return_when=FIRST_EXCEPTION)
-            if not late or time.monotonic() > deadline or any(call.exception(timeout=0) for call in done):
-                return done, late
-            self.world.check_stop()
-
     def _together(
         self, doing: str, calls: Sequence[tuple[Target, Callable[[], None]]], *, meeting: bool = False
     ) -> None:
-        """Run calls that wait for each other, each in a thread; raise the first failure without waiting for the rest.
+        """Run calls that wait for each other, each in a thread; a target of which one fails is not waited for.
 
         Args:
             meeting: an error reply means that the workers cannot reach rank 0; else the reply says why.
-
-        Raises:
-            ServerFault: one failed, or was not done in time; names where the workers meet rank 0.
         """
         pool = ThreadPoolExecutor(max_workers=len(calls), thread_name_prefix="weights")
         running = {pool.submit(call): target for target, call in calls}
         pool.shutdown(wait=False)  # a call that is left behind ends by its own time-out
-        done, late = self._watched(running, time.monotonic() + self.timeout_s + SPARE_S)
-        failed = [(running[call], call.exception(timeout=0)) for call in done]
-        faults = [(target, error) for target, error in failed if error is not None]
-        faults += [(running[call], TimeoutError(f"not done within {self.timeout_s:g} s")) for call in late]
-        if not faults:
-            return
-        target, fault = faults[0]
-        fix = (
-            f"the server's workers must reach rank 0 at {target.link.place} (a firewall?); look at the server's own"
-            " log; a slow network may take a larger custom.extra.rollout_matching.vllm.sync.timeout_s"
-        )
-        if isinstance(fault, RuntimeError | TimeoutError):
-            raise ServerFault(f"{doing}: {_first_line(fault)}", where=target.api.url, fix=fix) from fault
-        with as_server_fault(target.api.url, doing, fix=fix if meeting or isinstance(fault, ReadTimeout) else ""):
-            raise fault
+        deadline = time.monotonic() + self.timeout_s + SPARE_S
+        while running:
+            done, late = wait(running, timeout=LOOK_S, return_when=FIRST_COMPLETED)
+            failed = [(running[one], one.exception(timeout=0)) for one in done if one.exception(timeout=0)]
+            if time.monotonic() > deadline:
+                failed += [(running[one], TimeoutError(f"not done within {self.timeout_s:g} s")) for one in late]
+            for target, error in failed:
+                self._drop(target, _fault_of(doing, error, target, meeting=meeting))
+            running = {one: running[one] for one in late if running[one] in self._sending}
+            self.world.check_stop()
+
+
+def _fault_of(doing: str, error: BaseException, target: Target, *, meeting: bool) -> ServerFault:
+    """The fault of a target of which a call has failed; it names where the workers meet rank 0."""
+    place = target.link.place if target.link else "its address"
+    fix = (
+        f"the server's workers must reach rank 0 at {place} (a firewall?); look at the server's own log; a slow network"
+        " may take a larger custom.extra.rollout_matching.vllm.sync.timeout_s"
+    )
+    if isinstance(error, RuntimeError | TimeoutError):
+        fault = ServerFault(f"{doing}: {_first_line(error)}", where=target.api.url, fix=fix)
+        fault.__cause__ = error
+        return fault
+    try:
+        with as_server_fault(target.api.url, doing, fix=fix if meeting or isinstance(error, ReadTimeout) else ""):
+            raise error
+    except ServerFault as fault:
+        return fault
+
+
+def _let_go_on(server: ServerApi) -> None:
+    server.abandon_update()
+    with suppress(ServerUnavailable, ClientError):  # the first error is the one that is reported
+        server.resume()
 
 
 def usable_transfers(device: str) -> tuple[str, ...]:

@@ -2,12 +2,13 @@
 
 import json
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from ds_stage2ab.config import servers as config_servers
-from ds_stage2ab.config.sections import ServerSection, VllmServerSection
+from ds_stage2ab.config.sections import ServerSection
 from ds_stage2ab.config.servers import API_KEY_ENV, api_key
 from ds_stage2ab.errors import ConfigError, ServerFault
 from ds_stage2ab.launch.command import with_key
@@ -18,7 +19,7 @@ from ds_stage2ab.rollout.server.http_client import ClientError, HttpClient
 from tests.loopback import LoopbackServer
 from tests.unit.config.checked import check_file
 from tests.unit.handshakes import good_server, lines
-from tests.unit.parts import load_bench
+from tests.unit.parts import MATCHING, load_bench
 from tests.unit.serving import LONG, needs_of
 
 KEY = "sk-a-secret/of+two=words"
@@ -90,13 +91,13 @@ def test_a_run_sends_what_the_variable_of_its_config_holds(requirements, world, 
     monkeypatch.setenv(VARIABLE, KEY)
     with guarded(good_server(requirements), KEY) as server:
         address = ServerSection(base_url=server.base_url, group_port=None, tensor_parallel_size=1)
-        section = VllmServerSection(servers=(address,), api_key_env=variable, timeout_s=LONG, infer_timeout_s=None)
+        section = replace(MATCHING.vllm.server, servers=(address,), api_key_env=variable, timeout_s=LONG)
         open_section = SimpleNamespace(server=section)
         if variable:
-            assert connect._looked_at(open_section, requirements, world)[0] == KEY
+            assert connect._looked_at(open_section, lambda: None, requirements, world)[0] == KEY
         else:
             with pytest.raises(ServerFault, match="it asks for a key"):
-                connect._looked_at(open_section, requirements, world)
+                connect._looked_at(open_section, lambda: None, requirements, world)
 
 
 @pytest.mark.parametrize("key", [None, "another"])

@@ -8,7 +8,7 @@ from ds_stage2ab.errors import DataError, ServerFault
 from ds_stage2ab.rollout.server import http_client
 from tests.fakes import Fault
 from tests.unit.parts import greedy_sampling, load_bench
-from tests.unit.serving import LONG, drawn_from, fake_of, seeds_of
+from tests.unit.serving import LONG, backend_of, drawn_from, fake_of, seeds_of
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +55,47 @@ def test_a_server_that_breaks_later_keeps_what_it_gave(bench):
     assert [one.source for one in rollouts[:3]] == [f"vllm {one.base_url}" for one in (bad, bad, good)]
 
 
-def test_a_server_that_breaks_later_must_have_had_the_weights(bench):
-    """Its version can still be asked for: other weights may have made what it had answered by then."""
-    third = seeds_of(bench)[2]
-    bad, good = fake_of(bench, faults=(Fault("500", when=lambda number, body: body["seed"] == third),)), fake_of(bench)
-    bad.state.weight_version = "start/2"
-    with bad, good, pytest.raises(ServerFault, match="has the weights start/2, not the current ones") as caught:
-        drawn_from(bench, [bad, good], greedy_sampling())
-    assert caught.value.where == bad.base_url
+def test_no_answer_is_used_of_a_server_that_has_other_weights_behind_it(bench):
+    """As one that was started again: it answers, and tells by its version that it is not the one that was proven."""
+    bad, good = fake_of(bench), fake_of(bench)
+    bad.state.weight_version = "default"
+    with bad, good:
+        backend = backend_of(bench, [bad, good])
+        rollouts = list(backend.generate(bench.samples, greedy_sampling(), finished_steps=3))
+        assert {one.source for one in rollouts} == {f"vllm {good.base_url}"}
+        assert len(rollouts) == 6 and bad.chats
+    (fault,) = backend.servers.noted.values()
+    assert fault.where == bad.base_url and "has the weights default, not the current ones, start/3" in fault.why
+
+
+def test_a_lost_server_gets_nothing_of_the_next_chunk(bench):
+    bad, good = fake_of(bench, faults=(Fault("500"),)), fake_of(bench)
+    with bad, good:
+        backend = backend_of(bench, [bad, good])
+        list(backend.generate(bench.samples, greedy_sampling(), finished_steps=3))
+        asked = len(bad.chats)
+        again = list(backend.generate(bench.samples, greedy_sampling(), finished_steps=3))
+    assert asked == len(bad.chats) and [one.attempt for one in again] == [1] * 6
+
+
+def test_the_only_server_comes_back_in_time(bench):
+    """For a while it fails whatever it is asked; its version says that it is the one that was proven."""
+    with fake_of(bench, faults=(Fault("500", when=range(6)),)) as server:
+        said = []
+        backend = backend_of(bench, [server], recover_s=LONG, say=said.append)
+        rollouts = list(backend.generate(bench.samples, greedy_sampling(), finished_steps=3))
+    assert [one.sample_id for one in rollouts] == [sample.id for sample in bench.samples]
+    assert max(one.attempt for one in rollouts) == 2
+    assert said and "no rollout server is left; the run waits 20 s more" in said[0]
+
+
+def test_the_only_server_comes_back_as_another_one(bench):
+    """What it would answer is of its initial weights: it is not asked."""
+    with fake_of(bench, faults=(Fault("500", when=range(6)),)) as server:
+        server.state.weight_version = "default"
+        with pytest.raises(ServerFault, match="answered 500"):
+            drawn_from(bench, [server], greedy_sampling(), recover_s=1.5)
+        assert len(server.chats) <= 6
 
 
 def test_all_servers_lost_names_server_and_sample(bench):
@@ -74,12 +107,14 @@ def test_all_servers_lost_names_server_and_sample(bench):
     assert "server's own log" in caught.value.fix
 
 
-def test_another_prompt_ends_it(bench):
+def test_a_server_that_makes_another_prompt_is_lost(bench):
     bad, good = fake_of(bench, faults=(Fault("prompt"),)), fake_of(bench)
-    with bad, good, pytest.raises(ServerFault, match="other ids of the prompt of sample") as caught:
-        drawn_from(bench, [bad, good], greedy_sampling())
+    with bad, good:
+        backend = backend_of(bench, [bad, good])
+        assert len(list(backend.generate(bench.samples, greedy_sampling(), finished_steps=3))) == 6
+    (fault,) = backend.servers.noted.values()
     place = len(bench.samples[0].prompt_ids) - 1  # the fault changes the last id
-    assert caught.value.where == bad.base_url and f"the first difference at place {place}" in caught.value.why
+    assert fault.where == bad.base_url and f"the first difference at place {place}" in fault.why
 
 
 def test_a_refused_sample_is_an_error_in_its_place(bench):

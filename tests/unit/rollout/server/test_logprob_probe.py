@@ -45,11 +45,12 @@ def bench(quickstart):
     return load_bench(quickstart, num_samples=1)
 
 
-def probed(bench, world, server: Replicas, replicas: int, tolerance: float, *, answer_room: int = 100) -> float:
+def probed(bench, world, server: Replicas, replicas: int, tolerance: float, *, answer_room: int = 100):
     positions = position_index(bench.model)
     requirements = replace(needs_of(bench), room=len(bench.samples[0].prompt_ids) + answer_room)
     probe = Probe(bench.model, world, requirements, positions, tolerance=tolerance)
-    return probe([ServerApi(server.base_url, timeout_s=LONG, connections=1)], [replicas], read_s=LONG)
+    (found,) = probe([ServerApi(server.base_url, timeout_s=LONG, connections=1)], [replicas], read_s=LONG)
+    return found
 
 
 def test_one_replica_is_asked_as_it_comes(bench, world):
@@ -63,10 +64,11 @@ def test_every_replica_is_asked_and_the_one_that_differs_is_named(bench, world):
     """The first is within the tolerance: a probe of whichever the server chooses would let the second pass."""
     with Replicas(bench, 1) as server:
         first = probed(bench, world, server, 1, math.inf)
-    with Replicas(bench, 2) as server, pytest.raises(ServerFault, match="replica 1 of the server computes") as caught:
-        probed(bench, world, server, 2, 2 * first)
+    with Replicas(bench, 2) as server:
+        fault = probed(bench, world, server, 2, 2 * first)
     assert sorted(server.asked) == ["0", "1"]
-    assert caught.value.code == EXIT_ENVIRONMENT and caught.value.where == server.base_url
+    assert fault.code == EXIT_ENVIRONMENT and fault.where == server.base_url
+    assert fault.why.startswith("replica 1 of the server computes")
 
 
 @pytest.mark.parametrize(("answer_room", "asked"), [(PROBE_TOKENS - 1, PROBE_TOKENS - 1), (1000, PROBE_TOKENS)])
@@ -78,12 +80,10 @@ def test_a_server_with_room_for_short_answers_is_asked_for_a_short_one(bench, wo
 
 
 def test_an_answer_without_log_probabilities_is_not_taken_for_another_prompt(bench, world):
-    with (
-        Replicas(bench, 1, faults=(Fault("no_logprobs"),)) as server,
-        pytest.raises(ServerFault, match=f"probe: 0 log-probabilities of {PROBE_TOKENS} tokens") as caught,
-    ):
-        probed(bench, world, server, 1, math.inf)
-    assert caught.value.where == server.base_url and "base_url" in caught.value.fix
+    with Replicas(bench, 1, faults=(Fault("no_logprobs"),)) as server:
+        fault = probed(bench, world, server, 1, math.inf)
+    assert f"probe: 0 log-probabilities of {PROBE_TOKENS} tokens" in fault.why
+    assert fault.where == server.base_url and "base_url" in fault.fix
 
 
 def test_servers_are_probed_at_the_same_time(bench, world):
@@ -98,4 +98,12 @@ def test_servers_are_probed_at_the_same_time(bench, world):
     probe = Probe(bench.model, world, needs_of(bench), positions, tolerance=math.inf)
     with Replicas(bench, 1, seconds=wait_for_both) as one, Replicas(bench, 1, seconds=wait_for_both) as other:
         apis = [ServerApi(server.base_url, timeout_s=LONG, connections=1) for server in (one, other)]
-        assert probe(apis, [1, 1], read_s=LONG) > 0
+        assert all(gap > 0 for gap in probe(apis, [1, 1], read_s=LONG))
+
+
+def test_a_server_that_fails_does_not_hide_the_gap_of_another(bench, world):
+    probe = Probe(bench.model, world, needs_of(bench), position_index(bench.model), tolerance=math.inf)
+    with Replicas(bench, 1, faults=(Fault("404"),)) as bad, Replicas(bench, 1) as good:
+        apis = [ServerApi(server.base_url, timeout_s=LONG, connections=1) for server in (bad, good)]
+        fault, gap = probe(apis, [1, 1], read_s=LONG)
+    assert isinstance(fault, ServerFault) and fault.where == bad.base_url and gap > 0

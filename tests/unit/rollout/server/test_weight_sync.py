@@ -68,7 +68,8 @@ def syncing(world, weights, *servers):
         for server in servers
     ]
     tensors = [Sent(name, tensor) for name, tensor in weights.items()]
-    return WeightSync(provider, lambda: tensors, world, targets, start_id="start", bucket_bytes=40, timeout_s=LIMIT_S)
+    sync = WeightSync(provider, lambda: tensors, world, start_id="start", bucket_bytes=40, timeout_s=LIMIT_S)
+    return sync, targets
 
 
 # 6 fp32 numbers are 24 bytes, 5 bf16 10, 2 * 3 fp32 24, one fp32 4, none: 62 in all, in two buckets
@@ -83,8 +84,8 @@ WEIGHTS = {
 
 def test_every_server_has_the_learners_weights(world):
     with FakeServer(workers=Loading()) as one, FakeServer(workers=Loading()) as two:
-        sync = syncing(world, WEIGHTS, one, two)
-        assert sync.sync_weights(3)
+        sync, targets = syncing(world, WEIGHTS, one, two)
+        assert sync.sync_weights(3, targets) == {}
         assert [len(request.body["update_info"]["names"]) for request in updates(one)] == [2, 3]
     for server in (one, two):
         assert list(server.workers.has) == list(WEIGHTS)
@@ -100,16 +101,16 @@ def updates(server):
 
 def test_the_last_transfer_is_told(world):
     with FakeServer(workers=Loading()) as one, FakeServer(workers=Loading()) as two:
-        sync = syncing(world, WEIGHTS, one, two)
+        sync, targets = syncing(world, WEIGHTS, one, two)
         assert sync.last is None
         begun = time.monotonic()
-        sync.sync_weights(3)
+        sync.sync_weights(3, targets)
         first, whole_s = sync.last, time.monotonic() - begun
         assert first == Transfer(seconds=first.seconds, num_bytes=62), "what one server got"
         assert 0.9 * whole_s < first.seconds < whole_s, "everything counts, from the pause on"
-        sync.sync_weights(3)
+        sync.sync_weights(3, targets)
         assert sync.last is first, "nothing was sent"
-        sync.sync_weights(4)
+        sync.sync_weights(4, targets)
         assert sync.last is not first and sync.last.num_bytes == 62
 
 
@@ -117,24 +118,27 @@ def test_every_rank_is_told_what_rank_0_has_sent(world):
     """Rank 1 of two: it calls no server and sends nothing, and meets a rank 0 that has sent 62 bytes."""
 
     def largest(*values):
-        return [max(pair) for pair in zip(values, (0, 62), strict=False)]  # (failed, bytes), or whether it failed alone
+        return [max(pair) for pair in zip(values, (0, *rank_0[len(values)]), strict=True)]
 
-    sync = syncing(world, WEIGHTS)
-    with mock.patch.multiple(world, rank=1, all_reduce_max=largest):
-        assert sync.sync_weights(3)
+    # (failed, what rank 0 says): servers that are behind, that are ready, by NCCL; bytes, servers; or ready ones alone
+    rank_0 = {4: (1, 1, 0), 3: (62, 1), 2: (1,)}
+
+    sync, targets = syncing(world, WEIGHTS)
+    with mock.patch.multiple(world, rank=1, all_reduce_max=largest, broadcast_object=lambda value: value):
+        assert sync.sync_weights(3, targets) == {}
     assert sync.last.num_bytes == 62
 
 
 def test_a_transfer_that_fails_is_none(world):
     broken = Fault("500", path="/update_weights", when={2})
     with FakeServer(workers=Loading(), faults=(broken,)) as server:
-        sync = syncing(world, WEIGHTS, server)
-        sync.sync_weights(3)
+        sync, targets = syncing(world, WEIGHTS, server)
+        sync.sync_weights(3, targets)
         first = sync.last
-        with pytest.raises(ServerFault, match="sending 2 tensors, the first fp32"):
-            sync.sync_weights(4)
+        (fault,) = sync.sync_weights(4, targets).values()
+        assert isinstance(fault, ServerFault) and "sending 2 tensors, the first fp32" in fault.why
         assert sync.last is first
-        assert sync.sync_weights(3), "the server may have some of either: those of before are sent again"
+        assert sync.sync_weights(3, targets) == {}, "the server may have some of either: those of before are sent again"
 
 
 # --- which tensors travel together ------------------------------------------------------------------------------

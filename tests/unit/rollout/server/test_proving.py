@@ -1,0 +1,203 @@
+"""The servers of a run that are lost and come back: real routes and transfers, a worker that meets the learner."""
+
+import pytest
+from torch import nn
+
+from ds_stage2ab.config.sections import ServerSection
+from ds_stage2ab.engine.tuner import merged_tensors
+from ds_stage2ab.errors import ConfigError, ServerFault
+from ds_stage2ab.rollout.server import fleet, http_client, proving
+from ds_stage2ab.rollout.server.weight_sync import WeightSync
+from tests.fakes import Fault, Settings
+from tests.faults.served import Scenes, is_rollout
+from tests.faults.test_sync_faults import ParameterProvider
+from tests.unit.parts import greedy_sampling, load_bench
+from tests.unit.serving import LONG, PLACES, backend_of, section_of
+
+PAUSE_S = 0.0
+
+
+@pytest.fixture(scope="module")
+def scenes(quickstart):
+    return SmallScenes(load_bench(quickstart, num_samples=6), quickstart)
+
+
+class SmallScenes(Scenes):
+    """At servers that decode as many sequences as the backend of these tests asks of one."""
+
+    def server(self, **settings):
+        server = super().server(**{"settings": Settings(max_num_seqs=PLACES), **settings})
+        server.state.image = self.bench.samples[0].vision.pixel_values.numpy().tobytes()
+        return server
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(http_client, "FIRST_PAUSE_S", 0.005)
+    monkeypatch.setattr(fleet, "FIRST_PAUSE_S", PAUSE_S)
+    monkeypatch.setattr(proving, "LONGEST_WAIT_S", PAUSE_S)
+
+
+class Probing:
+    """Answers of the probe, and who was asked for them."""
+
+    def __init__(self):
+        self.asked = []
+        self.wrong = set()
+
+    def __call__(self, apis, replicas, *, read_s):
+        self.asked.append([api.url for api in apis])
+        return [ServerFault("computes", where=api.url) if api.url in self.wrong else 1e-6 for api in apis]
+
+
+@pytest.fixture
+def drawing(scenes, world):
+    """(backend, probe) of these servers."""
+
+    def opened(*servers, **more):
+        model = ParameterProvider()
+        sync = WeightSync(
+            model, lambda: merged_tensors(model.model), world, start_id="start", bucket_bytes=100, timeout_s=5.0
+        )
+        probe = Probing()
+        settings = {"sync": sync, "world": world, "probe": probe, "recover_s": LONG, "probe_every": 1, **more}
+        return backend_of(scenes.bench, list(servers), **settings), probe
+
+    assert isinstance(ParameterProvider().model, nn.Module)
+    return opened
+
+
+def step(backend, scenes, finished):
+    """A step's rollouts, and what has changed behind them."""
+    with backend.current_weights(finished):
+        drawn = list(backend.generate(scenes.bench.samples, greedy_sampling(), finished_steps=finished))
+    assert len(drawn) == 6 and {one.weight_version for one in drawn} == {f"start/{finished}"}
+    return {one.source.removeprefix("vllm ") for one in drawn}, backend.settle()
+
+
+def counts(changes):
+    return changes.serving, changes.lost, changes.back
+
+
+def test_a_server_is_lost_among_the_rollouts_and_comes_back_proven(drawing, scenes):
+    fails = {"now": True}
+    bad = scenes.server(faults=(Fault("500", when=lambda n, body: fails["now"] and is_rollout(n, body)),))
+    with bad, scenes.server() as good:
+        backend, probe = drawing(bad, good)
+        used, changes = step(backend, scenes, 0)
+        assert (used, counts(changes)) == ({good.base_url}, (1, 1, 0))
+        (told,) = changes.warnings
+        assert told.startswith(f"rollout server {bad.base_url} is lost: the rollout of sample train-")
+        fails["now"] = False
+        used, changes = step(backend, scenes, 1)
+        assert counts(changes) == (2, 0, 1), [str(one.fault) for one in backend.servers.fleet.members]
+        assert used == {bad.base_url, good.base_url}
+        assert "is back: it has passed the handshake, taken the weights start/1" in changes.warnings[0]
+        assert bad.state.weight_version == "start/1"
+        assert probe.asked == [[bad.base_url, good.base_url]] * 2
+        assert [request.path for request in bad.requests].count("/init_weight_transfer_engine") == 2
+
+
+def test_a_server_that_is_started_again_between_steps_is_lost_and_proven(drawing, scenes):
+    with scenes.server() as one, scenes.server() as two:
+        backend, _ = drawing(one, two)
+        step(backend, scenes, 0)
+        one.state.weight_version, one.workers.group = "default", None
+        again = {request.path for request in one.requests}
+        used, changes = step(backend, scenes, 0)
+        assert counts(changes) in ((2, 0, 0), (1, 1, 0))
+        assert again and one.state.weight_version in ("start/0", "default")
+        if one.base_url in used:
+            assert one.state.weight_version == "start/0"
+
+
+def test_a_server_without_the_current_weights_does_not_serve(drawing, scenes):
+    """It comes back and says yes to everything, but computes with others: it stays lost."""
+    fails = {"now": True}
+    bad = scenes.server(faults=(Fault("500", when=lambda n, body: fails["now"] and is_rollout(n, body)),))
+    with bad, scenes.server() as good:
+        backend, probe = drawing(bad, good)
+        step(backend, scenes, 0)
+        fails["now"] = False
+        probe.wrong.add(bad.base_url)
+        used, changes = step(backend, scenes, 1)
+        assert (used, counts(changes)) == ({good.base_url}, (1, 0, 0))
+        assert not changes.warnings
+        assert backend.servers.fleet.members[0].failures == 2
+
+
+def test_none_is_left_between_two_steps_and_one_comes_back(drawing, scenes):
+    fails = {"count": 0}
+
+    def broken(number, body):
+        fails["count"] -= 1
+        return fails["count"] >= 0
+
+    said = []
+    with scenes.server(faults=(Fault("500", path="/pause", when=broken),)) as server:
+        backend, _ = drawing(server, say=said.append)
+        step(backend, scenes, 0)
+        fails["count"] = 3 + 3 + 3  # tries of three transfers
+        _, changes = step(backend, scenes, 1)
+    assert counts(changes) == (1, 1, 1)
+    assert "no other is left" in changes.warnings[0] and "is back" in changes.warnings[1]
+    assert len(said) == 3
+    assert said[0] == "no rollout server is left; the run waits 20 s more for one before it saves and ends"
+
+
+def test_none_comes_back_in_time(drawing, scenes):
+    fails = {"now": False}
+    with scenes.server(faults=(Fault("500", path="/pause", when=lambda *_: fails["now"]),)) as server:
+        backend, _ = drawing(server, recover_s=0.1)
+        step(backend, scenes, 0)
+        fails["now"] = True
+        with pytest.raises(ServerFault, match="pausing the server: answered 500") as caught, backend.current_weights(1):
+            pytest.fail("nothing may be drawn")
+    assert "no rollout server is left, and none came back within 0.1 s" in caught.value.why
+    assert caught.value.where == server.base_url and caught.value.fix
+
+
+def test_at_the_start_every_server_must_work(drawing, scenes):
+    """A firewall or a wrong address is no loss: a run begins with all servers of its config."""
+    bad = scenes.server(faults=(Fault("500", path="/pause"),))
+    with bad, scenes.server() as good:
+        backend, _ = drawing(bad, good)
+        with pytest.raises(ServerFault, match="pausing the server") as caught:
+            backend.verify_weights(0)
+    assert caught.value.where == bad.base_url
+
+
+def test_servers_are_added_and_taken_away(drawing, scenes):
+    now = {"named": None}
+    with scenes.server() as one, scenes.server() as two:
+        backend, _ = drawing(one, named=lambda: now["named"])
+        assert step(backend, scenes, 0)[0] == {one.base_url}
+        now["named"] = [section_of(one), section_of(two)]
+        used, changes = step(backend, scenes, 1)
+        assert (used, counts(changes)) == ({one.base_url, two.base_url}, (2, 0, 1))
+        now["named"] = [section_of(two)]
+        used, changes = step(backend, scenes, 2)
+        assert (used, counts(changes)) == ({two.base_url}, (1, 1, 0))
+        assert one.state.weight_version == "start/1"
+
+
+def test_a_file_of_servers_that_cannot_be_read_changes_nothing(drawing, scenes):
+    def named():
+        raise ConfigError("half written", where="servers.yaml", fix="write it")
+
+    with scenes.server() as server:
+        backend, _ = drawing(server, named=named)
+        assert step(backend, scenes, 0)[1].warnings == (
+            "the servers stay as they are: servers.yaml: half written\n  fix: write it",
+        )
+        assert not step(backend, scenes, 1)[1].warnings
+
+
+def test_a_server_that_is_not_there_yet_is_asked_until_it_is(drawing, scenes):
+    nobody = ServerSection(base_url="http://127.0.0.1:9", group_port=None, tensor_parallel_size=1)
+    with scenes.server() as server:
+        backend, _ = drawing(server, named=lambda: [section_of(server), nobody])
+        for finished in range(3):
+            used, changes = step(backend, scenes, finished)
+            assert (used, counts(changes)) == ({server.base_url}, (1, 0, 0))
+    assert backend.servers.fleet.members[1].failures >= 1
