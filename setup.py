@@ -39,7 +39,7 @@ def extensions() -> list[Extension]:
             "ds_stage2ab._C",
             sources=sorted(map(str, CSRC.rglob("*.cpp"))),
             depends=sorted(map(str, CSRC.rglob("*.h"))),
-            extra_compile_args=["-std=c++20", "-O2", "-g0"],
+            extra_compile_args=["-std=c++20", "-O3", "-g0"],
             py_limited_api=True,  # no line of it uses Python: one file for every version
             optional=True,  # a compiler that fails leaves the package without it
         )

@@ -62,6 +62,41 @@ Tensor sample_tokens(const Tensor& scores, double temperature, int64_t top_k, do
   return drawn;
 }
 
+Tensor attend_slots(const Tensor& queries, const Tensor& keys, const Tensor& values, const Tensor& first,
+                    const Tensor& lengths, double scale) {
+  const auto check_heads = [](const char* name, const Tensor& tensor) {
+    TORCH_CHECK_VALUE(tensor.scalar_type() == at::kFloat && tensor.dim() == 3 && tensor.size(1) > 0, name,
+                      " must be float32 with 3 axes, the second of at least one head");
+  };
+  check_heads("queries", queries);
+  check_heads("keys", keys);
+  check_heads("values", values);
+  const int64_t num_queries = queries.size(0), num_heads = queries.size(1), num_keys = keys.size(1);
+  TORCH_CHECK_VALUE(keys.sizes() == values.sizes() && keys.size(2) == queries.size(2) && num_heads % num_keys == 0,
+                    "keys and values must be alike, as wide as the queries, with a head for so many query heads each");
+  const auto check = [num_queries](const char* name, const Tensor& tensor) {
+    TORCH_CHECK_VALUE(tensor.scalar_type() == at::kLong && tensor.dim() == 1 && tensor.size(0) == num_queries, name,
+                      " must be int64, one for each query");
+  };
+  check("first", first);
+  check("lengths", lengths);
+  const Tensor query = queries.contiguous(), key = keys.contiguous(), value = values.contiguous();
+  const Tensor begin = first.contiguous(), length = lengths.contiguous();
+  const int64_t *begins = begin.const_data_ptr<int64_t>(), *seen = length.const_data_ptr<int64_t>();
+  int64_t longest = 0;
+  for (int64_t one = 0; one < num_queries; ++one) {
+    TORCH_CHECK_VALUE(begins[one] >= 0 && seen[one] > 0 && begins[one] <= keys.size(0) - seen[one],
+                      "each query must see a line at least, and lines that are there");
+    longest = std::max(longest, seen[one]);
+  }
+  const cpu::SlotHeads heads{num_keys, num_heads / num_keys, queries.size(2)};
+  Tensor room = query.new_empty({num_heads * longest}), out = query.new_empty(query.sizes());
+  cpu::attend_slots(query.const_data_ptr<float>(), num_queries, heads, key.const_data_ptr<float>(),
+                    value.const_data_ptr<float>(), begins, seen, static_cast<float>(scale),
+                    room.mutable_data_ptr<float>(), out.mutable_data_ptr<float>());
+  return out;
+}
+
 std::vector<std::string> lexemes_of(const std::string& words) {
   std::istringstream stream(words);
   std::vector<std::string> lexemes;
@@ -145,6 +180,8 @@ TORCH_LIBRARY(ds_stage2ab, library) {
   library.def(
       "sample_tokens(Tensor scores, float temperature, SymInt top_k, float top_p, Tensor seeds, Tensor positions) -> "
       "Tensor");
+  library.def(
+      "attend_slots(Tensor queries, Tensor keys, Tensor values, Tensor first, Tensor lengths, float scale) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(ds_stage2ab, CPU, library) {
@@ -152,4 +189,5 @@ TORCH_LIBRARY_IMPL(ds_stage2ab, CPU, library) {
   library.impl("scan_lines", ds_stage2ab::scan_lines);
   library.impl("philox", ds_stage2ab::philox);
   library.impl("sample_tokens", ds_stage2ab::sample_tokens);
+  library.impl("attend_slots", ds_stage2ab::attend_slots);
 }

@@ -1,10 +1,11 @@
-"""A response -> its JSON values, or the boxes of its lines; scores -> the tokens that they draw.
+"""A response -> its JSON values, or the boxes of its lines; scores -> the tokens that they draw; slots -> attention.
 
-Legend: T tokens of a response, V ids of the vocabulary, M nodes of the complete values; N blocks of a generator; B rows
-of scores.
+Legend: T tokens of a response, V ids of the vocabulary, M nodes of the complete values; N blocks of a generator, or
+queries; B rows of scores; L lines of memory, H key heads, G query heads for each, D width of a head.
 Ids and offsets are int64, and all tensors on the CPU, where answers are read; but `philox` and `sample_tokens` take
 them anywhere, and on a device their reference runs there.
-What runs is compiled from `csrc/`, or `ds_stage2ab/ops/reference.py`, with identical results.
+What runs is compiled from `csrc/`, or `ds_stage2ab/ops/reference.py`, with identical results, but for the rounding of
+`attend_slots`.
 """
 
 from typing import Any
@@ -114,6 +115,27 @@ def sample_tokens(
         ValueError: another dtype or shape, or a number out of its range.
     """
     return _code_for(scores).sample_tokens(scores, temperature, top_k, top_p, seeds, positions)
+
+
+def attend_slots(
+    queries: Tensor, keys: Tensor, values: Tensor, first: Tensor, lengths: Tensor, scale: float
+) -> Tensor:
+    """Attention of single queries, each of which sees lines of its own, and as many as it has.
+
+    Args:
+        queries: [N, H * G, D], fp32.
+        keys, values: [L, H, D], fp32.
+        first: [N], the first line of each query.
+        lengths: [N], how many lines it sees; at least 1.
+        scale: of the products.
+
+    Returns:
+        [N, H * G, D].
+
+    Raises:
+        ValueError: another dtype or shape, or lines that are not there.
+    """
+    return _BOUND.ops.attend_slots(queries, keys, values, first, lengths, scale)
 
 
 def _code_for(tensor: Tensor) -> Any:

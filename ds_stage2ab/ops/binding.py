@@ -16,7 +16,7 @@ import ds_stage2ab
 from ds_stage2ab.ops import reference
 
 LIBRARY = "ds_stage2ab._C"
-NAMES = ("scan_rollout", "scan_lines", "philox", "sample_tokens")
+NAMES = ("scan_rollout", "scan_lines", "philox", "sample_tokens", "attend_slots")
 OFF = "DS_STAGE2AB_NO_EXT"
 
 
@@ -54,6 +54,7 @@ def self_test(ops: Any) -> str:
         "scan_lines": (*_scan_example(), 4),
         "philox": (torch.stack([numbers[:4], -numbers[1:]]), numbers[:4].reshape(2, 2)),
         "sample_tokens": (numbers[None].float(), 1.0, 4, 0.9, numbers[:1], numbers[1:2]),
+        "attend_slots": _slots_example(),
     }
     for name in NAMES:
         expected = _flat(getattr(reference, name)(*arguments[name]))
@@ -73,6 +74,13 @@ def _scan_example() -> tuple[Any, ...]:
     table = torch.tensor(list(b"".join(pieces)), dtype=torch.uint8)
     kinds = torch.tensor([-1, -1, 7, -1, -1, -2])
     return torch.arange(6), table, offsets, kinds
+
+
+def _slots_example() -> tuple[Any, ...]:
+    """Two queries, each of which has one key that outweighs the others wholly: no rounding."""
+    keys = torch.tensor([[[0.0, 1.0]], [[200.0, 0.0]], [[0.0, 200.0]]])
+    values, first, lengths = torch.arange(6.0).reshape(3, 1, 2), torch.tensor([0, 1]), torch.tensor([2, 2])
+    return torch.eye(2)[:, None], keys, values, first, lengths, 1.0
 
 
 def _load(path: str) -> str:

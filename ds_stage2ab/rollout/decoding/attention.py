@@ -19,6 +19,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from ds_stage2ab.ops import attend_slots
+
 BY_SLOT = "sdpa_by_slot"
 """Its name among the attention implementations of transformers."""
 
@@ -74,8 +76,12 @@ class SlotPass:
     # slots that are read
     columns: int
     # of each; the longest of the rows
+    first_T: Tensor
+    seen_T: Tensor
+    # of tokens of answers: the first line of their slot, and how many of it they see
     mask: Tensor | None
-    # [B, 1, Q or G * Q, columns] what is added to the scores: 0, or minus infinity behind a query's own column
+    # [B, 1, Q or G * Q, columns] what is added to the scores: 0, or minus infinity behind a query's own column;
+    # None: each token reads what it sees and nothing else, in fp32 on a CPU
     gather: Tensor | None
     # [B * Q] the token of each query, any where a row has fewer; None: a token for each row in their order
     scatter: Tensor | None
@@ -104,7 +110,8 @@ def attend_by_slot(
     slots.memory.write(module.layer_idx, slots.lines_T, key_1HTD, value_1HTD)
     parts, first = [], slots.num_answering
     if first:
-        parts.append(_answering(module.layer_idx, query_1ATD[0, :, :first], slots, scaling))
+        attend = _ragged if slots.mask is None else _padded
+        parts.append(attend(module.layer_idx, query_1ATD[0, :, :first], slots, scaling))
     for length in slots.prompts:
         inside = slice(first, first + length)
         own = (query_1ATD[:, :, inside], key_1HTD[:, :, inside], value_1HTD[:, :, inside])
@@ -113,8 +120,17 @@ def attend_by_slot(
     return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)), None
 
 
-def _answering(layer: int, query_ATD: Tensor, slots: SlotPass, scaling: float) -> Tensor:
-    """[1, T, A, D]; the query heads that share a key head stand as so many queries, so that no key is repeated."""
+def _ragged(layer: int, query_ATD: Tensor, slots: SlotPass, scaling: float) -> Tensor:
+    """[1, T, A, D]."""
+    keys_LHD, values_LHD = (memory.unflatten(1, (-1, query_ATD.shape[2])) for memory in slots.memory.layers[layer])
+    return attend_slots(query_ATD.transpose(0, 1), keys_LHD, values_LHD, slots.first_T, slots.seen_T, scaling)[None]
+
+
+def _padded(layer: int, query_ATD: Tensor, slots: SlotPass, scaling: float) -> Tensor:
+    """The same of all rows at once, each up to the longest.
+
+    The query heads that share a key head stand as so many queries, so that no key is repeated.
+    """
     num_heads, width = query_ATD.shape[0], query_ATD.shape[2]
     query_TAD = query_ATD.transpose(0, 1)
     if slots.gather is not None:

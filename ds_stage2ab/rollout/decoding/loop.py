@@ -98,8 +98,9 @@ class Loop:
     def _count(self, slots: SlotPass) -> None:
         self.passes += 1
         self.live += len(self.rows)
-        self.columns += slots.columns * len(self.rows)
-        self.used += sum(row.num_cached and row.num_cached + 1 + len(row.draft) for row in self.rows)
+        used = sum(row.num_cached and row.num_cached + 1 + len(row.draft) for row in self.rows)
+        self.used += used
+        self.columns += used if slots.mask is None else slots.columns * len(self.rows)
 
     def decoding(self, finished: Sequence[Row]) -> Decoding:
         """What it took to decode these."""

@@ -45,6 +45,9 @@ class _Numbers:
     lines: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     # of the tokens of answers
+    first: list[int] = field(default_factory=list)
+    seen: list[int] = field(default_factory=list)
+    # of them: the first line of the slot, and the columns of it
     picked: list[int] = field(default_factory=list)
     slot: list[int] = field(default_factory=list)
     num_columns: list[int] = field(default_factory=list)
@@ -63,6 +66,8 @@ class _Numbers:
         self.lines += range(slot * self.width + first, slot * self.width + last)
         if first:
             self.positions += range(row.offset + first, row.offset + last)
+            self.first += [slot * self.width] * len(fed)
+            self.seen += range(first + 1, last + 1)
         self.picked += range(len(self.tokens) - num_picked, len(self.tokens))
         self.slot += [slot] * num_picked
         self.num_columns += range(last - num_picked + 1, last + 1)
@@ -100,10 +105,12 @@ def make_pass(
     numbers = _Numbers(width=memory.width)
     for slot in (*answering, *new):
         numbers.add(slot, rows[slot])
-    if answering:
+    # elsewhere no op takes each row as far as it reaches
+    is_padded = bool(answering) and not (device.type == "cpu" and dtype == torch.float32)
+    if is_padded:
         numbers.add_queries(rows, max(len(rows[slot].draft) + 1 for slot in answering))
     sent = numbers.sent(device)
-    columns = max(numbers.visible, default=0)
+    columns = max(numbers.seen, default=0)
     is_plain = len(numbers.visible) == len(rows) == len(answering)
     slots = SlotPass(
         memory=memory,
@@ -112,7 +119,9 @@ def make_pass(
         prompts=[len(rows[slot].fed()) for slot in new],
         num_rows=len(rows),
         columns=columns,
-        mask=_mask(sent["visible"].view(len(rows), -1), columns, dtype, heads_per_key) if answering else None,
+        first_T=sent["first"],
+        seen_T=sent["seen"],
+        mask=_mask(sent["visible"].view(len(rows), -1), columns, dtype, heads_per_key) if is_padded else None,
         gather=None if is_plain else sent["gather"],
         scatter=None if is_plain else sent["scatter"],
     )
