@@ -1,5 +1,6 @@
 """Composition root: config and ranks -> a run ready to loop. Builds everything, loops over nothing."""
 
+import socket
 import sys
 import uuid
 from collections.abc import Callable, Sequence
@@ -168,12 +169,13 @@ def _claim(
     attempt = 1
     codec = get_codec(parts.config.data.codec)
     sampling = sampling_record(backend, parts.config.rollout_matching, parts.config.evaluation.decoding, codec)
+    hosts = parts.world.gather(socket.gethostname())
     with parts.world.raise_together("making the run folder"):
         if parts.world.rank == 0:
             beside = {
                 SAMPLING_FILE: sampling,
                 ORIGINS_FILE: loaded.origins,
-                ENVIRONMENT_FILE: environment(parts.world.size, parts.world.device),
+                ENVIRONMENT_FILE: environment(hosts, parts.world.device),
             }
             parts.folder.claim(loaded.resolved, beside, resumes=parts.start.resumes)
             try:

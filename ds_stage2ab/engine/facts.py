@@ -2,7 +2,7 @@
 
 import os
 import platform
-import socket
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -27,17 +27,21 @@ def run_facts(loaded: LoadedConfig, num_learners: int) -> dict[str, Any]:
     }
 
 
-def environment(num_learners: int, device: str) -> dict[str, Any]:
-    """What a run was computed with, as a person asks for it; nothing is compared with it."""
+def environment(hosts: Sequence[str], device: str) -> dict[str, Any]:
+    """What a run was computed with, as a person asks for it; nothing is compared with it.
+
+    Args:
+        hosts: of each rank.
+    """
     is_gpu = torch.device(device).type == "cuda"
     return {
-        "host": socket.gethostname(),
+        "hosts": ", ".join(dict.fromkeys(hosts)),
         "system": platform.platform(),
         "python": platform.python_version(),
         "processors": os.cpu_count(),
         "device": torch.cuda.get_device_name(device) if is_gpu else device,
         "cuda": torch.version.cuda if is_gpu else None,
-        "learners": num_learners,
+        "learners": len(hosts),
         **library_versions(),
     }
 

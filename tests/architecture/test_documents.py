@@ -122,6 +122,7 @@ COMMANDS = {
     "ds-stage2ab report runs/<name>": ("tests/test_typed_by_hand.py", "ds-stage2ab report runs/<name>"),
     "ds-stage2ab report RUN": ("tests/unit/run_report/test_page.py", '"report"'),
     "ds-stage2ab add-coord-tokens": ("tests/test_typed_by_hand.py", "ds-stage2ab add-coord-tokens"),
+    "deepspeed --hostfile": ("tests/faults/two_hosts.py", "--hostfile"),
     "deepspeed --num_gpus": ("tests/parts.py", "--num_gpus"),
     "deepspeed --no_local_rank --module ds_stage2ab evaluate": ("tests/test_evaluate.py", "--no_local_rank"),
     "DS_ACCELERATOR=cpu deepspeed --num_gpus": ("tests/parts.py", "DS_ACCELERATOR"),

@@ -28,7 +28,7 @@ def run_folder(folder: Path, name: str, *, with_b: bool = True, f1: float = 0.6)
     (run / "config.json").write_text(json.dumps(_config(name, with_b=with_b)))
     origins = {"training.seed": "my.yaml:7", "logging.name": f"--set logging.name={name}", "model.path": "default"}
     (run / "origins.json").write_text(json.dumps(origins))
-    (run / "environment.json").write_text(json.dumps({"host": "here", "torch": "2.13.0", "cuda": None}))
+    (run / "environment.json").write_text(json.dumps({"hosts": "here", "torch": "2.13.0", "cuda": None}))
     start = {"attempt": 1, "start_id": "0", "finished_steps": 0, "host": "here", "pid": 7, "wall_time": 40.0}
     (run / "attempts.jsonl").write_text(json.dumps(start) + "\n")
     (run / "warnings.log").write_text(f"2026-01-02 03:04:05 sample {FORGED} skipped\n")
