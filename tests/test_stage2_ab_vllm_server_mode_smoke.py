@@ -201,16 +201,6 @@ def alive():
         yield " ".join(process.info["cmdline"] or [])
 
 
-@pytest.mark.ends_the_server
-def test_a_killed_server_ends_the_run_which_saves_what_is_finished(shipped, server, tmp_path):
-    """With the time-outs that are there by default."""
-    kill = partial(server.signal, signal.SIGKILL)
-    ran = run_that_loses(shipped, tmp_path, server.base_url, {}, happens=kill)
-    assert_the_server_ended(ran, server.base_url)
-    assert len(ran.steps) >= 2
-    assert "the server's own log" in ran.done.stderr
-
-
 def test_no_cache_of_the_server_outlives_the_weights_that_filled_it(shipped, server):
     """The same request three times: as it was, with another vision tower alone, with other tied embeddings alone."""
     bench = limited_bench(shipped, num_samples=1)

@@ -1,6 +1,7 @@
 """A real vLLM server on the CPU, started as the launcher starts it, from the environment that `make vllm` makes."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -39,6 +40,15 @@ class Server:
         for one in psutil.Process(self.process.pid).children(recursive=True):
             one.send_signal(number)
 
+    def draws(self) -> bool:
+        """Whether it decodes several answers at this moment: a probe is one alone."""
+        try:
+            told = requests.get(f"{self.base_url}/metrics", timeout=(2, 5)).text
+        except requests.RequestException:
+            return False
+        count = re.search(r"^vllm:num_requests_running\{.*\} ([0-9.]+)$", told, re.MULTILINE)
+        return count is not None and float(count[1]) > 1
+
     def weight_version(self) -> str:
         """`default` of a server that nobody has sent weights to."""
         reply = requests.get(f"{self.base_url}/weight_info", timeout=(5, 30))
@@ -60,10 +70,14 @@ def server_changes(base_url: str) -> dict:
 
 
 @contextmanager
-def running(parts, folder: Path, *more: str):
-    """A server with the weights of `parts.model`, started with `more` too; all of its processes are gone afterwards."""
+def running(parts, folder: Path, *more: str, base_url: str = ""):
+    """A server with the weights of `parts.model`, started with `more` too; all of its processes are gone afterwards.
+
+    Args:
+        base_url: where it listens; empty: at a free port.
+    """
     assert PYTHON.exists(), f"no vLLM server environment at {PYTHON}: run `make vllm`"
-    base_url = f"http://127.0.0.1:{free_port()}"
+    base_url = base_url or f"http://127.0.0.1:{free_port()}"
     values = merged(config_values(parts, folder, "server"), server_changes(base_url))
     config = load_config(write_config(folder / "server.yaml", values)).config
     words, variables = server_command(config, config.rollout_matching.vllm.server.servers[0], python=PYTHON, devices=())

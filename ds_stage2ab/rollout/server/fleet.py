@@ -65,9 +65,16 @@ def due(fleet: Fleet, now: float, *, everyone: bool = False) -> tuple[Member, ..
     return tuple(one for one in fleet.members if not one.serves and (everyone or one.ask_at <= now))
 
 
-def without(fleet: Fleet, faults: Mapping[str, ServerFault], now: float) -> Fleet:
-    """The fleet when these servers have failed, by address: those that served are lost, the others wait longer."""
-    members = tuple(_failed(one, faults[one.url], now) if one.url in faults else one for one in fleet.members)
+def without(fleet: Fleet, faults: Mapping[str, ServerFault], now: float, *, counts: bool = True) -> Fleet:
+    """The fleet when these servers have failed, by address: those that served are lost, the others wait longer.
+
+    Args:
+        counts: whether the others wait longer; where none is left all are asked, however often they failed.
+    """
+    members = tuple(
+        _failed(one, faults[one.url], now, counts=counts or one.serves) if one.url in faults else one
+        for one in fleet.members
+    )
     lost = [after for before, after in zip(fleet.members, members, strict=True) if before.serves and not after.serves]
     left = sum(one.serves for one in members)
     others = f"its requests go to the other {left}" if left > 1 else "its requests go to the other one"
@@ -79,8 +86,8 @@ def without(fleet: Fleet, faults: Mapping[str, ServerFault], now: float) -> Flee
     return replace(fleet, members=members, lost=fleet.lost + len(lost), told=fleet.told + told)
 
 
-def _failed(member: Member, fault: ServerFault, now: float) -> Member:
-    failures = member.failures + 1
+def _failed(member: Member, fault: ServerFault, now: float, *, counts: bool) -> Member:
+    failures = max(1, member.failures + counts)
     return replace(member, serves=False, failures=failures, ask_at=now + pause_s(failures), fault=fault)
 
 

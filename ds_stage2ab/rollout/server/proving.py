@@ -128,7 +128,7 @@ class Servers:
         serving = {member.url for member in self.fleet.serving}
         self._lose({url: fault for url, fault in faults.items() if url in serving})
 
-    def _lose(self, faults: Mapping[str, ServerFault]) -> None:
+    def _lose(self, faults: Mapping[str, ServerFault], *, counts: bool = True) -> None:
         """The same on every rank.
 
         Raises:
@@ -138,7 +138,7 @@ class Servers:
             for member in self.fleet.serving:
                 if member.url in faults:
                     raise faults[member.url]
-        self.fleet = self._of_rank_0(fleets.without(self.fleet, faults, time.monotonic()))
+        self.fleet = self._of_rank_0(fleets.without(self.fleet, faults, time.monotonic(), counts=counts))
 
     def _of_rank_0(self, fleet: Fleet) -> Fleet:
         """Rank 0's: it has the clock."""
@@ -248,7 +248,7 @@ class Servers:
                         found[member.url] = seen
                         self.targets[member.url] = self._target(member, seen)
         found, faults = self.world.broadcast_object((found, faults))
-        self._lose(faults)
+        self._lose(faults, counts=not everyone)
         return found
 
     def _all_asked(self, members: Sequence[Member]) -> list[ServerInfo | ServerFault]:

@@ -65,6 +65,14 @@ def test_pauses_grow_while_it_is_asked_in_vain_and_only_the_loss_is_told(fleet):
     assert pause_s(10_000) == LONGEST_PAUSE_S
 
 
+def test_where_none_is_left_asking_in_vain_does_not_count(fleet):
+    """All are asked again and again then; whoever comes back first, the others need not wait long."""
+    fleet = without(fleet, {**fault("a"), **fault("b"), **fault("c")}, 0.0, counts=False)
+    for now in range(1, 20):
+        fleet = without(fleet, fault("b"), float(now), counts=False)
+    assert [(one.failures, one.ask_at) for one in fleet.members] == [(1, 1.0), (1, 20.0), (1, 1.0)]
+
+
 def test_a_server_that_comes_back_is_forgiven_when_it_has_served(fleet):
     fleet = without(without(fleet, fault("a"), 0.0), fault("a"), 1.0)
     fleet = joined(fleet, {url("a"): 3, url("b"): 2}, "start/5")
