@@ -32,7 +32,7 @@ from ds_stage2ab.rollout.base import RolloutBackend, Sampling, all_drawn
 from ds_stage2ab.runtime.ranks import World
 
 CHUNK = 64
-"""Samples that are encoded at a time: bounds the memory of images. Slots are empty at the end of each of them."""
+"""Samples that are encoded at a time where the backend does not read them itself: bounds the memory of images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +122,7 @@ class Evaluator:
         """Evaluate the weights after `finished_steps` steps, the same on every rank; rank 0 draws pictures."""
         start = time.monotonic()
         doing = f"the evaluation after step {finished_steps}"
-        # answers of one chunk end at about the same time
+        # long answers at the end would leave slots empty
         mine = range(self.world.rank, len(self.records), self.world.size)
         indices = sorted(mine, key=lambda index: -len(self.records[index].objects))
         with self.world.raise_together(doing), self.backend.current_weights(finished_steps):
@@ -141,6 +141,9 @@ class Evaluator:
         return evaluated(outcomes, self.records, seconds)
 
     def _rollouts(self, indices: Sequence[int], finished_steps: int) -> list[Rollout]:
+        if self.backend.generate_lazily is not None:
+            samples = map(self._sample, indices)
+            return self.backend.generate_lazily(samples, self.sampling, finished_steps=finished_steps)
         rollouts: list[Rollout] = []
         for first in range(0, len(indices), CHUNK):
             samples = [self._sample(index) for index in indices[first : first + CHUNK]]

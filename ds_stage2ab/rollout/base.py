@@ -93,6 +93,8 @@ class RolloutBackend(Protocol):
     # the last transfer of weights to the servers; None: there was none
     score: Callable[[Sample, Sequence[int]], Probabilities] | None
     # the learner's probabilities of an answer; collective. None: `generate` records them, or they are never needed
+    generate_lazily: Callable[..., list[Rollout]] | None
+    # as `generate`, of any number of samples, each of which is read when its turn has come; None: there is no such turn
 
     def current_weights(self, finished_steps: int) -> AbstractContextManager[None]:
         """Collective; inside, `generate` uses the weights after so many steps.

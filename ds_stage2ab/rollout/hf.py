@@ -1,13 +1,14 @@
 """Rollouts on the learner's own weights, in process.
 
 At most `decode_batch_size` rows are alive at any moment, and a row that has ended makes room for the next request at
-once (`rollout/decoding`). The requests with the most true objects come first, whose answers are probably the longest;
-answers are returned in request order. No answer depends on the others, nor on anything that was decoded before: in bf16
-rounding depends on what stands in a pass, and a run that goes on from a checkpoint has to make the same passes.
+once (`rollout/decoding`). Of samples that are all at hand those with the most true objects come first, whose answers
+are probably the longest; answers are returned in request order. No answer depends on the others, nor on anything that
+was decoded before: in bf16 rounding depends on what stands in a pass, and a run that goes on from a checkpoint has to
+make the same passes.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -96,16 +97,29 @@ class HfBackend:
         Raises:
             TrainingFault: the logits of an answer are not finite.
         """
+        if not samples:
+            return []
+        longest_first = sorted(enumerate(samples), key=lambda one: -len(one[1].objects))
+        width = max(len(sample.prompt_ids) for sample in samples) + sampling.max_new_tokens
+        return self._decoded(longest_first, sampling, finished_steps, width)
+
+    def generate_lazily(self, samples: Iterable[Sample], sampling: Sampling, *, finished_steps: int) -> list[Rollout]:
+        """The same of any number of samples, which are answered as they come and read when slots are free for them."""
+        return self._decoded(enumerate(samples), sampling, finished_steps, 0)
+
+    def _decoded(
+        self, placed: Iterable[tuple[int, Sample]], sampling: Sampling, finished_steps: int, width: int
+    ) -> list[Rollout]:
+        """In the order of their places; `width` is that of the slots, as far as it is known."""
         assert self.model is not None, "the weights are at hand inside `current_weights` alone"
-        requests = [self._request(place, sample) for place, sample in enumerate(samples)]
+        requests = (self._request(place, sample) for place, sample in placed)
         rollouts: dict[int, Rollout] = {}
-        if requests:
-            with torch.no_grad(), _as_decoder(self.model):
-                loop = self._loop(sampling, samples)
-                finished = loop(_longest_first(requests), self.check_stop)
-            self.decoding = loop.decoding(finished)
-            rollouts = {row.request.place: self._rollout(row, sampling, finished_steps) for row in finished}
-        return [rollouts[index] for index in range(len(samples))]
+        with torch.no_grad(), _as_decoder(self.model):
+            loop = self._loop(sampling, width)
+            for row in loop(requests, self.check_stop):
+                rollouts[row.request.place] = self._rollout(row, sampling, finished_steps)
+        self.decoding = loop.decoding()
+        return [rollouts[place] for place in range(len(rollouts))]
 
     def resolved(self, sampling: Sampling) -> dict[str, Any]:
         """The decoding parameters as they act."""
@@ -125,9 +139,8 @@ class HfBackend:
         seed = request_seed(self.seed, sample.draw, sample.id)
         return Request(place=place, sample=sample, seed=seed, position_ids=positions_AT[1:])
 
-    def _loop(self, sampling: Sampling, samples: list[Sample]) -> Loop:
+    def _loop(self, sampling: Sampling, width: int) -> Loop:
         """With the slots that are there, if they are wide enough."""
-        width = max(len(sample.prompt_ids) for sample in samples) + sampling.max_new_tokens
         if self.memory is None or self.memory.width < width:
             self.memory = SlotMemory(self.decode_batch_size, width)
         chooser = Chooser(
@@ -177,10 +190,6 @@ class HfBackend:
             attempt=1,
             probabilities=_probabilities(row) if sampling.with_probabilities else None,
         )
-
-
-def _longest_first(requests: list[Request]) -> list[Request]:
-    return sorted(requests, key=lambda request: -len(request.sample.objects))
 
 
 def _probabilities(row: Row) -> Probabilities:

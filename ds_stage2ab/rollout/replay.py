@@ -151,6 +151,7 @@ class ReplayBackend:
     transfer = None
     decoding = None
     score = None
+    generate_lazily = None
 
     def __init__(self, recording: Recording, *, start_id: str, seed: int) -> None:
         self.recording = recording

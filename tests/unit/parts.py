@@ -126,6 +126,7 @@ class WrittenBackend:
     probe_gap = None
     transfer = None
     decoding = None
+    generate_lazily = None
 
     def __init__(self, answers, *, truncated=(), start_id=START_ID, steps_behind=0):
         self.answers = answers

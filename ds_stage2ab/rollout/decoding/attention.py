@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -30,7 +30,7 @@ class SlotMemory:
 
     Args:
         num_slots: rows that may be alive at any moment.
-        width: tokens of the longest prompt, its answer and a draft.
+        width: tokens of the longest prompt and its answer.
     """
 
     def __init__(self, num_slots: int, width: int) -> None:
@@ -53,6 +53,15 @@ class SlotMemory:
         for memory in self.layers[layer]:
             whole_BWHD = memory.view(self.num_slots, self.width, -1, head_width)
             yield whole_BWHD[:num_rows, :columns].transpose(1, 2)
+
+    def widen(self, width: int) -> None:
+        """Make each slot longer, and keep what is in it."""
+        for layer, pair in self.layers.items():
+            self.layers[layer] = tuple(
+                pad(one.view(self.num_slots, self.width, -1), (0, 0, 0, width - self.width)).flatten(0, 1)
+                for one in pair
+            )
+        self.width = width
 
     def move(self, source: int, destination: int, length: int) -> None:
         """Copy the first tokens of one slot over another."""

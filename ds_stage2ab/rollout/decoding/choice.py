@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from ds_stage2ab.rollout.base import Sampling
@@ -80,6 +81,10 @@ class Chooser:
         columns = torch.arange(int(inputs.num_columns_N.max()), device=self.written_RW.device)
         written_NC = self.written_RW[inputs.slot_N][:, : len(columns)]
         return torch.where(columns < inputs.num_columns_N[:, None], written_NC, written_NC[:, :1])
+
+    def widen(self, width: int) -> None:
+        """As `SlotMemory.widen` does."""
+        self.written_RW = pad(self.written_RW, (0, width - self.written_RW.shape[1]))
 
     def move(self, source: int, destination: int) -> None:
         """As `SlotMemory.move` does."""

@@ -7,8 +7,9 @@ many as list scheduling of jobs of these lengths (Graham 1969).
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 from ds_stage2ab.carriers import Decoding
@@ -20,6 +21,8 @@ from ds_stage2ab.rollout.decoding.passes import make_pass
 from ds_stage2ab.rollout.decoding.rows import Request, Row
 from ds_stage2ab.runtime.memory import is_out_of_memory
 
+MORE = 4
+"""Slots that are too short become longer by a quarter at least: each time they are copied."""
 NAMED = 3
 """Samples that a message names."""
 
@@ -39,30 +42,48 @@ class Loop:
         self.memory = memory
         self.chooser = chooser
         self.start = start
-        self.waiting: deque[Request] = deque()
+        self.source: Iterator[Request] = iter(())
+        self.read: deque[Request] = deque()
+        # of it, and still waiting
         self.rows: list[Row] = []
         self.features: dict[int, Features] = {}
         # by the place of the request; of the next ones that wait
         self.passes = self.live = self.columns = self.used = 0
+        self.answers = self.tokens = self.drafted = self.accepted = 0
         text = model.config.text_config
         heads_per_key = text.num_attention_heads // text.num_key_value_heads
         self.form = {"device": model.device, "dtype": model.dtype, "heads_per_key": heads_per_key}
 
-    def __call__(self, requests: Sequence[Request], check_stop: Callable[[], None] = lambda: None) -> list[Row]:
-        """The finished rows, in no particular order.
+    def __call__(self, requests: Iterable[Request], check_stop: Callable[[], None] = lambda: None) -> Iterator[Row]:
+        """Each row when it has finished, so in no particular order.
 
         Args:
+            requests: read when slots are free for them, or for their images; never more of them ahead than slots.
             check_stop: called before each pass; may raise.
         """
-        self.waiting.extend(requests)
-        finished = []
-        while self.waiting or self.rows:
+        self.source = iter(requests)
+        while self._ahead(1) or self.rows:
             check_stop()
-            while self.waiting and len(self.rows) < self.memory.num_slots:
-                self.rows.append(self.start(self.waiting.popleft()))
+            while len(self.rows) < self.memory.num_slots and self._ahead(1):
+                self.rows.append(self._next())
             self._step()
-            finished += self._close()
-        return finished
+            yield from self._close()
+
+    def _ahead(self, number: int) -> list[Request]:
+        """The next requests, so many where there are."""
+        self.read.extend(islice(self.source, max(0, number - len(self.read))))
+        return list(islice(self.read, number))
+
+    def _next(self) -> Row:
+        """The row of the next request, in slots that it fits in."""
+        row = self.start(self.read.popleft())
+        width, needed = self.memory.width, len(row.request.prompt) + row.max_new_tokens
+        if needed > width:
+            # it may be followed by longer ones
+            wider = max(needed, width + width // MORE)
+            self.memory.widen(wider)
+            self.chooser.widen(wider)
+        return row
 
     def _step(self) -> None:
         """One pass of all rows."""
@@ -102,16 +123,22 @@ class Loop:
         self.used += used
         self.columns += used if slots.mask is None else slots.columns * len(self.rows)
 
-    def decoding(self, finished: Sequence[Row]) -> Decoding:
-        """What it took to decode these."""
+    def _count_answer(self, row: Row) -> None:
+        self.answers += 1
+        self.tokens += len(row.ids) + (row.finish == "stop")
+        self.drafted += row.num_drafted
+        self.accepted += row.num_accepted
+
+    def decoding(self) -> Decoding:
+        """What it took to decode the rows that have finished."""
         return Decoding(
-            answers=len(finished),
-            tokens=sum(len(row.ids) + (row.finish == "stop") for row in finished),
+            answers=self.answers,
+            tokens=self.tokens,
             passes=self.passes,
             live=self.live,
             slots=self.passes * self.memory.num_slots,
-            drafted=sum(row.num_drafted for row in finished),
-            accepted=sum(row.num_accepted for row in finished),
+            drafted=self.drafted,
+            accepted=self.accepted,
             columns=self.columns,
             padding=self.columns - self.used,
         )
@@ -121,7 +148,7 @@ class Loop:
         if request.place not in self.features:
             coming = [row.request for row in self.rows if not row.num_cached and row.request.place not in self.features]
             room = self.memory.num_slots - len(coming)
-            ahead = [*coming, *(self.waiting[place] for place in range(min(room, len(self.waiting))))]
+            ahead = [*coming, *self._ahead(room)]
             found = image_features(self.model, [one.sample for one in ahead])
             self.features |= {one.place: own for one, own in zip(ahead, found, strict=True)}
         return self.features.pop(request.place)
@@ -134,8 +161,9 @@ class Loop:
             if row.finish is None:
                 continue
             finished.append(row)
-            if self.waiting:
-                self.rows[slot] = self.start(self.waiting.popleft())
+            self._count_answer(row)
+            if self._ahead(1):
+                self.rows[slot] = self._next()
                 continue
             last = self.rows.pop()
             if last is not row:

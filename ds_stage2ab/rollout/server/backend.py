@@ -37,6 +37,7 @@ class VllmBackend:
 
     streams = True
     decoding = None
+    generate_lazily = None
 
     def __init__(
         self,

@@ -147,6 +147,29 @@ def test_slots_change_no_answer_and_are_never_more_than_allowed(bench, samples):
         hook.remove()
 
 
+def test_samples_are_read_when_their_turn_comes(bench, samples):
+    """An evaluation: one stream, in the order given, in slots that grow with the prompts."""
+    asked = sorted([*samples, *samples], key=lambda sample: len(sample.prompt_ids))
+    assert len({len(sample.prompt_ids) for sample in asked}) > 2
+    sampling = SAMPLINGS["everything"]
+    expected = plain_answers(bench, asked, sampling, SEED)
+    backend, finished, early = make_backend(bench, 2), [], []
+    rollout = backend._rollout
+    backend._rollout = lambda row, *rest: finished.append(row) or rollout(row, *rest)
+
+    def read():
+        for place, sample in enumerate(asked):
+            early.append(place - len(finished))
+            yield sample
+
+    with backend.current_weights(0):
+        rollouts = backend.generate_lazily(read(), sampling, finished_steps=0)
+        assert backend.memory.width < 1.25 * (len(asked[-1].prompt_ids) + sampling.max_new_tokens)
+    assert [(one.response_ids, one.finish) for one in rollouts] == expected
+    assert max(early) <= 2 * 2, "those in the slots, and as many whose images are looked at along with theirs"
+    assert backend.decoding.passes == scheduled([len(ids) + (end == "stop") for ids, end in expected], 2)
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("name", SAMPLINGS)
 @pytest.mark.parametrize("checkpoint", ["shipped", "quickstart"])
