@@ -35,6 +35,8 @@ def scorer_of(bench):
 class Mute:
     """As servers are: its rollouts carry no probabilities, and the learner is asked for them."""
 
+    generate_lazily = None
+
     def __init__(self, bench, score):
         self.drawing, self.score = backend_of(bench), score
         self.current_weights = self.drawing.current_weights
