@@ -8,7 +8,10 @@ must notice.
 import argparse
 import http.client
 import json
+import random
 import threading
+import time
+from collections import Counter
 from urllib.parse import urlsplit
 
 from tests.loopback import Exchange, LoopbackServer, serve_by_hand
@@ -91,6 +94,63 @@ class Restarted(Proxy):
         if urlsplit(exchange.path).path == self.path and earlier + 1 >= self.number:
             self.upstream = self.again
         super().respond(exchange)
+
+
+class Disturbed(Proxy):
+    """Every so many replies one is dropped, late, sent twice, cut or no longer what the server said, at random.
+
+    Args:
+        every: replies, of which the last is disturbed; 0, which a test may set: none.
+        seed: of the kinds.
+        late_s: how late a late one is, seconds.
+    """
+
+    KINDS = ("dropped", "late", "twice", "cut", "corrupt")
+
+    def __init__(self, upstream: str, *, every: int, seed: int, late_s: float = 0.5):
+        super().__init__(upstream, passing=True)
+        self.every, self.late_s = every, late_s
+        self.random = random.Random(seed)
+        self.done: Counter[str] = Counter()
+        self._replies = 0
+
+    def respond(self, exchange: Exchange):
+        super().respond(_Disturbing(exchange, self.next_kind()))
+
+    def next_kind(self) -> str:
+        with self._lock:
+            self._replies += 1
+            if not self.every or self._replies % self.every:
+                return ""
+            kind = self.random.choice(self.KINDS)
+            self.done[kind] += 1
+            return kind
+
+
+class _Disturbing:
+    """An exchange whose reply does not come as it was sent."""
+
+    def __init__(self, exchange: Exchange, kind: str):
+        self.exchange, self.kind = exchange, kind
+
+    def __getattr__(self, name: str):
+        return getattr(self.exchange, name)
+
+    def send(self, status: int, content: bytes, headers: dict[str, str]):
+        send, half = self.exchange.send, len(content) // 2
+        if self.kind in ("dropped", "cut"):
+            self.exchange.close_connection = True
+        if self.kind == "dropped":
+            return
+        if self.kind == "late":
+            time.sleep(self.exchange.server.owner.late_s)
+        if self.kind == "cut":
+            headers = headers | {"Content-Length": str(max(1, len(content)))}
+            content = content[:half]
+        if self.kind == "corrupt" and content:  # a byte that no JSON has: a digit for a digit nobody could notice
+            content = content[:half] + b"\xff" + content[half + 1 :]
+        for _ in range(2 if self.kind == "twice" else 1):
+            send(status, content, headers)
 
 
 def kept(headers) -> list[tuple[str, str]]:
