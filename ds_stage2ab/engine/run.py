@@ -14,7 +14,7 @@ from ds_stage2ab.errors import printable
 from ds_stage2ab.metrics.best_watch import BestWatch
 from ds_stage2ab.metrics.health_watch import HealthWatch
 from ds_stage2ab.metrics.recorder import Metrics
-from ds_stage2ab.metrics.servers import FleetChanges, server_terms
+from ds_stage2ab.metrics.servers import FleetChanges, idle_seconds, server_terms
 from ds_stage2ab.plan import RunPlan
 from ds_stage2ab.runtime.memory import peak_gib
 from ds_stage2ab.runtime.ranks import World
@@ -64,7 +64,8 @@ class Run:
         """
         changes = self.tell_of_servers() if channel == ROLLOUTS else None
         if changes is not None:
-            result = replace(result, terms={**result.terms, **server_terms(changes)})
+            seconds = {**result.seconds, **idle_seconds(changes, result.seconds)}
+            result = replace(result, terms={**result.terms, **server_terms(changes)}, seconds=seconds)
         with self.world.finishing(), self.world.raise_together("recording the metrics"):
             self.metrics.record(step, channel, result)
         if result.fault:

@@ -1,5 +1,6 @@
 """What a run reports of its rollout servers."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -14,6 +15,10 @@ class FleetChanges:
     # that began to serve
     warnings: tuple[str, ...]
     # a line for each change
+    busy_s: float
+    # since then, from the first request to the last answer, the mean of all servers that answered
+    proving_s: float
+    # since then, of this rank: what it waited for transfers, handshakes and probes
 
 
 def server_terms(changes: FleetChanges) -> dict[str, tuple[float, float]]:
@@ -23,3 +28,19 @@ def server_terms(changes: FleetChanges) -> dict[str, tuple[float, float]]:
         "rollout/servers_lost": (changes.lost, 1.0),
         "rollout/servers_back": (changes.back, 1.0),
     }
+
+
+AT_WORK = ("data", "match", "segments", "forward_backward", "optimizer")
+"""Phases of a step in which a learner does not wait."""
+
+
+def idle_seconds(changes: FleetChanges, seconds: Mapping[str, float]) -> dict[str, float]:
+    """How long the servers and a learner stood still in a step.
+
+    Args:
+        changes: behind the step's rollouts.
+        seconds: of the step, by phase.
+    """
+    at_work = sum(seconds.get(phase, 0.0) for phase in AT_WORK) - changes.proving_s
+    idle = {"servers_idle": seconds["step"] - changes.busy_s, "learner_idle": seconds["step"] - at_work}
+    return {name: max(0.0, value) for name, value in idle.items()}

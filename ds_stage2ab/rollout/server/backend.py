@@ -15,12 +15,12 @@ from ds_stage2ab.errors import DataError, ServerFault
 from ds_stage2ab.metrics.servers import FleetChanges
 from ds_stage2ab.rollout.base import Sampling, weight_version
 from ds_stage2ab.rollout.scoring import Scorer
-from ds_stage2ab.rollout.server.api import ServerApi
 from ds_stage2ab.rollout.server.ask import Asker
 from ds_stage2ab.rollout.server.fleet import permits_of, shares_of
 from ds_stage2ab.rollout.server.http_client import TRIES
-from ds_stage2ab.rollout.server.proving import Servers, countdown, other_version, version_at
-from ds_stage2ab.rollout.server.request_pool import RequestPool, ServerLost
+from ds_stage2ab.rollout.server.proving import Servers, countdown
+from ds_stage2ab.rollout.server.request_pool import RequestPool
+from ds_stage2ab.rollout.server.versions import refuse_other_version, still_has
 from ds_stage2ab.runtime.ranks import World
 
 
@@ -129,7 +129,7 @@ class VllmBackend:
             permits,
             ask,
             avoided=avoided,
-            returned=lambda: next((n for n, api in enumerate(apis) if _has(api, version)), None),
+            returned=lambda: next((n for n, api in enumerate(apis) if still_has(api, version)), None),
             recover_s=self.servers.recover_s,
             waits=self._tell,
         )
@@ -163,25 +163,4 @@ class VllmBackend:
         finally:
             causes = {urls[n]: cause for n, cause in drawn.causes.items() if isinstance(cause, ServerFault)}
             self.servers.noted = {**causes, **self.servers.noted}
-
-
-def refuse_other_version(server: ServerApi, version: str) -> None:
-    """What a server says behind an answer: it may have been started again since the weights were proven.
-
-    Raises:
-        ServerLost: it does not tell, or has other weights.
-    """
-    try:
-        seen = version_at(server)
-    except ServerFault as fault:
-        raise ServerLost from fault
-    if seen != version:
-        raise ServerLost from other_version(server.url, seen, version)
-
-
-def _has(server: ServerApi, version: str) -> bool:
-    """Whether a server that failed has kept the weights that it was proven with: it has not been started again."""
-    try:
-        return version_at(server) == version
-    except ServerFault:
-        return False
+            self.servers.note_busy({urls[n]: seconds for n, seconds in drawn.busy.items()})

@@ -12,7 +12,7 @@ from functools import partial
 
 from ds_stage2ab.config.sections import ServerSection
 from ds_stage2ab.config.servers_file import Named
-from ds_stage2ab.errors import ConfigError, ServerFault, printable
+from ds_stage2ab.errors import ConfigError, ServerFault
 from ds_stage2ab.metrics.servers import FleetChanges
 from ds_stage2ab.rollout.base import weight_version
 from ds_stage2ab.rollout.server import fleet as fleets
@@ -21,6 +21,7 @@ from ds_stage2ab.rollout.server.fan_out import at_once
 from ds_stage2ab.rollout.server.fleet import Fleet, Member
 from ds_stage2ab.rollout.server.handshake import Requirements, ServerInfo, check_servers
 from ds_stage2ab.rollout.server.logprob_probe import Probe
+from ds_stage2ab.rollout.server.versions import other_version, version_at
 from ds_stage2ab.rollout.server.weight_sync import Target, WeightSync
 from ds_stage2ab.runtime.ranks import World
 
@@ -85,6 +86,10 @@ class Servers:
         # rank 0's
         self.noted: dict[str, ServerFault] = {}
         # by address: servers that have failed this rank since the ranks agreed last
+        self.busy: dict[str, float] = {}
+        # by address: seconds with requests of this rank, since this was last reported
+        self.proving_s = 0.0
+        # that `prove` has taken since then
         self.gap: float | None = None
         # of the last probe, nats per token
         self.sent = 0  # transfers
@@ -114,9 +119,26 @@ class Servers:
 
     def settle(self) -> FleetChanges:
         """What has changed since this was called last; collective, behind rollouts."""
+        busy = self.world.gather(self.busy)
+        urls = {url for one in busy for url in one}
+        longest = [max(one.get(url, 0.0) for one in busy) for url in urls]
         self._agree_on_losses()
-        fleet, self.fleet = self.fleet, fleets.reported(self.fleet)
-        return FleetChanges(serving=len(fleet.serving), lost=fleet.lost, back=fleet.back, warnings=fleet.told)
+        fleet = fleets.steadied(self.fleet)
+        self.fleet = fleets.reported(fleet)
+        proving_s, self.proving_s, self.busy = self.proving_s, 0.0, {}
+        return FleetChanges(
+            serving=len(fleet.serving),
+            lost=fleet.lost,
+            back=fleet.back,
+            warnings=fleet.told,
+            busy_s=sum(longest) / len(longest) if longest else 0.0,
+            proving_s=proving_s,
+        )
+
+    def note_busy(self, seconds: Mapping[str, float]) -> None:
+        """Add how long each server, by address, had requests of this rank."""
+        for url, more in seconds.items():
+            self.busy[url] = self.busy.get(url, 0.0) + more
 
     def _agree_on_losses(self) -> None:
         """What failed any rank is lost to all; collective."""
@@ -155,6 +177,7 @@ class Servers:
         Raises:
             ServerFault: none serves, and none came back in time; or one fails before all have served once.
         """
+        entered = time.monotonic()
         self._agree_on_losses()
         self._rename()
         self._prove_once(finished_steps, everyone=False, probes_all=probes_all)
@@ -168,6 +191,7 @@ class Servers:
             self._rename()
             self._prove_once(finished_steps, everyone=True, probes_all=probes_all)
         self.proven = True
+        self.proving_s += time.monotonic() - entered
 
     def _none_left(self) -> ServerFault:
         fault = fleets.last_fault(self.fleet)
@@ -313,22 +337,3 @@ class Servers:
 def countdown(left_s: float) -> str:
     """What is said while no server is left."""
     return f"no rollout server is left; the run waits {left_s:.0f} s more for one before it saves and ends"
-
-
-def version_at(server: ServerApi) -> str:
-    """The version of a server's weights.
-
-    Raises:
-        ServerFault: it does not tell.
-    """
-    with as_server_fault(server.url, "telling the version of its weights"):
-        return server.weight_version()
-
-
-def other_version(url: str, seen: str, wanted: str) -> ServerFault:
-    """The fault of a server with other weights."""
-    return ServerFault(
-        f"the server has the weights {printable(seen)}, not the current ones, {wanted}",
-        where=url,
-        fix="let nobody else send it weights; one that was started again is sent them before the next rollouts",
-    )

@@ -66,6 +66,9 @@ class RequestPool(Generic[R]):
         # servers that have failed a request for good, and not come back
         self.causes: dict[int, BaseException] = {}
         # why each server was lost that was
+        self.begun = time.monotonic()
+        self.busy: dict[int, float] = {}
+        # seconds from the beginning to each server's last answer
         self.changed = threading.Condition()
         for server, count in enumerate(self.permits):
             if server not in self.lost:
@@ -119,6 +122,7 @@ class RequestPool(Generic[R]):
                         self.futures[request].set_result(result)
                         self.open -= 1
                         self.stranded_at = None
+                        self.busy[server] = time.monotonic() - self.begun
                     self.changed.notify_all()
 
     def _on_exit(self, thread: Future) -> None:
