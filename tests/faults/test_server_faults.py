@@ -13,11 +13,11 @@ import psutil
 import pytest
 
 from ds_stage2ab.data.stream import SampleOrder
-from ds_stage2ab.errors import EXIT_DATA, EXIT_ENVIRONMENT, EXIT_OK, ServerFault
+from ds_stage2ab.errors import EXIT_DATA, EXIT_ENVIRONMENT, EXIT_OK, EXIT_STOPPED, ServerFault
 from ds_stage2ab.metrics.journal import read_history
 from ds_stage2ab.rollout.server import http_client
 from tests.fakes import CHAT, FakeServer, Fault
-from tests.faults.served import Scenes, drawn_by, is_rollout
+from tests.faults.served import MATCHING, Scenes, drawn_by, is_rollout
 from tests.parts import ROOT, config_values, merged, write_config
 from tests.ranks import train
 from tests.unit.parts import greedy_sampling, load_bench
@@ -148,7 +148,8 @@ def finished_steps(tmp_path):
 def ended(done, code):
     """One message, and this exit code."""
     assert done.returncode == code, done.stdout[-2000:] + done.stderr[-3000:]
-    assert done.stderr.count("error: ") == (code != EXIT_OK) and "Traceback" not in done.stderr, done.stderr[-3000:]
+    errors = done.stderr.count("error: ")
+    assert errors == (code not in (EXIT_OK, EXIT_STOPPED)) and "Traceback" not in done.stderr, done.stderr[-3000:]
     return done.stderr
 
 
@@ -198,13 +199,18 @@ def test_a_refused_sample_ends_a_run_that_may_not_skip_it(scenes, config, tmp_pa
     assert not finished_steps(tmp_path)
 
 
-def test_all_servers_hang_behind_a_finished_step(scenes, config, tmp_path):
-    """Nothing is trained on missing rollouts; what is finished is saved."""
+@pytest.mark.parametrize(("on_lost", "code"), [("fail", EXIT_ENVIRONMENT), ("requeue", EXIT_STOPPED)])
+def test_all_servers_hang_behind_a_finished_step(scenes, config, tmp_path, on_lost, code):
+    """Nothing is trained on missing rollouts; what is finished is saved. A scheduler may be told to start it again."""
     second = Fault("hang", when=lambda _, body: not body["min_tokens"] and server.state.weight_version.endswith("/1"))
     with scenes.server(faults=(second,)) as server:
-        said = ended(train(config(server), ranks=2), EXIT_ENVIRONMENT)
+        said = ended(train(config(server, **{f"{MATCHING}.vllm.server.on_lost": on_lost}), ranks=2), code)
         assert time.monotonic() - min(one.start for one in server.chats if one.fault) < LONGEST_S
-    assert f"error: {server.base_url}: " in said and "the rollout of sample train-" in said
+    head = "stopped" if code == EXIT_STOPPED else "error"
+    assert f"{head}: {server.base_url}: " in said and "the rollout of sample train-" in said
+    assert "waiting: no rollout server is left; the run waits 1 s more for one" in said
+    warnings = (tmp_path / "runs" / "small" / "warnings.log").read_text()
+    assert f"rollout server {server.base_url} is lost: the rollout of sample train-" in warnings
     assert f"no answer to {CHAT} within 5 s" in said and "\n  fix: " in said
     assert [step.step for step in finished_steps(tmp_path)] == [1]
     assert (tmp_path / "runs" / "small" / "checkpoints" / "latest").read_text().strip() == "step-000001"

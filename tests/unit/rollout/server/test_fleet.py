@@ -66,7 +66,7 @@ def test_pauses_grow_while_it_is_asked_in_vain_and_only_the_loss_is_told(fleet):
 
 
 def test_where_none_is_left_asking_in_vain_does_not_count(fleet):
-    """All are asked again and again then; whoever comes back first, the others need not wait long."""
+    """All are asked again and again then; when one comes back, the others need not wait long."""
     fleet = without(fleet, {**fault("a"), **fault("b"), **fault("c")}, 0.0, counts=False)
     for now in range(1, 20):
         fleet = without(fleet, fault("b"), float(now), counts=False)
