@@ -19,7 +19,7 @@ from ds_stage2ab.rollout.server import fleet as fleets
 from ds_stage2ab.rollout.server.api import ServerApi, as_server_fault
 from ds_stage2ab.rollout.server.fan_out import at_once
 from ds_stage2ab.rollout.server.fleet import Fleet, Member
-from ds_stage2ab.rollout.server.handshake import Requirements, ServerInfo, check_servers
+from ds_stage2ab.rollout.server.handshake import MOST_CALLS, Requirements, ServerInfo, check_servers
 from ds_stage2ab.rollout.server.logprob_probe import Probe
 from ds_stage2ab.rollout.server.versions import other_version, version_at
 from ds_stage2ab.rollout.server.weight_sync import Target, WeightSync
@@ -280,7 +280,7 @@ class Servers:
         if not members:
             return []
         patience = replace(self.requirements, infer_timeout_s=min(HANDSHAKE_S, self.requirements.infer_timeout_s))
-        longest = len(members) * 20 * self.api(members[0].url).longest_s(patience.infer_timeout_s)
+        longest = MOST_CALLS * self.api(members[0].url).longest_s(patience.infer_timeout_s)
         return at_once([partial(self._asked, member, patience) for member in members], within_s=longest)
 
     def _asked(self, member: Member, requirements: Requirements) -> ServerInfo | ServerFault:

@@ -1,5 +1,7 @@
 """The servers of a run that are lost and come back: real routes and transfers, a worker that meets the learner."""
 
+from unittest import mock
+
 import pytest
 from torch import nn
 
@@ -124,6 +126,19 @@ def test_a_server_without_the_current_weights_does_not_serve(drawing, scenes):
         assert (used, counts(changes)) == ({good.base_url}, (1, 0, 0))
         assert not changes.warnings
         assert backend.servers.fleet.members[0].failures == 2
+
+
+def test_what_another_rank_has_lost_is_lost_to_all(drawing, scenes, world):
+    """Here is rank 0 of two; the other one has seen a server fail, and says so when the ranks agree."""
+    with scenes.server() as one, scenes.server() as two:
+        backend, _ = drawing(one, two)
+        step(backend, scenes, 0)
+        seen = ServerFault("no answer to rank 1", where=one.base_url)
+        told = [[{}, {}], [{}, {one.base_url: seen}]]  # busy seconds, faults
+        with mock.patch.object(world, "gather", side_effect=told):
+            changes = backend.settle()
+        assert counts(changes) == (1, 1, 0) and "no answer to rank 1" in changes.warnings[0]
+        assert [member.url for member in backend.servers.fleet.serving] == [two.base_url]
 
 
 def test_none_is_left_between_two_steps_and_one_comes_back(drawing, scenes):
