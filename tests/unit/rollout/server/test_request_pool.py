@@ -166,9 +166,10 @@ def test_a_server_that_comes_back_and_answers_nothing_does_not_make_the_wait_lon
 
 def test_a_batch_that_ends_waits_for_no_server():
     """The only server fails the first request, and says of the second meanwhile that it is wrong."""
-    waits = threading.Event()
+    both, waits = threading.Barrier(2), threading.Event()
 
     def ask(request, server, attempt):
+        both.wait(LONG)
         if request == 0:
             raise ServerLost
         waits.wait(LONG)
