@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from tests import ranks
 from tests.equivalence.runs import Runs
 from tests.parts import free_port
 from tests.proxy import Disturbed
@@ -21,6 +22,12 @@ MOST_SERVERS = 3
 LONGEST_S = 3600
 DISTURBED_STEPS, DISTURBED_LONGEST_S = 16, 900
 SERVER = f"{MATCHING}.vllm.server"
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """Servers start, and replies come late, while a run goes on."""
+    monkeypatch.setattr(ranks, "RUN_TIMEOUT_S", LONGEST_S)
 
 
 def runs(shipped, folder, steps):
@@ -127,8 +134,8 @@ def test_servers_are_killed_stopped_started_again_and_added_at_random(shipped, t
         for _ in range(2):
             fleet.start(f"http://127.0.0.1:{free_port()}")
         fleet.name()
-        patience = {f"{SERVER}.timeout_s": 10, f"{MATCHING}.vllm.sync.timeout_s": 20}
-        run = pool.submit(launched, "disturbed", RANKS, {f"{SERVER}.servers_file": str(fleet.file), **patience})
+        limits = {f"{SERVER}.timeout_s": 10, f"{MATCHING}.vllm.sync.timeout_s": 20}
+        run = pool.submit(launched, "disturbed", RANKS, {f"{SERVER}.servers_file": str(fleet.file), **limits})
         try:
             wait_for(lambda: finished_steps(folder), run)
             while len(happened) < EVENTS and not run.done():
