@@ -56,6 +56,8 @@ class Bench:
     data: Path
     root: Path
     learning_rate: float
+    page: str
+    # name of the files with its table and picture
 
     def file(self, part: str) -> Path:
         """The JSONL of a part of the held-out scenes."""
@@ -189,9 +191,14 @@ def plateau(study: Study, bench: Bench) -> Path:
     return checkpoint
 
 
-def starts(study: Study, bench: Bench, wanted: Sequence[Row]) -> dict[str, Path]:
-    """The checkpoints that the rows start from, by name; those that no row needs are not trained."""
-    found = {PLATEAU: plateau(study, bench)}
+def starts(study: Study, whole: Bench, bench: Bench, wanted: Sequence[Row]) -> dict[str, Path]:
+    """The checkpoints that the rows start from, by name; those that no row needs are not trained.
+
+    Args:
+        whole: where the rounds of Channel A are.
+        bench: where the starts are.
+    """
+    found = {PLATEAU: plateau(study, whole)}
     measured_start(bench, f"at-{PLATEAU}", found[PLATEAU])
     for start in study.starts:
         if not any(row.start == start.name for row in wanted):
@@ -226,9 +233,9 @@ def _result(run: Run, path: Path) -> Result:
     return Result(run=run, steps=steps, figures=found["figures"], seconds=found["seconds"], b_ratio=b_ratio)
 
 
-def run_rows(study: Study, bench: Bench, wanted: Sequence[Row], seeds: Sequence[int], steps: int) -> None:
+def run_rows(study: Study, whole: Bench, bench: Bench, wanted: Sequence[Row], seeds: Sequence[int], steps: int) -> None:
     """Every run in order, the page written again after each."""
-    checkpoints = starts(study, bench, wanted)
+    checkpoints = starts(study, whole, bench, wanted)
     rows = rows_bench(bench, steps)
     for seed, row in product(seeds, wanted):
         length = steps_of(study, row, steps, seed, finished(study, rows))
@@ -237,18 +244,19 @@ def run_rows(study: Study, bench: Bench, wanted: Sequence[Row], seeds: Sequence[
             continue
         for run in runs_of(study, row, seed, finished(study, rows)):
             rows.trained(run.name, words_of(bench, run, checkpoints[row.start], length), parts=[REPORT])
-            write(study, bench, steps)
-    write(study, bench, steps)
-    print(f"{PAGES / bench.domain.name}.md: {len(finished(study, rows))} runs of {steps} steps", flush=True)
+            write(study, whole, bench, steps)
+    write(study, whole, bench, steps)
+    print(f"{PAGES / bench.page}.md: {len(finished(study, rows))} runs of {steps} steps", flush=True)
 
 
-def open_sealed(study: Study, bench: Bench, steps: int) -> None:
+def open_sealed(study: Study, whole: Bench, bench: Bench, steps: int) -> None:
     """Measure the starts and each row's runs at its rate on the scenes that nothing has been tried on."""
     _run_module(bench.domain.sealed)
     rows = rows_bench(bench, steps)
     results = finished(study, rows)
     chosen = [one.run.name for row in study.rows for one in chosen_results(study, row, results)]
-    for folder in (*(bench.root / name for name in start_labels(study)), *(rows.root / name for name in chosen)):
+    before = [whole.root / "start", *(bench.root / name for name in start_labels(study))]
+    for folder in (*before, *(rows.root / name for name in chosen)):
         written = folder / RESULT
         if not written.is_file():
             continue
@@ -258,30 +266,40 @@ def open_sealed(study: Study, bench: Bench, steps: int) -> None:
             checkpoint = folder if trained else Path(result["set"][0].removeprefix("model.path="))
             result["figures"][SEALED] = bench.evaluate(checkpoint, SEALED, result["set"])
             _write(written, result)
-    write(study, bench, steps)
+    write(study, whole, bench, steps)
 
 
 def start_labels(study: Study) -> dict[str, str]:
     """Folder of what was measured before any row -> how the page calls it."""
-    names = {"start": "the start", f"at-{PLATEAU}": "A's plateau"}
+    names = {"start": "the start", f"at-{PLATEAU}": "after the rounds of A"}
     return names | {f"at-{one.name}": f"the start of {one.name} rows" for one in study.starts}
 
 
-def write(study: Study, bench: Bench, steps: int) -> None:
+def write(study: Study, whole: Bench, bench: Bench, steps: int) -> None:
     """The page of what has run."""
     there = {label: bench.root / name / RESULT for name, label in start_labels(study).items()}
+    there["the start"] = whole.root / "start" / RESULT
     measured = {label: json.loads(path.read_text(encoding="utf-8")) for label, path in there.items() if path.is_file()}
-    folders = [bench.root / f"{PLATEAU}-{number}" for number in range(1, study.plateau.rounds + 1)]
+    folders = [whole.root / f"{PLATEAU}-{number}" for number in range(1, study.plateau.rounds + 1)]
     rounds = [read_history(folder / FILE_NAME) for folder in folders if (folder / RESULT).is_file()]
     results = finished(study, rows_bench(bench, steps))
-    write_page(PAGES, study, bench.domain, measured, rounds, results, steps)
+    write_page(PAGES / bench.page, study, bench.domain, measured, rounds, results, steps)
 
 
 def bench_of(domain: Domain) -> Bench:
     """What a domain's config says of its folders and its learning rate."""
     config = load_config(domain.config).config
-    root = config.logging.root
-    return Bench(domain=domain, data=config.data.train.parent, root=root, learning_rate=config.training.learning_rate)
+    there = {"data": config.data.train.parent, "root": config.logging.root, "page": domain.name}
+    return Bench(domain=domain, learning_rate=config.training.learning_rate, **there)
+
+
+def after_rounds(study: Study, bench: Bench, rounds: int | None) -> tuple[Study, Bench]:
+    """The study, and where its starts and rows are: of one that starts before the plateau apart from the others."""
+    if rounds is None:
+        return study, bench
+    name = f"rounds-{rounds}"
+    early = replace(study, plateau=replace(study.plateau, rounds=rounds))
+    return early, replace(bench, root=bench.root / name, page=f"{bench.page}-{name}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -291,19 +309,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rows", metavar="NAME,...", help="these alone (default: all)")
     parser.add_argument("--seeds", type=int, metavar="N", help="the first so many seeds (default: all)")
     parser.add_argument("--steps", type=int, metavar="N", help="of each run (default: the file's)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="of Channel A at most (default: the file's)")
     what = "and then measure the chosen runs on the scenes kept for the end"
     parser.add_argument("--open-sealed", action="store_true", help=what)
     options = parser.parse_args(arguments)
     try:
         study = read_study(ROWS)
-        bench = bench_of(_named(study.domains, options.domain, "--domain"))
+        whole = bench_of(_named(study.domains, options.domain, "--domain"))
+        study, bench = after_rounds(study, whole, options.rounds)
         names = options.rows.split(",") if options.rows else [row.name for row in study.rows]
         wanted = [_named(study.rows, name, "--rows") for name in names]
-        make_scenes(bench)
+        make_scenes(whole)
         steps = options.steps or study.steps
-        run_rows(study, bench, wanted, study.seeds[: options.seeds], steps)
+        run_rows(study, whole, bench, wanted, study.seeds[: options.seeds], steps)
         if options.open_sealed:
-            open_sealed(study, bench, steps)
+            open_sealed(study, whole, bench, steps)
     except Stage2Error as error:
         print(error, file=sys.stderr)
         return exit_code(error)

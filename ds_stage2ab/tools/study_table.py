@@ -33,7 +33,7 @@ COLOURS = ("#1f6fb4", "#e0631b", "#1b9e8f", "#b4436c", "#8a6fbf", "#a08a00", "#5
 
 
 def write_page(
-    folder: Path,
+    page: Path,
     study: Study,
     domain: Domain,
     measured: Mapping[str, Mapping[str, Any]],
@@ -41,21 +41,23 @@ def write_page(
     results: Sequence[Result],
     steps: int,
 ) -> None:
-    """Write `<domain>.md` and `<domain>.png` into `folder`.
+    """Write the table and the picture.
 
     Args:
+        page: their path, without an ending.
         measured: label -> the result of a start.
         rounds: the journals of the rounds of Channel A up to the plateau.
         results: of the runs that are finished, in any order.
         steps: of each run, where its row does not say otherwise.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    page = "\n".join(_page(study, domain, measured, rounds, results, steps))
-    (folder / f"{domain.name}.md").write_text(page + "\n", encoding="utf-8")
-    draw_picture(folder / f"{domain.name}.png", study, measured, rounds, results)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    text = "\n".join(_page(page.name, study, domain, measured, rounds, results, steps))
+    page.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+    draw_picture(page.with_suffix(".png"), study, measured, rounds, results)
 
 
 def _page(
+    name: str,
     study: Study,
     domain: Domain,
     measured: Mapping[str, Mapping[str, Any]],
@@ -63,7 +65,8 @@ def _page(
     results: Sequence[Result],
     steps: int,
 ) -> Iterator[str]:
-    command = f"python -m ds_stage2ab.tools.study --domain {domain.name} --steps {steps}"
+    early = f" --rounds {study.plateau.rounds}" if name != domain.name else ""
+    command = f"python -m ds_stage2ab.tools.study --domain {domain.name} --steps {steps}{early}"
     yield f"# The study on {domain.name} scenes\n"
     yield f"Written by `{command}`; [`README.md`](README.md) says what it means.\n"
     yield from _plateau(study, rounds)
@@ -75,7 +78,7 @@ def _page(
         yield from rows_table(study, measured, results, SEALED)
     yield "\n## Each run\n"
     yield from runs_table(results)
-    yield f"\n![F1 of each row, and the way to the plateau]({domain.name}.png)"
+    yield f"\n![F1 of each row, and the way to the plateau]({name}.png)"
 
 
 def _plateau(study: Study, rounds: Sequence[History]) -> Iterator[str]:

@@ -88,7 +88,7 @@ def test_seconds_per_step_are_medians_by_channel():
 def bench(tmp_path) -> study.Bench:
     """A place where nothing could be trained: there is no config."""
     domain = replace(SHIPPED.domains[0], config=tmp_path / "none.yaml")
-    return study.Bench(domain=domain, data=tmp_path / "data", root=tmp_path / "runs", learning_rate=8e-4)
+    return study.Bench(domain=domain, data=tmp_path / "data", root=tmp_path / "runs", learning_rate=8e-4, page="digits")
 
 
 def leave_result(folder: Path, words: list[str], f1: float = 0.5) -> None:
@@ -111,6 +111,12 @@ def test_results_are_found_whichever_command_made_them(bench):
     (found,) = study.finished(SHIPPED, rows)
     assert (found.run, found.steps, found.b_ratio) == (run, 200, 0.5)
     assert study.finished(SHIPPED, study.rows_bench(bench, 100)) == []
+
+
+def test_what_starts_before_the_plateau_is_kept_apart(bench):
+    early, apart = study.after_rounds(SHIPPED, bench, 1)
+    assert (early.plateau.rounds, apart.root, apart.page) == (1, bench.root / "rounds-1", "digits-rounds-1")
+    assert study.after_rounds(SHIPPED, bench, None) == (SHIPPED, bench)
 
 
 def test_held_out_scenes_are_halved(bench):
@@ -150,7 +156,7 @@ def test_the_page_and_its_picture_are_written(tmp_path):
     results.append(
         replace(result(MIXED, seed=44), figures={SELECTION: {F1: 0.5}, REPORT: {F1: 0.5}, SEALED: {F1: 0.125}})
     )
-    write_page(tmp_path, SHIPPED, SHIPPED.domains[0], {}, rounds, results, 200)
+    write_page(tmp_path / "digits", SHIPPED, SHIPPED.domains[0], {}, rounds, results, 200)
     (file,) = tmp_path.glob("*.md")
     page = file.read_text()
     assert "| 2 | 0.6030 | +0.0030 | - |" in page
