@@ -29,6 +29,7 @@ from ds_stage2ab.tools.study_rows import (
     REPORT,
     SEALED,
     SELECTION,
+    START,
     Domain,
     Result,
     Row,
@@ -271,14 +272,14 @@ def open_sealed(study: Study, whole: Bench, bench: Bench, steps: int) -> None:
 
 def start_labels(study: Study) -> dict[str, str]:
     """Folder of what was measured before any row -> how the page calls it."""
-    names = {"start": "the start", f"at-{PLATEAU}": "after the rounds of A"}
+    names = {"start": START, f"at-{PLATEAU}": "after the rounds of A"}
     return names | {f"at-{one.name}": f"the start of {one.name} rows" for one in study.starts}
 
 
 def write(study: Study, whole: Bench, bench: Bench, steps: int) -> None:
     """The page of what has run."""
     there = {label: bench.root / name / RESULT for name, label in start_labels(study).items()}
-    there["the start"] = whole.root / "start" / RESULT
+    there[START] = whole.root / "start" / RESULT
     measured = {label: json.loads(path.read_text(encoding="utf-8")) for label, path in there.items() if path.is_file()}
     folders = [whole.root / f"{PLATEAU}-{number}" for number in range(1, study.plateau.rounds + 1)]
     rounds = [read_history(folder / FILE_NAME) for folder in folders if (folder / RESULT).is_file()]

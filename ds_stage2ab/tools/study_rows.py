@@ -19,6 +19,8 @@ SELECTION, REPORT, SEALED = "selection", "report", "sealed"
 """Halves of the held-out scenes: to choose by, and to report on; and those of another seed, opened at the end."""
 PLATEAU = "plateau"
 """Where rows start that name no other start."""
+START = "the start"
+"""How the page calls the domain's checkpoint, before any round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

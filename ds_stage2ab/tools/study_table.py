@@ -13,7 +13,18 @@ from statistics import mean
 from typing import Any
 
 from ds_stage2ab.metrics.journal import History
-from ds_stage2ab.tools.study_rows import F1, REPORT, SEALED, SELECTION, Domain, Result, Row, Study, chosen_results
+from ds_stage2ab.tools.study_rows import (
+    F1,
+    REPORT,
+    SEALED,
+    SELECTION,
+    START,
+    Domain,
+    Result,
+    Row,
+    Study,
+    chosen_results,
+)
 
 Figures = Mapping[str, float]
 AP_BY_PROBABILITY, AP_BY_SCORE = "eval/ap_by_probability", "eval/ap_by_score"
@@ -45,7 +56,7 @@ def write_page(
 
     Args:
         page: their path, without an ending.
-        measured: label -> the result of a start.
+        measured: label -> the result of a start, that of START among them.
         rounds: the journals of the rounds of Channel A up to the plateau.
         results: of the runs that are finished, in any order.
         steps: of each run, where its row does not say otherwise.
@@ -69,7 +80,7 @@ def _page(
     command = f"python -m ds_stage2ab.tools.study --domain {domain.name} --steps {steps}{early}"
     yield f"# The study on {domain.name} scenes\n"
     yield f"Written by `{command}`; [`README.md`](README.md) says what it means.\n"
-    yield from _plateau(study, rounds)
+    yield from _plateau(study, measured, rounds)
     yield f"\n## Rows\n\n{steps} steps each from its start; the half of the held-out scenes that nothing was chosen by."
     yield "F1 is the mean of the seeds (their range); beside it the difference to A alone, paired by seed.\n"
     yield from rows_table(study, measured, results, REPORT)
@@ -81,13 +92,15 @@ def _page(
     yield f"\n![F1 of each row, and the way to the plateau]({name}.png)"
 
 
-def _plateau(study: Study, rounds: Sequence[History]) -> Iterator[str]:
+def _plateau(study: Study, measured: Mapping[str, Mapping[str, Any]], rounds: Sequence[History]) -> Iterator[str]:
     yield f"## The plateau\n\nRounds of {study.plateau.steps:,} steps of Channel A; the half to choose by.\n"
     yield from _head("round", "F1", "gained", "AP by probability")
-    before: float | None = None
+    start = measured[START]["figures"][SELECTION]
+    before = start[F1]
+    yield _line("the start", f"{before:.4f}", "", _figure(start, AP_BY_PROBABILITY))
     for number, history in enumerate(rounds, start=1):
         figures = history.evaluations[-1].metrics
-        gained = "" if before is None else f"{figures[F1] - before:+.4f}"
+        gained = f"{figures[F1] - before:+.4f}"
         before = figures[F1]
         yield _line(str(number), f"{before:.4f}", gained, _figure(figures, AP_BY_PROBABILITY))
 
@@ -175,11 +188,11 @@ def draw_picture(
     figure = Figure(figsize=(12, 4.8), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(2, 3))
     left.set(title="Channel A alone, up to the plateau", xlabel="step", ylabel="F1, half to choose by")
-    done, points = 0, []
+    done, points = 0, [(0, measured[START]["figures"][SELECTION][F1])]
     for history in rounds:
         points += [(done + one.step, one.metrics[F1]) for one in history.evaluations]
         done += history.steps[-1].step
-    left.plot(*zip(*points, strict=True) if points else ((), ()), color=COLOURS[0], marker="o")
+    left.plot(*zip(*points, strict=True), color=COLOURS[0], marker="o")
     rows = [row for row in study.rows if chosen_results(study, row, results)]
     right.set(title="each run at its row's rate", xlabel="F1, half to report on")
     for place, row in enumerate(rows):
@@ -191,8 +204,7 @@ def draw_picture(
         right.axvline(result["figures"][REPORT][F1], color="#5b6770", linestyle=style, linewidth=1, label=label)
     right.set_yticks(range(len(rows)), [row.name for row in rows])
     right.invert_yaxis()
-    if measured:
-        right.legend(frameon=False, fontsize=8.5)
+    right.legend(frameon=False, fontsize=8.5)
     for axes in (left, right):
         axes.grid(color="#e3e6e9", linewidth=0.8)
         axes.set_axisbelow(True)

@@ -17,6 +17,7 @@ from ds_stage2ab.tools.study_rows import (
     REPORT,
     SEALED,
     SELECTION,
+    START,
     Result,
     Row,
     Run,
@@ -156,10 +157,18 @@ def test_the_page_and_its_picture_are_written(tmp_path):
     results.append(
         replace(result(MIXED, seed=44), figures={SELECTION: {F1: 0.5}, REPORT: {F1: 0.5}, SEALED: {F1: 0.125}})
     )
-    write_page(tmp_path / "digits", SHIPPED, SHIPPED.domains[0], {}, rounds, results, 200)
+    write_page(
+        tmp_path / "digits",
+        SHIPPED,
+        SHIPPED.domains[0],
+        {START: {"figures": {SELECTION: {F1: 0.5}, REPORT: {F1: 0.5}}}},
+        rounds,
+        results,
+        200,
+    )
     (file,) = tmp_path.glob("*.md")
     page = file.read_text()
-    assert "| 2 | 0.6030 | +0.0030 | - |" in page
+    assert "| the start | 0.5000 |  | - |\n| 1 | 0.6000 | +0.1000 | - |\n| 2 | 0.6030 | +0.0030 | - |" in page
     assert "`rewrite` | x 1 | 1 | 0.1250 |" in page.split("kept for the end")[1]
     assert "--domain digits --steps 200" in page and "`mix-50.rate-1.seed-43`" in page
     assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
