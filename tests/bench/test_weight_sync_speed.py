@@ -42,18 +42,18 @@ def checkpoint(tmp_path_factory) -> Path:
     return folder
 
 
-def syncing(model, base_url: str, world, config) -> WeightSync:
+def syncing(model, base_url: str, world, config) -> tuple[WeightSync, list[Target]]:
     """As a run has it, with the settings that it has by default."""
     server, settings = ServerApi(base_url, timeout_s=30, connections=2), config.rollout_matching.vllm.sync
-    return WeightSync(
+    sync = WeightSync(
         WholeModel(model, world, is_partitioned=False),
         lambda: merged_tensors(model),
         world,
-        [Target(api=server, group_port=None, world_size=1, transfer=GLOO_TRANSFER)],
         start_id="bench",
         bucket_bytes=settings.bucket_mb * MIB,
         timeout_s=settings.timeout_s,
     )
+    return sync, [Target(api=server, group_port=None, world_size=1, transfer=GLOO_TRANSFER)]
 
 
 def completed(base_url: str, prompt_ids: list[int]) -> list[int]:
@@ -100,10 +100,11 @@ def test_a_sync_beside_a_raw_broadcast(shipped, checkpoint, tmp_path, capsys):
         broadcast_to_another_process(tensors, rounds=1 + TURNS) as broadcast,
     ):
         assert completed(server.base_url, prompt_ids) == before
-        sync = syncing(model, server.base_url, world, load_config(tmp_path / "server.yaml").config)
+        sync, targets = syncing(model, server.base_url, world, load_config(tmp_path / "server.yaml").config)
 
         def turn(step: int) -> tuple[float, float, float]:
-            return broadcast(), reload_seconds(server.base_url, checkpoint), seconds(sync.sync_weights, step)
+            reloaded = reload_seconds(server.base_url, checkpoint)
+            return broadcast(), reloaded, seconds(sync.sync_weights, step, targets)
 
         with disturbed(model.model.layers[0]):
             turns = [turn(step) for step in range(1 + TURNS)]

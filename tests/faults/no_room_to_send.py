@@ -8,10 +8,12 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from ds_stage2ab.config.servers import GLOO_TRANSFER
 from ds_stage2ab.engine.build import start_process_group
 from ds_stage2ab.engine.tuner import merged_tensors
 from ds_stage2ab.errors import Stage2Error
-from ds_stage2ab.rollout.server.weight_sync import WeightSync
+from ds_stage2ab.rollout.server.api import ServerApi
+from ds_stage2ab.rollout.server.weight_sync import Target, WeightSync
 from ds_stage2ab.runtime.ranks import World
 from ds_stage2ab.runtime.shutdown import exit_now, report_error
 
@@ -34,11 +36,13 @@ def main():
     world = World(start_process_group(30))
     provider = Provider(world)
     sync = WeightSync(
-        provider, lambda: merged_tensors(provider.model), world, (), start_id="start", bucket_bytes=1, timeout_s=5.0
+        provider, lambda: merged_tensors(provider.model), world, start_id="start", bucket_bytes=1, timeout_s=5.0
     )
+    nobody = ServerApi("http://127.0.0.1:9", timeout_s=1.0, connections=1)
+    sync._prepare = lambda target: None  # it is ready for the weights
     try:
         with world.raise_together("bringing the weights", num_flags=2):
-            sync.sync_weights(3)
+            sync.sync_weights(3, [Target(api=nobody, group_port=None, world_size=1, transfer=GLOO_TRANSFER)])
     except Stage2Error as error:
         return report_error(error, world.rank, speaks=True)
     except MemoryError as error:
