@@ -42,8 +42,8 @@ class Run:
     # finished steps -> held-out figures; None without validation data
     verify_weights: Callable[[int], None]
     # that the rollouts' backend has those of so many finished steps
-    settle: Callable[[], FleetChanges | None]
-    # what has changed among the rollout servers; None: there are none
+    settle: Callable[..., FleetChanges | None]
+    # what has changed among the rollout servers; see `rollout.base.RolloutBackend`
     stop_reading: Callable[[], None]
     # ends the processes that read samples
     checkpoints: Checkpoints
@@ -62,7 +62,7 @@ class Run:
         Raises:
             TrainingFault: the rollouts of Channel B have become what the config says to stop for.
         """
-        changes = self.tell_of_servers() if channel == ROLLOUTS else None
+        changes = self.tell_of_servers(counts=True) if channel == ROLLOUTS else None
         if changes is not None:
             seconds = {**result.seconds, **idle_seconds(changes, result.seconds)}
             result = replace(result, terms={**result.terms, **server_terms(changes)}, seconds=seconds)
@@ -88,10 +88,14 @@ class Run:
             with self.world.finishing():
                 self.checkpoints.keep_best(finished_steps)
 
-    def tell_of_servers(self) -> FleetChanges | None:
-        """Warn of each change among the rollout servers; collective."""
+    def tell_of_servers(self, *, counts: bool = False) -> FleetChanges | None:
+        """Warn of each change among the rollout servers; collective.
+
+        Args:
+            counts: whether a step has ended, whose metrics count them.
+        """
         with self.world.finishing():
-            changes = self.settle()
+            changes = self.settle(counts=counts)
         for warning in changes.warnings if changes is not None else ():
             self.metrics.warn(warning)
         return changes

@@ -9,6 +9,7 @@ from pathlib import Path
 from ds_stage2ab.carriers import StepResult
 from ds_stage2ab.metrics.journal import EVALUATION_CHANNEL, EvaluationRecord, StepRecord
 from ds_stage2ab.metrics.registry import check_channel, reduce_terms
+from ds_stage2ab.metrics.servers import tell_of_changes
 from ds_stage2ab.metrics.sinks import Sink
 
 SLOTS_PER_OBJECT = 4  # coordinate tokens of a box: x1 y1 x2 y2
@@ -43,11 +44,13 @@ class Metrics:
     def record(self, step: int, channel: str, result: StepResult) -> None:
         """Report the optimizer step `step` (counted from 0) of channel "A" or "B".
 
-        Logged are the first step, every `every_steps`-th, with them the next step of the other channel, and each step
-        that was not applied or that skipped samples: which steps are logged depends on the schedule alone.
+        Logged are the first step, every `every_steps`-th, with them the next step of the other channel: these depend on
+        the schedule alone. And each step that was not applied, that skipped samples, or in which a rollout server was
+        lost or came back.
         """
         finished = step + 1
-        due = self._is_first_of_its_channel(step, channel) or not result.applied or bool(result.skipped)
+        odd = not result.applied or result.skipped or tell_of_changes(result.terms)
+        due = self._is_first_of_its_channel(step, channel) or odd
         if not due or not self._sinks:
             return
         metrics = step_values(result)

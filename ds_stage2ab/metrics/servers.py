@@ -21,13 +21,21 @@ class FleetChanges:
     # since then, of this rank: what it waited for transfers, handshakes and probes
 
 
+LOST, BACK = "rollout/servers_lost", "rollout/servers_back"
+
+
 def server_terms(changes: FleetChanges) -> dict[str, tuple[float, float]]:
     """The metrics of a step as (sum, count)."""
     return {
         "rollout/servers": (changes.serving, 1.0),
-        "rollout/servers_lost": (changes.lost, 1.0),
-        "rollout/servers_back": (changes.back, 1.0),
+        LOST: (changes.lost, 1.0),
+        BACK: (changes.back, 1.0),
     }
+
+
+def tell_of_changes(terms: Mapping[str, tuple[float, float]]) -> bool:
+    """Whether the metrics of a step tell of a server that was lost or came back."""
+    return any(terms.get(name, (0.0, 0.0))[0] for name in (LOST, BACK))
 
 
 AT_WORK = ("data", "match", "segments", "forward_backward", "optimizer")

@@ -120,8 +120,12 @@ class RolloutBackend(Protocol):
         """Verify that rollouts would use the weights after so many steps; collective."""
         ...
 
-    def settle(self) -> FleetChanges | None:
-        """Behind rollouts: what has changed among the servers; collective. None: there are no servers."""
+    def settle(self, *, counts: bool) -> FleetChanges | None:
+        """Behind rollouts: what has changed among the servers; collective. None: there are no servers.
+
+        Args:
+            counts: whether this is the end of a step, from which the next changes are counted.
+        """
         ...
 
 

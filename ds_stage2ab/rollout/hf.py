@@ -88,7 +88,7 @@ class HfBackend:
     def verify_weights(self, finished_steps: int) -> None:
         """Nothing to do: the weights are the learner's own."""
 
-    def settle(self) -> None:
+    def settle(self, *, counts: bool) -> None:
         """There are no servers."""
 
     def generate(self, samples: list[Sample], sampling: Sampling, *, finished_steps: int) -> list[Rollout]:

@@ -170,7 +170,7 @@ class ReplayBackend:
     def verify_weights(self, finished_steps: int) -> None:
         """Nothing to do: the recorded versions are checked one by one."""
 
-    def settle(self) -> None:
+    def settle(self, *, counts: bool) -> None:
         """There are no servers."""
 
     def generate(self, samples: list[Sample], sampling: Sampling, *, finished_steps: int) -> list[Rollout]:

@@ -4,6 +4,7 @@
 Behind each answer it reads the server's version: an answer that is used was made by the weights that were proven.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -82,7 +83,9 @@ class VllmBackend:
         Raises:
             ServerFault: on every rank, no server is left, or one fails at the start of the run.
         """
+        begun = time.monotonic()
         self.servers.prove(finished_steps)
+        self.servers.proving_s += time.monotonic() - begun
         yield
 
     def verify_weights(self, finished_steps: int) -> None:
@@ -93,9 +96,9 @@ class VllmBackend:
         """
         self.servers.prove(finished_steps, probes_all=True)
 
-    def settle(self) -> FleetChanges:
-        """What has changed among the servers, and that every rank knows it; collective."""
-        return self.servers.settle()
+    def settle(self, *, counts: bool) -> FleetChanges:
+        """See `Servers.settle`."""
+        return self.servers.settle(counts=counts)
 
     def generate(
         self, samples: list[Sample], sampling: Sampling, *, finished_steps: int

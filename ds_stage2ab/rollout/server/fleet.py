@@ -124,9 +124,9 @@ def warned(fleet: Fleet, words: str) -> Fleet:
     return replace(fleet, told=(*fleet.told, words))
 
 
-def reported(fleet: Fleet) -> Fleet:
-    """The fleet when its changes have been reported."""
-    return replace(fleet, lost=0, back=0, told=())
+def reported(fleet: Fleet, *, counts: bool = True) -> Fleet:
+    """The fleet when its warnings have been given out and, if `counts`, its changes counted in a step's metrics."""
+    return replace(fleet, told=(), **({"lost": 0, "back": 0} if counts else {}))
 
 
 def last_fault(fleet: Fleet) -> ServerFault:

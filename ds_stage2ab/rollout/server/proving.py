@@ -89,7 +89,7 @@ class Servers:
         self.busy: dict[str, float] = {}
         # by address: seconds with requests of this rank, since this was last reported
         self.proving_s = 0.0
-        # that `prove` has taken since then
+        # seconds in which rollouts waited for `prove`, since then
         self.gap: float | None = None
         # of the last probe, nats per token
         self.sent = 0  # transfers
@@ -117,14 +117,18 @@ class Servers:
 
     # --- what every rank agrees on ------------------------------------------------------------------------------
 
-    def settle(self) -> FleetChanges:
-        """What has changed since this was called last; collective, behind rollouts."""
+    def settle(self, *, counts: bool) -> FleetChanges:
+        """What has changed since the last step; collective, behind rollouts.
+
+        Args:
+            counts: whether this is the end of a step, from which the next changes are counted.
+        """
         busy = self.world.gather(self.busy)
         urls = {url for one in busy for url in one}
         longest = [max(one.get(url, 0.0) for one in busy) for url in urls]
         self._agree_on_losses()
         fleet = fleets.steadied(self.fleet)
-        self.fleet = fleets.reported(fleet)
+        self.fleet = fleets.reported(fleet, counts=counts)
         proving_s, self.proving_s, self.busy = self.proving_s, 0.0, {}
         return FleetChanges(
             serving=len(fleet.serving),
@@ -177,7 +181,6 @@ class Servers:
         Raises:
             ServerFault: none serves, and none came back in time; or one fails before all have served once.
         """
-        entered = time.monotonic()
         self._agree_on_losses()
         self._rename()
         self._prove_once(finished_steps, everyone=False, probes_all=probes_all)
@@ -191,7 +194,6 @@ class Servers:
             self._rename()
             self._prove_once(finished_steps, everyone=True, probes_all=probes_all)
         self.proven = True
-        self.proving_s += time.monotonic() - entered
 
     def _none_left(self) -> ServerFault:
         fault = fleets.last_fault(self.fleet)

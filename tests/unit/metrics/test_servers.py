@@ -2,7 +2,7 @@
 
 import pytest
 
-from ds_stage2ab.metrics.servers import FleetChanges, idle_seconds
+from ds_stage2ab.metrics.servers import FleetChanges, idle_seconds, server_terms, tell_of_changes
 
 
 def changes(**seconds):
@@ -21,3 +21,12 @@ def test_clocks_that_differ_a_little_give_no_negative_time():
         "servers_idle": 0.0,
         "learner_idle": 0.0,
     }
+
+
+def test_a_step_in_which_a_server_was_lost_or_came_back_is_told_apart():
+    """Such a step is logged, whatever `logging.every_steps` says."""
+    told = [
+        server_terms(FleetChanges(serving=2, lost=lost, back=back, warnings=(), busy_s=0.0, proving_s=0.0))
+        for lost, back in ((0, 0), (1, 0), (0, 1), (1, 1))
+    ]
+    assert [tell_of_changes(terms) for terms in (*told, {})] == [False, True, True, True, False]

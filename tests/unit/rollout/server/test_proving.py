@@ -74,7 +74,7 @@ def step(backend, scenes, finished):
     with backend.current_weights(finished):
         drawn = list(backend.generate(scenes.bench.samples, greedy_sampling(), finished_steps=finished))
     assert len(drawn) == 6 and {one.weight_version for one in drawn} == {f"start/{finished}"}
-    return {one.source.removeprefix("vllm ") for one in drawn}, backend.settle()
+    return {one.source.removeprefix("vllm ") for one in drawn}, backend.settle(counts=True)
 
 
 def counts(changes):
@@ -136,7 +136,7 @@ def test_what_another_rank_has_lost_is_lost_to_all(drawing, scenes, world):
         seen = ServerFault("no answer to rank 1", where=one.base_url)
         told = [[{}, {}], [{}, {one.base_url: seen}]]  # busy seconds, faults
         with mock.patch.object(world, "gather", side_effect=told):
-            changes = backend.settle()
+            changes = backend.settle(counts=True)
         assert counts(changes) == (1, 1, 0) and "no answer to rank 1" in changes.warnings[0]
         assert [member.url for member in backend.servers.fleet.serving] == [two.base_url]
 
