@@ -5,6 +5,7 @@ import math
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,41 @@ def test_rollouts_of_the_model_itself(bench, on_host, away, world):
     seen = answers(bench, WholeModel(bench.model, away, is_partitioned=False))
     expected = answers(on_host, WholeModel(on_host.model, world, is_partitioned=False))
     assert [one.response_ids for one in seen] == [one.response_ids for one in expected]
+
+
+class CountingDevice(FakeDevice):
+    """Notes what makes the host wait for the device."""
+
+    WAITS = ("tolist", "item", "cpu", "__int__", "__bool__", "__float__", "__index__", "nonzero", "masked_select")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[str] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func.__name__ in self.WAITS and any(isinstance(one, torch.Tensor) and self.is_there(one) for one in args):
+            self.waits.append(func.__name__)
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def test_the_host_waits_once_in_a_pass_of_answers(quickstart, world, monkeypatch):
+    """With penalty, guard, noise and probabilities; a pass with images asks for their sizes too."""
+    counted, make_pass = [], loop.make_pass
+    with CountingDevice() as device:
+
+        def noted(*args, **kwargs):
+            made = make_pass(*args, **kwargs)
+            counted.append((len(made.new), len(device.waits)))
+            return made
+
+        monkeypatch.setattr(loop, "make_pass", noted)
+        away = object.__new__(World)
+        away.__dict__.update(world.__dict__, device=str(GPU))
+        bench = load_bench(quickstart, num_samples=3)
+        answers(bench, whole_model_of(bench, away))
+        counted.append((1, len(device.waits)))
+    waits = [after - before for (new, before), (_, after) in pairwise(counted) if not new]
+    assert len(waits) > 5 and {*waits} == {1}, device.waits
 
 
 def scored(bench):

@@ -64,21 +64,21 @@ class Chooser:
         if self.penalty is not None:
             scores_NV = self.penalty(self._before(inputs), scores_NV)
         scores_NV = scores_NV.index_fill_(1, self.forbidden, -torch.inf)
-        recorded = ()
         log_NV = torch.log_softmax(scores_NV, dim=-1) if self.sampling.with_probabilities else None
         ids_N = choose(scores_NV, self.sampling, inputs.seeds_N, inputs.indices_N)
+        told = [ids_N, sums_N]
         if log_NV is not None:
-            masses_N = log_NV[:, self.coordinates].exp().sum(1)
-            recorded = (log_NV.gather(1, ids_N[:, None])[:, 0].tolist(), masses_N.tolist())
+            told += [log_NV.gather(1, ids_N[:, None])[:, 0], log_NV[:, self.coordinates].exp().sum(1)]
+        # the one time that the host waits for the device in a pass; fp64 holds an id exactly
+        ids, sums, *recorded = torch.stack([one.double() for one in told]).tolist()
         log_probs, masses = recorded or (None, None)
-        ids, sums = torch.stack([ids_N.double(), sums_N.double()]).tolist()
         finite = [one - one == 0 for one in sums]
         return Chosen(ids=[int(one) for one in ids], is_finite=finite, log_probs=log_probs, masses=masses)
 
     def _before(self, inputs: PassInputs) -> Tensor:
         """The tokens before each place, [N, C]; a shorter row repeats its first, which counts no more than once."""
         self.written_RW.view(-1).index_copy_(0, inputs.slots.lines_T, inputs.tokens_T)
-        columns = torch.arange(int(inputs.num_columns_N.max()), device=self.written_RW.device)
+        columns = torch.arange(inputs.most_columns, device=self.written_RW.device)
         written_NC = self.written_RW[inputs.slot_N][:, : len(columns)]
         return torch.where(columns < inputs.num_columns_N[:, None], written_NC, written_NC[:, :1])
 

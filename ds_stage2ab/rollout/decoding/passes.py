@@ -30,6 +30,8 @@ class PassInputs:
     slot_N: Tensor
     num_columns_N: Tensor
     # of the slot up to the picked token
+    most_columns: int
+    # of them
     seeds_N: Tensor
     indices_N: Tensor
     # of the chosen token in its answer
@@ -128,7 +130,8 @@ def make_pass(
     chosen = {f"{name}_N": sent[name] for name in ("picked", "slot", "num_columns", "seeds", "indices")}
     positions = _positions([rows[slot] for slot in new], sent["positions"])
     tokens = {"tokens_T": sent["tokens"], "position_ids": positions}
-    return PassInputs(**tokens, **chosen, slots=slots, order=[*answering, *new], new=new)
+    most = max(numbers.num_columns)
+    return PassInputs(**tokens, **chosen, most_columns=most, slots=slots, order=[*answering, *new], new=new)
 
 
 def _mask(visible_RQ: Tensor, columns: int, dtype: torch.dtype, heads_per_key: int) -> Tensor:
