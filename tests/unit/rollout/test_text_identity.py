@@ -14,13 +14,18 @@ from tests.bench.test_text_decoding import prompts
 from tests.unit.parts import greedy_sampling
 from tests.unit.rollout.oracle import Draws
 
-PROMPTS = 64
 GREEDY = greedy_sampling(max_new_tokens=16)
 SAMPLINGS = {
     "greedy": GREEDY,
     "drawn": replace(GREEDY, temperature=0.7, top_p=0.9, top_k=50),
     "penalty": replace(GREEDY, temperature=0.7, top_k=50, repetition_penalty=1.2),
 }
+CASES = {
+    "greedy": (64, ((8, None), (3, "wrong"))),
+    "drawn": (16, ((1, None), (16, "right"))),
+    "penalty": (16, ((3, None), (8, "wrong"))),
+}
+"""Prompts; slots and drafts of each decoding: every value once, as a prompt costs a processor's second each time."""
 
 
 class Known:
@@ -71,9 +76,10 @@ def alone(model, sample, sampling):
 @pytest.mark.parametrize("name", SAMPLINGS)
 def test_answers_depend_on_nothing_else(model, name):
     sampling, rng = SAMPLINGS[name], random.Random(0)
-    samples = [text_sample(place, prompt) for place, prompt in enumerate(prompts(model.tokenizer, PROMPTS))]
+    number, decodings = CASES[name]
+    samples = [text_sample(place, prompt) for place, prompt in enumerate(prompts(model.tokenizer, number))]
     expected = {sample.id: alone(model, sample, sampling) for sample in samples}
-    for slots, drafted in ((1, False), (3, False), (8, False), (16, False), (8, "right"), (3, "wrong")):
+    for slots, drafted in decodings:
         rng.shuffle(samples)
         backend, _ = text_backend(model, model.tokenizer.eos_token_id, slots)
         if drafted:
