@@ -35,7 +35,7 @@ def wait_for(is_so, running):
     while not is_so():
         assert time.monotonic() - begun < LONGEST_S
         assert not running.done(), running.result()
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 
 @pytest.mark.ends_the_server
