@@ -33,7 +33,9 @@ from tests.parts import ROOT
 from tests.unit.parts import greedy_sampling
 
 SLOTS, TURNS, PROMPTS, MOST = 8, 5, 16, 64
-TASKS = ("Is this about software? Say yes or no.", "Give it a title of a few words.", "Explain it to a child.")
+WORD, TITLE = "Is this about software? Say yes or no.", "Give it a title of a few words."
+TASKS = (WORD, TITLE, WORD, TITLE, "Explain it to a child.")
+"""Answers of a word, of a few, and without an end: most are short, and few are long."""
 LONGEST = 1024
 """Tokens of a prompt and its answer."""
 
@@ -64,23 +66,21 @@ def text(tmp_path_factory):
 
 
 def prompts(tokenizer, number: int = PROMPTS) -> list[list[int]]:
-    """Paragraphs of the documents, of some 50 to 400 tokens, whose answers have from 2 tokens to MOST and more.
+    """Paragraphs of the documents, of some 50 to 600 tokens, whose answers have from 2 tokens to MOST and more.
 
     Evenly from the shortest to the longest, in any order: as the documents change, the lengths stay about the same.
     """
     pages = "\n\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))
-    parts = sorted((part for part in pages.split("\n\n") if 40 < len(part) < 2000), key=len)
+    parts = sorted((part for part in pages.split("\n\n") if 40 < len(part) < 3000), key=len)
     chosen = [parts[len(parts) * (2 * place + 1) // (2 * number)] for place in range(number)]
     random.Random(0).shuffle(chosen)
-    said = [[{"role": "user", "content": f"{part}\n\n{TASKS[place % 3]}"}] for place, part in enumerate(chosen)]
+    asked = [f"{part}\n\n{TASKS[place % len(TASKS)]}" for place, part in enumerate(chosen)]
+    said = [[{"role": "user", "content": one}] for one in asked]
     return [tokenizer.apply_chat_template(one, add_generation_prompt=True, return_dict=False) for one in said]
 
 
 def beside(text, capsys, name, job, number, most) -> float:
-    """How many times faster the slots answer so many prompts than a peer; a table of both.
-
-    A third of the answers is a word, a third has some tokens, and a third would go on for ever.
-    """
+    """How many times faster the slots answer so many prompts than a peer; a table of both."""
     backend, _ = text_backend(text.model, text.stop_id, SLOTS)
     samples, sampling = text.samples[:number], greedy_sampling(max_new_tokens=most)
     jobs = {name: lambda: job(samples), "slots": lambda: decoded(backend, samples, sampling)}
