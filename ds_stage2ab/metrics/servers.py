@@ -21,16 +21,12 @@ class FleetChanges:
     # since then, of this rank: what it waited for transfers, handshakes and probes
 
 
-LOST, BACK = "rollout/servers_lost", "rollout/servers_back"
+SERVING, LOST, BACK = FLEET_TERMS = ("rollout/servers", "rollout/servers_lost", "rollout/servers_back")
 
 
 def server_terms(changes: FleetChanges) -> dict[str, tuple[float, float]]:
     """The metrics of a step as (sum, count)."""
-    return {
-        "rollout/servers": (changes.serving, 1.0),
-        LOST: (changes.lost, 1.0),
-        BACK: (changes.back, 1.0),
-    }
+    return {SERVING: (changes.serving, 1.0), LOST: (changes.lost, 1.0), BACK: (changes.back, 1.0)}
 
 
 def tell_of_changes(terms: Mapping[str, tuple[float, float]]) -> bool:
