@@ -33,7 +33,8 @@ from tests.vllm_process import MATCHING, PYTHON, server_changes
 SCENES = 32
 
 
-@pytest.mark.parametrize("updates", [2, pytest.param(10, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("updates", [2, 10])
 def test_two_ranks_train_as_one_that_draws_its_own_rollouts(shipped, server, tmp_path, updates):
     """The first step draws 32 scenes with the weights of the start, the last with those of all updates before it, each
     sent to the server: not a token differs. And the recording makes the run once more, to the last bit."""
@@ -157,6 +158,7 @@ def test_a_head_that_keeps_its_old_weights_is_found_out(shipped, server, tmp_pat
     assert [step.channel for step in ran.steps] == ["A"]
 
 
+@pytest.mark.soak
 def test_a_frozen_server_ends_the_run_which_saves_what_is_finished(shipped, server, tmp_path):
     """The server goes on with the next run as if nothing had been."""
     impatient = {

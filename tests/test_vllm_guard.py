@@ -48,7 +48,8 @@ def written(rollouts):
 def asked(served, sample, sampling, **changes):
     """The server's own reply to the request that a rollout of this sample makes."""
     body = served.conversation.request(sample, sampling, request_seed(SEED, sample.draw, sample.id))
-    return served.servers[0].chat({**body, **changes}, read_s=ANSWER_S)
+    (member,) = served.servers.fleet.serving
+    return served.servers.api(member.url).chat({**body, **changes}, read_s=ANSWER_S)
 
 
 def tokens_of(reply):

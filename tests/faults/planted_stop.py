@@ -37,10 +37,13 @@ def planted(loaded, world, start):
     backend, is_stopped = run.channels["B"].backend, world.rank == int(os.environ["STOPPED_RANK"])
     generate, run_step, evaluate = backend.generate, run.window.run, run.evaluate
 
-    def signalled(*words, **options):
-        if is_stopped:
-            send()
-        return generate(*words, **options)
+    def signalled(drawing):
+        def signalled_first(*words, **options):
+            if is_stopped:
+                send()
+            return drawing(*words, **options)
+
+        return signalled_first
 
     def slow(*words, **options):
         for _ in range(MANY):
@@ -57,7 +60,7 @@ def planted(loaded, world, start):
 
     def step(number, channel):
         if number == int(place) and kind == "rollouts":
-            backend.generate = signalled
+            backend.generate = signalled(generate)
         if number == int(place) and kind == "waiting":
             backend.generate = late if is_stopped else slow
         if number == int(place) and kind == "slow":
@@ -73,7 +76,7 @@ def planted(loaded, world, start):
 
     def evaluation(finished_steps):
         if finished_steps == int(place) and kind == "evaluation":
-            backend.generate = signalled
+            backend.generate_lazily = signalled(backend.generate_lazily)
         return evaluate(finished_steps)
 
     run.window.run, run.window.draw = step, read

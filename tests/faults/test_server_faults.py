@@ -199,7 +199,9 @@ def test_a_refused_sample_ends_a_run_that_may_not_skip_it(scenes, config, tmp_pa
     assert not finished_steps(tmp_path)
 
 
-@pytest.mark.parametrize(("on_lost", "code"), [("fail", EXIT_ENVIRONMENT), ("requeue", EXIT_STOPPED)])
+@pytest.mark.parametrize(
+    ("on_lost", "code"), [("fail", EXIT_ENVIRONMENT), pytest.param("requeue", EXIT_STOPPED, marks=pytest.mark.soak)]
+)
 def test_all_servers_hang_behind_a_finished_step(scenes, config, tmp_path, on_lost, code):
     """Nothing is trained on missing rollouts; what is finished is saved. A scheduler may be told to start it again."""
     second = Fault("hang", when=lambda _, body: not body["min_tokens"] and server.state.weight_version.endswith("/1"))
