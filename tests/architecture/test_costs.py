@@ -13,9 +13,9 @@ BUDGET_CPU_S = 30
 BUDGETS = {
     # a vLLM server, and runs that use it
     "tests/contract/test_backends.py": 88,
-    "tests/test_launch_with_a_server.py": 70,
+    "tests/test_launch_with_a_server.py": 76,
     "tests/test_servers_come_and_go.py": 80,
-    "tests/test_stage2_ab_vllm_server_mode_smoke.py": 85,
+    "tests/test_stage2_ab_vllm_server_mode_smoke.py": 55,
     "tests/test_vllm_guard.py": 45,
     # many runs of two ranks
     "tests/equivalence/test_same_run.py": 95,
