@@ -26,7 +26,7 @@ SCONTROL = '#!/bin/sh\necho "$@" >> "$FOLDER/requeued"\n'
 
 def batch_script(config):
     """That of the runbook, for this machine."""
-    (block,) = BLOCK.findall(RUNBOOK.read_text(encoding="utf-8"))
+    (block,) = (one for one in BLOCK.findall(RUNBOOK.read_text(encoding="utf-8")) if "requeue" in one)
     for old, new in (("my.yaml", str(config)), ("--train-gpus 0-7", "--cpu --train-ranks 2")):
         assert old in block
         block = block.replace(old, new)
