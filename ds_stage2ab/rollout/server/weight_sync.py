@@ -135,7 +135,7 @@ class WeightSync:
                 for target in list(self._sending):
                     self._try(target, partial(self._finish, version))
                 agreed.flags = [num_bytes, len(self._sending)]  # rank 0 alone knows
-        except BaseException as error:
+        except BaseException as error:  # whatever it is, no server stays paused
             for target in list(self._sending):
                 self._drop(target, error)
             raise
