@@ -26,11 +26,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 from sklearn.datasets import load_digits
 
-from ds_stage2ab.errors import DataError, exit_code, unwritable
+from ds_stage2ab.errors import Stage2Error, exit_code
 from ds_stage2ab.tools.scene_files import (
     SPLITS,
-    ScenesProgress,
     already_there,
+    made_scenes,
+    scene_options,
     tight_box,
     to_bins,
     write_data_set,
@@ -225,31 +226,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     command = "python -m ds_stage2ab.tools.digit_scenes"
     parser = argparse.ArgumentParser(prog=command, description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train-scenes", type=int, default=16000)
-    parser.add_argument("--validation-scenes", type=int, default=300)
     parser.add_argument("--max-digits", type=int, default=5, choices=range(1, 6))
     parser.add_argument("--min-height", type=int, default=34, choices=range(24, 61), metavar="PIXELS")
     parser.add_argument("--max-side", type=int, default=max(SIDES), choices=SIDES)
-    options = parser.parse_args(arguments)
-    if min(options.seed, options.train_scenes - 1, options.validation_scenes - 1) < 0:
-        parser.error("--seed must be 0 or more, --train-scenes and --validation-scenes 1 or more")
+    options = scene_options(parser, arguments)
+    layout = Layout(max_digits=options.max_digits, min_height=options.min_height, max_side=options.max_side)
     try:
-        made = generate(
-            options.out,
-            seed=options.seed,
-            train_scenes=options.train_scenes,
-            validation_scenes=options.validation_scenes,
-            layout=Layout(max_digits=options.max_digits, min_height=options.min_height, max_side=options.max_side),
-            advance=ScenesProgress(sys.stdout, options.train_scenes + options.validation_scenes).advance,
-        )
-    except (DataError, OSError) as error:
-        fault = unwritable(options.out, error) if isinstance(error, OSError) else error
-        print(fault, file=sys.stderr)
-        return exit_code(fault)
-    counts = f"{options.train_scenes} training and {options.validation_scenes} validation scenes"
-    print(f"{options.out}: {counts} " + ("written" if made else "were there already"))
+        print(made_scenes(options, partial(generate, layout=layout)))
+    except Stage2Error as error:
+        print(error, file=sys.stderr)
+        return exit_code(error)
     return 0
 
 

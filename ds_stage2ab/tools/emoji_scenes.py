@@ -28,11 +28,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ds_stage2ab.errors import EnvironmentFault, Stage2Error, exit_code, unwritable
+from ds_stage2ab.errors import EnvironmentFault, Stage2Error, exit_code
 from ds_stage2ab.tools.scene_files import (
     SPLITS,
-    ScenesProgress,
     already_there,
+    made_scenes,
+    scene_options,
     tight_box,
     to_bins,
     write_data_set,
@@ -231,24 +232,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     command = "python -m ds_stage2ab.tools.emoji_scenes"
     parser = argparse.ArgumentParser(prog=command, description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
     parser.add_argument("--font", type=Path, default=FONT, metavar="FILE", help=f"Noto Color Emoji (default: {FONT})")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train-scenes", type=int, default=16000)
-    parser.add_argument("--validation-scenes", type=int, default=300)
-    options = parser.parse_args(arguments)
-    if min(options.seed, options.train_scenes - 1, options.validation_scenes - 1) < 0:
-        parser.error("--seed must be 0 or more, --train-scenes and --validation-scenes 1 or more")
-    counts = {"train_scenes": options.train_scenes, "validation_scenes": options.validation_scenes}
-    progress = ScenesProgress(sys.stdout, sum(counts.values()))
+    options = scene_options(parser, arguments)
     try:
-        made = generate(options.out, font=options.font, seed=options.seed, **counts, advance=progress.advance)
-    except (Stage2Error, OSError) as error:
-        fault = unwritable(options.out, error) if isinstance(error, OSError) else error
-        print(fault, file=sys.stderr)
-        return exit_code(fault)
-    written = f"{options.train_scenes} training and {options.validation_scenes} validation scenes"
-    print(f"{options.out}: {written} " + ("written" if made else "were there already"))
+        print(made_scenes(options, partial(generate, font=options.font)))
+    except Stage2Error as error:
+        print(error, file=sys.stderr)
+        return exit_code(error)
     return 0
 
 

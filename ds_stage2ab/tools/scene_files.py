@@ -6,11 +6,13 @@ A scene is written by a function of its index, `write(index, folder=...)`, which
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +23,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from ds_stage2ab.errors import DataError
+from ds_stage2ab.errors import DataError, unwritable
 
 SPLITS = ("train", "validation")
 PLAIN_LINES = 4  # lines about progress where no terminal shows one line that changes
@@ -135,3 +137,31 @@ def write_data_set(
         building.replace(out)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def scene_options(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """The options of a scene tool: its own, which the parser has, and those that all of them share."""
+    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train-scenes", type=int, default=16000)
+    parser.add_argument("--validation-scenes", type=int, default=300)
+    options = parser.parse_args(arguments)
+    if min(options.seed, options.train_scenes - 1, options.validation_scenes - 1) < 0:
+        parser.error("--seed must be 0 or more, --train-scenes and --validation-scenes 1 or more")
+    return options
+
+
+def made_scenes(options: argparse.Namespace, generate: Callable[..., bool]) -> str:
+    """Call `generate(out, seed=..., train_scenes=..., validation_scenes=..., advance=...)`; returns what was done.
+
+    Raises:
+        Stage2Error: what `generate` raises, or the folder cannot be written.
+    """
+    counts = {"train_scenes": options.train_scenes, "validation_scenes": options.validation_scenes}
+    progress = ScenesProgress(sys.stdout, sum(counts.values()))
+    try:
+        made = generate(options.out, seed=options.seed, **counts, advance=progress.advance)
+    except OSError as error:
+        raise unwritable(options.out, error) from None
+    written = f"{options.train_scenes} training and {options.validation_scenes} validation scenes"
+    return f"{options.out}: {written} {'written' if made else 'were there already'}"

@@ -180,7 +180,7 @@ class Terminal(io.StringIO):
 
 
 def said(stream: io.StringIO, total: int) -> str:
-    progress = digits.ScenesProgress(stream, total)
+    progress = scene_files.ScenesProgress(stream, total)
     for _ in range(total):
         progress.advance()
     return stream.getvalue()
