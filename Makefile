@@ -21,8 +21,8 @@ TRAIN := $(BIN)/deepspeed --num_gpus 2 --log_level error ds_stage2ab/train.py --
 INSTALLED := $(VENV)/.ds_stage2ab-installed
 VLLM_PY := $(abspath $(VLLM_VENV))/bin/python
 VLLM_INSTALLED := $(VLLM_VENV)/.ds_stage2ab-installed
-# Two workers: see tests/workers.py. A worker that has ended is not replaced: what it ran is what is wrong.
-PYTEST := $(PY) -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder --max-worker-restart 0
+# Three workers: see tests/workers.py. A worker that has ended is not replaced: what it ran is what is wrong.
+PYTEST := $(PY) -m pytest -q -n 3 --dist loadscope --no-loadscope-reorder --max-worker-restart 0
 export DS_STAGE2AB_VLLM_PYTHON := $(VLLM_PY)
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # A real language model, as a GGUF file, and what reads that. Nothing else of the second runs: it asks for a lot.

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 
-# Before torch is imported: two workers, each with as many threads as cores, wait for each other most of the time.
+# Before torch is imported: three workers, each with as many threads as cores, wait for each other most of the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest

@@ -1,7 +1,7 @@
 """Which tests share a worker, and in what order: hooks for pytest-xdist. `tests/conftest.py` registers them.
 
-Two workers: one starts processes, and waits for them most of the time, while the other computes in one thread. So what
-starts ranks or servers runs one after another, and finds a core for each of two ranks when it needs them. The other
+Three workers on two cores: one has the real server, one starts ranks, and both wait for them much of the time, while
+the third computes in one thread. What uses the server runs one after another, and so does what starts ranks. The other
 files share what time is left, the dearest first by `tests/costs.json`, each with its fixtures in one worker.
 """
 
@@ -14,15 +14,28 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 RECORDED = Path(__file__).with_name("costs.json")
-CHEAP_CPU_S = 5
-PROCESSES = "ranks and servers"
+CHEAP_S = 4
+SERVER = "the server"
+SERVED = (
+    "tests/contract/test_backends.py",
+    "tests/contract/test_other_weights.py",
+    "tests/faults/test_lost_learners.py",
+    "tests/faults/test_lost_servers.py",
+    "tests/test_servers_come_and_go.py",
+    "tests/test_servers_soak.py",
+    "tests/test_stage2_ab_vllm_server_mode_smoke.py",
+    "tests/test_vllm_guard.py",
+    "tests/test_vllm_soak.py",
+)
+"""Files whose tests use the one real vLLM server."""
+RANKS = "ranks"
 BESIDE = (
     # mostly compute in the test's own process
     *("tests/unit/", "tests/architecture/", "tests/fuzz/", "tests/test_rollout_matching_sft.py"),
     # mostly wait
     *("tests/faults/test_launcher.py", "tests/faults/test_server_faults.py", "tests/faults/test_sync_faults.py"),
 )
-"""Files whose tests run beside those that start ranks and the real server."""
+"""Files whose tests run beside both."""
 
 
 def recorded_costs() -> dict[str, dict[str, float]]:
@@ -35,7 +48,9 @@ def file_of(nodeid: str) -> str:
 
 
 def group_of(nodeid: str) -> str:
-    return file_of(nodeid) if nodeid.startswith(BESIDE) else PROCESSES
+    if nodeid.startswith(SERVED):
+        return SERVER
+    return file_of(nodeid) if nodeid.startswith(BESIDE) else RANKS
 
 
 class ByGroup(LoadScopeScheduling):
@@ -50,7 +65,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--cheap", action="store_true", help=f"leave out files of more than {CHEAP_CPU_S} CPU seconds")
+    parser.addoption("--cheap", action="store_true", help=f"leave out files of more than {CHEAP_S} seconds")
     parser.addoption("--shard", metavar="I/N", help="the I-th of N parts of the tests")
 
 
@@ -60,7 +75,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     costs = recorded_costs()
     kept = items
     if config.getoption("--cheap"):
-        kept = [item for item in items if costs.get(file_of(item.nodeid), {}).get("cpu_s", 0.0) <= CHEAP_CPU_S]
+        kept = [item for item in items if costs.get(file_of(item.nodeid), {}).get("wall_s", 0.0) <= CHEAP_S]
     if config.getoption("--shard"):
         part, parts = map(int, config.getoption("--shard").split("/"))
         kept = kept[part - 1 :: parts]
@@ -73,9 +88,9 @@ def _without(items: list[pytest.Item], kept: Iterable[pytest.Item]) -> list[pyte
     return [item for item in items if item not in chosen]
 
 
-def _order(item: pytest.Item, costs: dict[str, dict[str, float]]) -> tuple[bool, bool, float, str]:
-    """Processes first, the test that ends the server last of them; then the dearest files."""
+def _order(item: pytest.Item, costs: dict[str, dict[str, float]]) -> tuple[int, bool, float, str]:
+    """Processes first, the test that ends the server last of its group; then the dearest files."""
     group = group_of(item.nodeid)
-    if group == PROCESSES:
-        return False, item.get_closest_marker("ends_the_server") is not None, 0.0, ""
-    return True, False, -costs.get(group, {}).get("wall_s", 0.0), group
+    if group in (RANKS, SERVER):
+        return [RANKS, SERVER].index(group), item.get_closest_marker("ends_the_server") is not None, 0.0, ""
+    return 2, False, -costs.get(group, {}).get("wall_s", 0.0), group

@@ -26,7 +26,7 @@ BUDGETS = {
     "tests/unit/engine/test_accumulation.py": 36,
     "tests/test_stage2_ab_training.py": 38,
 }
-ALL_CPU_S = 1180
+ALL_CPU_S = 1240
 """Two cores have as many in 9.8 minutes; waiting for one another takes the rest of 12."""
 COSTS = recorded_costs()
 
