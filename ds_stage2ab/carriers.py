@@ -87,6 +87,8 @@ class Sample:
     user_prompt: str
     # the words of the user in it, as sent to a rollout server
     vision: Vision
+    index: int = 0
+    # which of the rollouts of this sample is asked for: 0 .. `best_of` - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +135,8 @@ class Rollout:
     # servers that the request was sent to: 1 unless one failed
     probabilities: Probabilities | None
     # of its tokens; None unless requested, and given by the backend
+    index: int = 0
+    # which of its sample's rollouts it is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,6 +66,8 @@ class RunPlan:
     # G: micro-steps per step
     samples_per_rank: int
     # R / W
+    rollouts_per_rank: int
+    # in a B step: `best_of` for each sample
     batch_sentence: str
     # `32 samples per step = 4 per rank x 2 ranks x 4 micro-steps`
     total_steps: int | None
@@ -137,6 +139,7 @@ def make_plan(
         per_device=shape.per_device,
         accumulation_steps=shape.accumulation_steps,
         samples_per_rank=shape.samples_per_rank,
+        rollouts_per_rank=shape.samples_per_rank * rollouts.best_of,
         batch_sentence=shape.sentence,
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,

@@ -1,10 +1,11 @@
 """A run that is recorded and trained once more from its recording, by the real launcher: drawn at temperature 1, so
-that another draw would be seen at once.
+that another draw would be seen at once, and the best of two rollouts of each sample is taught.
 
 PYTHONPATH=. python -m pytest -q tests/test_replay.py
 """
 
 import json
+from collections import Counter
 
 import pytest
 from safetensors.torch import load_file
@@ -23,6 +24,7 @@ CHANGES = {
     "stage2_ab.schedule.b_ratio": 0.7,  # A B B
     "deepspeed.zero_stage": 1,
     f"{MATCHING}.decoding.temperature": 1.0,
+    f"{MATCHING}.best_of": 2,
 }
 CLOCKED = ("s", "tokens/s")
 """Units of what no two runs agree in."""
@@ -70,7 +72,7 @@ def test_as_many_ranks_repeat_the_run_to_the_last_bit(run, recorded):
 def test_a_replay_is_a_recording_too(run, recorded):
     replayed(run, "again", 2)
     assert run.rollouts("again") == run.rollouts("recorded")
-    assert len(run.rollouts("recorded")) == 16
+    assert len(run.rollouts("recorded")) == 32  # two of each of the 8 samples of two steps
     lines = [
         json.loads(line)
         for file in (run.folder / "runs" / "again" / "rollouts").iterdir()
@@ -86,6 +88,32 @@ def test_one_rank_repeats_what_two_have_recorded(run, recorded, shipped):
     assert run.rollouts("alone") == run.rollouts("recorded")
 
 
+def test_the_best_of_two_rollouts_of_each_sample_was_taught(run, recorded):
+    """By the recording alone: every sample was answered twice, by requests of their own."""
+    files = (run.folder / "runs" / "recorded" / "rollouts").iterdir()
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    assert Counter(line.get("index", 0) for line in lines) == {0: 16, 1: 16}
+    assert len({line["seed"] for line in lines}) == 32
+    steps = [step.metrics for step in run.history("recorded").steps if step.channel == "B"]
+    assert [(one["train/samples"], one["rollout/count"]) for one in steps] == [(8, 16)] * 2
+    assert sum(one["rollout/tokens"] for one in steps) == sum(len(line["response_ids"]) for line in lines)
+    for one in steps:
+        assert 0 < one["match/not_first_rate"] < 1
+        assert one["match/f1_of_all"] < one["match/f1_of_best"]
+
+
+def test_a_replay_may_choose_from_fewer(run, recorded):
+    """From one: what is taught is the first of the two, so the figures are of other answers."""
+    replayed(run, "first", 2, **{f"{MATCHING}.best_of": 1, "training.max_steps": 2, "data.validation": None})
+    (first,), (best, _) = ([one.metrics for one in run.history(name).steps if one.channel == "B"] for name in (
+        "first", "recorded",
+    ))  # fmt: skip
+    assert first["rollout/count"] == 8 and "match/f1_of_best" not in first
+    assert first["match/f1"] < best["match/f1"]
+    drawn = [one for one in run.rollouts("recorded") if one in run.rollouts("first")]
+    assert len(run.rollouts("first")) == 8 and len(drawn) == 8
+
+
 def test_targets_are_built_again(run, recorded):
     """The same answers, learned in another way than when they were recorded; A's step before them is the same."""
     target = {"stage2_ab.channel_b.target": "append"}
@@ -93,7 +121,7 @@ def test_targets_are_built_again(run, recorded):
     assert "targets are made anew (append)" in run.done["appended"].stdout
     assert "targets are made anew (rewrite)" in (replayed(run, "again", 2) and run.done["again"].stdout)
     assert losses[0] == recorded[0][0] and losses[1] != recorded[0][1]
-    assert run.rollouts("appended") == run.rollouts("recorded")[:8]
+    assert run.rollouts("appended") == run.rollouts("recorded")[:16]
 
 
 def test_a_run_that_asks_for_something_else_ends_in_words(run, recorded, shipped, tmp_path):

@@ -2,11 +2,13 @@
 
 Per sample: a rollout with the current weights, a strict parse, a one-to-one match of its objects with the ground
 truth, and a target made from both (`stage2_ab.channel_b.target`): the answer rewritten, or the answer with every
-missed object appended.
+missed object appended. With `best_of` above 1 several rollouts are drawn, parsed and matched, and the best is taught.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import islice
 
 from ds_stage2ab.carriers import Match, ParsedRollout, Rollout, Sample, Segment, Skipped, Target
 from ds_stage2ab.channels.segment import PositionIndex, make_segment, segment_or_skipped
@@ -16,6 +18,7 @@ from ds_stage2ab.config.sections import APPEND, GENERATED, ChannelBSection, Roll
 from ds_stage2ab.errors import DataError, EnvironmentFault, printable
 from ds_stage2ab.matching.append import appended_target
 from ds_stage2ab.matching.assign import match_boxes
+from ds_stage2ab.matching.best_of import BEST_OF_TERMS, best_of, best_of_terms, quality
 from ds_stage2ab.matching.health import TERM_NAMES, rollout_terms, target_terms
 from ds_stage2ab.matching.parse import parse_rollout
 from ds_stage2ab.matching.targets import rewritten_target
@@ -53,7 +56,7 @@ class RolloutMatching:
 
     name = "B"
     num_passes = 1
-    term_names = (*TERM_NAMES, *SERVER_TERMS, *DECODING_TERMS)
+    term_names = (*TERM_NAMES, *BEST_OF_TERMS, *SERVER_TERMS, *DECODING_TERMS)
 
     def __init__(
         self,
@@ -96,23 +99,26 @@ class RolloutMatching:
         return self.backend.streams
 
     def segments(self, samples: list[Sample], step: int, clock: Clock) -> Iterator[Segment | Skipped]:
-        """One segment for each sample, in order, from a rollout with the weights after `step` steps.
+        """One segment for each sample, in order, from the best of its rollouts after `step` steps.
 
         Raises:
             EnvironmentFault: a rollout was generated with other weights.
             DataError: a target is longer than the cap, an object cannot be written with this tokenizer, or a rollout
                 server refuses a sample.
         """
+        asked = [replace(sample, index=index) for sample in samples for index in range(self.section.best_of)]
         with self.backend.current_weights(step):
             with clock("rollout"):
-                rollouts = self.backend.generate(samples, self.sampling, finished_steps=step)
-            for sample, rollout in zip(samples, _clocked(rollouts, clock), strict=True):
-                if isinstance(rollout, DataError):
-                    yield self._skipped(sample, rollout)
+                rollouts = self.backend.generate(asked, self.sampling, finished_steps=step)
+            of_samples = _in_groups(_clocked(rollouts, clock), self.section.best_of)
+            for sample, drawn in zip(samples, of_samples, strict=True):
+                refused = next((one for one in drawn if isinstance(one, DataError)), None)
+                if refused is not None:
+                    yield self._skipped(sample, refused)
                     continue
-                self.record(step, (rollout,))
-                self._refuse_stale(rollout, step)
-                build = partial(self._segment, rollout=rollout)
+                self.record(step, drawn)
+                self._refuse_stale(drawn, step)
+                build = partial(self._segment, rollouts=drawn)
                 with clock("match"):
                     made = segment_or_skipped(build, sample, skip_overlong=self.skip_overlong)
                 yield made
@@ -122,21 +128,16 @@ class RolloutMatching:
             raise error
         return Skipped(sample_id=sample.id, draw=sample.draw, why=error.why)
 
-    def _segment(self, sample: Sample, rollout: Rollout) -> Segment:
-        assert (rollout.draw, rollout.prompt_ids) == (sample.draw, sample.prompt_ids), "a rollout of another sample"
-        parsed = parse_rollout(rollout.response_ids, self.vocabulary, self.codec)
-        match = match_boxes(
-            parsed.objects,
-            sample.objects,
-            candidate_top_k=self.section.candidate_top_k,
-            iou_gate=self.section.iou_gate,
-            fp_cost=self.section.fp_cost,
-            fn_cost=self.section.fn_cost,
-        )
+    def _segment(self, sample: Sample, rollouts: Sequence[Rollout]) -> Segment:
+        read = [self._read(sample, index, rollout) for index, rollout in enumerate(rollouts)]
+        qualities = [quality(parsed, match, sample.objects) for parsed, match in read]
+        best = best_of(qualities)
+        parsed, match = read[best]
         target = self._target(parsed, match, sample)
         reported = (
-            rollout_terms(rollout, parsed, match, sample.objects),
+            rollout_terms(rollouts[best], parsed, match, sample.objects),
             target_terms(target, parsed, match, sample.objects, iou_gate=self.section.iou_gate),
+            best_of_terms(rollouts, qualities, best),
             self._server_terms(),
             self._decoding_terms(),
         )
@@ -149,6 +150,20 @@ class RolloutMatching:
             remedy="custom.extra.rollout_matching.max_new_tokens" if self.appends else "data.max_pixels",
             terms={name: term for terms in reported for name, term in terms.items()},
         )
+
+    def _read(self, sample: Sample, index: int, rollout: Rollout) -> tuple[ParsedRollout, Match]:
+        wanted = sample.draw, index, sample.prompt_ids
+        assert (rollout.draw, rollout.index, rollout.prompt_ids) == wanted, "a rollout of another sample"
+        parsed = parse_rollout(rollout.response_ids, self.vocabulary, self.codec)
+        match = match_boxes(
+            parsed.objects,
+            sample.objects,
+            candidate_top_k=self.section.candidate_top_k,
+            iou_gate=self.section.iou_gate,
+            fp_cost=self.section.fp_cost,
+            fn_cost=self.section.fn_cost,
+        )
+        return parsed, match
 
     def _target(self, parsed: ParsedRollout, match: Match, sample: Sample) -> Target:
         shared = {"desc_ce_weight": self.desc_ce_weight, "where": sample.id}
@@ -184,15 +199,22 @@ class RolloutMatching:
         parts = ((total / done.answers, count / done.answers) for total, count in quotients)
         return dict(zip(DECODING_TERMS, parts, strict=True))
 
-    def _refuse_stale(self, rollout: Rollout, step: int) -> None:
+    def _refuse_stale(self, rollouts: Sequence[Rollout], step: int) -> None:
         wanted = weight_version(self.start_id, step)
-        if rollout.weight_version != wanted:
+        for rollout in (one for one in rollouts if one.weight_version != wanted):
             raise EnvironmentFault(
                 f"the rollout of sample {printable(rollout.sample_id)} was made by the weights"
                 f" {rollout.weight_version}, not by the current ones, {wanted}",
                 where=rollout.source,
                 fix="start the run again, and with it whatever serves its rollouts",
             )
+
+
+def _in_groups(rollouts: Iterator[Rollout | DataError], size: int) -> Iterator[list[Rollout | DataError]]:
+    """So many rollouts of each sample."""
+    while drawn := list(islice(rollouts, size)):
+        assert len(drawn) == size, "a sample with too few rollouts"
+        yield drawn
 
 
 def _clocked(rollouts: Iterable[Rollout | DataError], clock: Clock) -> Iterator[Rollout | DataError]:

@@ -27,6 +27,8 @@ class Derived:
     """What `validate` reports of a valid config."""
 
     shape: BatchShape
+    rollouts_per_rank: int
+    # in a B step: `best_of` for each sample
     b_ratio: str
     decode_batch_size: int
     backend: str
@@ -40,7 +42,7 @@ class Derived:
 
     @property
     def _rollouts(self) -> str:
-        per_rank = counted(self.shape.samples_per_rank, "rollout")
+        per_rank = counted(self.rollouts_per_rank, "rollout")
         if self.servers is not None:
             replicas = counted(sum(self.servers.replicas), "server replica")
             window = f"request window {self.servers.request_window} per rank"
@@ -54,6 +56,7 @@ class Derived:
         return {
             **asdict(self.shape),
             "samples_per_rank": self.shape.samples_per_rank,
+            "rollouts_per_rank": self.rollouts_per_rank,
             "b_ratio": self.b_ratio,
             "rollout_backend": self.backend,
             "decode_batch_size": self.decode_batch_size,
@@ -79,12 +82,15 @@ def derive(resolved: dict, learners: int | None, rollout_devices: int | None) ->
         "accumulation": training["gradient_accumulation_steps"],
     }
     shape = shape_batch(**numbers, learners=learners or implied_learners(**numbers))
+    per_rank = shape.samples_per_rank * rollouts["best_of"]
+    uses_servers = rollouts["rollout_backend"] == "vllm"
     return Derived(
         shape=shape,
+        rollouts_per_rank=per_rank,
         b_ratio=str(resolved["stage2_ab"]["schedule"]["b_ratio"]),
         decode_batch_size=rollouts["decode_batch_size"],
         backend=rollouts["rollout_backend"],
-        servers=_share(rollouts, shape, rollout_devices) if rollouts["rollout_backend"] == "vllm" else None,
+        servers=_share(rollouts, shape.learners, per_rank, rollout_devices) if uses_servers else None,
     )
 
 
@@ -97,11 +103,11 @@ def _in_words(shares: list[int]) -> str:
     return f"{', '.join(str(share) for share in shares)} to the servers in order"
 
 
-def _share(rollouts: dict, shape: BatchShape, rollout_devices: int | None) -> ServerShare:
+def _share(rollouts: dict, learners: int, per_rank: int, rollout_devices: int | None) -> ServerShare:
     sizes = [server["tensor_parallel_size"] for server in rollouts["vllm"]["server"]["servers"]]
     replicas = replicas_of(sizes, rollout_devices)
     return ServerShare(
         replicas=replicas,
-        request_window=request_window(rollouts["decode_batch_size"], replicas, shape.learners),
-        per_server=[len(part) for part in split_requests(shape.samples_per_rank, replicas)],
+        request_window=request_window(rollouts["decode_batch_size"], replicas, learners),
+        per_server=[len(part) for part in split_requests(per_rank, replicas)],
     )

@@ -10,6 +10,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ds_stage2ab.config.batch import counted
+from ds_stage2ab.config.decoding_rules import (
+    BEST_OF,
+    DECODING,
+    EVALUATION_DECODING,
+    evaluation_temperature_can_be_felt,
+    greedy_decoding_draws_nothing,
+    greedy_evaluation_draws_nothing,
+    rollouts_to_choose_from_differ,
+    temperature_can_be_felt,
+)
 from ds_stage2ab.config.problems import KeyPath
 from ds_stage2ab.config.score_rules import (
     CODEC,
@@ -28,8 +38,6 @@ TARGET = "stage2_ab.channel_b.target"
 DROP_MULTIPLIER = "stage2_ab.channel_b.drop_invalid_struct_ce_multiplier"
 LENGTH_CAP = "training.global_max_length"
 MAX_NEW_TOKENS = "custom.extra.rollout_matching.max_new_tokens"
-DECODING = "custom.extra.rollout_matching.decoding"
-EVALUATION_DECODING = "evaluation.decoding"
 NGRAM_SIZE = "custom.extra.rollout_matching.repeat_terminate.ngram_size"
 NGRAM_REPEATS = "custom.extra.rollout_matching.repeat_terminate.max_ngram_repeats"
 SCHEDULER = "training.lr_scheduler"
@@ -48,7 +56,6 @@ STOP_AFTER = "evaluation.stop_after"
 KEEP_BEST = "checkpoint.keep_best"
 REPLAY_RUN = "custom.extra.rollout_matching.replay.run"
 
-LOWEST_TEMPERATURE = 1e-3  # below it sampling is practically greedy
 MODEL_PARTS = 3  # vision, aligner, language
 
 
@@ -62,47 +69,6 @@ class Rule:
     @property
     def paths(self) -> list[KeyPath]:
         return [tuple(key.split(".")) for key in self.keys]
-
-
-def greedy_decoding_draws_nothing(temperature: float, top_p: float, top_k: int) -> None:
-    """At temperature 0 the most probable token is taken, and what limits a draw would be ignored."""
-    _greedy_draws_nothing(DECODING, temperature, top_p, top_k)
-
-
-def greedy_evaluation_draws_nothing(temperature: float, top_p: float, top_k: int) -> None:
-    """The same of held-out answers."""
-    _greedy_draws_nothing(EVALUATION_DECODING, temperature, top_p, top_k)
-
-
-def _greedy_draws_nothing(section: str, temperature: float, top_p: float, top_k: int) -> None:
-    off = {"top_p": (top_p, 1), "top_k": (top_k, 0)}
-    limits = [f"{section}.{key} {value}" for key, (value, no_limit) in off.items() if value != no_limit]
-    if temperature == 0 and limits:
-        raise ConfigError(
-            f"{temperature} is greedy, which makes {' and '.join(limits)} meaningless",
-            where=f"{section}.temperature",
-            fix="set a temperature above 0, or delete the other",
-        )
-
-
-def temperature_can_be_felt(temperature: float) -> None:
-    """Logits divided by less would overflow."""
-    _can_be_felt(DECODING, temperature)
-
-
-def evaluation_temperature_can_be_felt(temperature: float) -> None:
-    """The same of held-out answers."""
-    _can_be_felt(EVALUATION_DECODING, temperature)
-
-
-def _can_be_felt(section: str, temperature: float) -> None:
-    if 0 < temperature < LOWEST_TEMPERATURE:
-        key = f"{section}.temperature"
-        raise ConfigError(
-            f"{temperature} is too close to 0 to compute with",
-            where=key,
-            fix=f"set {key} to 0 (greedy), or to {LOWEST_TEMPERATURE} or more",
-        )
 
 
 def repeated_sequences_have_length_and_number(ngram_size: int | None, max_ngram_repeats: int | None) -> None:
@@ -298,6 +264,7 @@ RULES = (
     Rule(greedy_evaluation_draws_nothing, _decoding_keys(EVALUATION_DECODING)),
     Rule(temperature_can_be_felt, (f"{DECODING}.temperature",)),
     Rule(evaluation_temperature_can_be_felt, (f"{EVALUATION_DECODING}.temperature",)),
+    Rule(rollouts_to_choose_from_differ, (BACKEND, BEST_OF, f"{DECODING}.temperature", f"{DECODING}.top_k")),
     Rule(repeated_sequences_have_length_and_number, (NGRAM_SIZE, NGRAM_REPEATS)),
     Rule(only_rewritten_answers_have_an_order, (TARGET, REWRITE_ORDER)),
     Rule(only_appended_objects_have_a_multiplier, (TARGET, DROP_MULTIPLIER)),

@@ -158,6 +158,7 @@ class RolloutMatchingSection:
     replay: ReplaySection
     decode_batch_size: int
     max_new_tokens: int
+    best_of: int
     decoding: DecodingSection
     repetition_penalty: float
     repeat_terminate: RepeatTerminateSection

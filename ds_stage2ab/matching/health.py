@@ -35,7 +35,7 @@ def rollout_terms(rollout: Rollout, parsed: ParsedRollout, match: Match, truth: 
         "match/precision": (matched, predicted),
         "match/recall": (matched, true),
         "match/f1": (2 * matched, predicted + true),
-        "match/iou": (_summed_iou(parsed, match, truth), matched),
+        "match/iou": (summed_iou(parsed, match, truth), matched),
         "match/same_desc_rate": (same, matched),
         "match/predicted_per_true": (predicted, true),
         "match/duplicates_per_answer": (predicted - len(first_sayings(parsed.objects)), 1),
@@ -75,7 +75,8 @@ def target_terms(
     }
 
 
-def _summed_iou(parsed: ParsedRollout, match: Match, truth: Sequence[Truth]) -> float:
+def summed_iou(parsed: ParsedRollout, match: Match, truth: Sequence[Truth]) -> float:
+    """Over the matched pairs."""
     iou_PG = pairwise_iou([found.box for found in parsed.objects], [one.box for one in truth])
     return math.fsum(float(iou_PG[pair]) for pair in match.pairs)
 

@@ -50,7 +50,7 @@ COORDINATES = (
 
 ROLLOUT = (
     metric("rollout/count", "rollouts", "sum", "B", "neither",
-           "Raw rollouts of the step over all ranks; with the skipped samples, the effective batch size."),
+           "Rollouts of the step over all ranks: best_of for each sample that was not skipped."),
     metric("rollout/resent", "rollouts", "sum", "B", "lower",
            "Times that a whole request was sent to another rollout server, because one had failed it."),
     metric("rollout/tokens", "tokens", "sum", "B", "neither",
@@ -104,6 +104,12 @@ MATCH = (
            "Share of answers that the model ended itself with fewer objects than are true."),
     metric("match/late_stop_rate", "fraction", "mean", "B", "lower",
            "Share of answers with more objects than are true."),
+    metric("match/not_first_rate", "fraction", "mean", "B", "neither",
+           "best_of above 1 alone: share of samples whose best rollout, which is taught, was not the first."),
+    metric("match/f1_of_all", "fraction", "mean", "B", "higher",
+           "best_of above 1 alone: F1 of each rollout, averaged over all of them."),
+    metric("match/f1_of_best", "fraction", "mean", "B", "higher",
+           "best_of above 1 alone: F1 of the best rollout of each sample, averaged over samples."),
 )
 
 PARSE = (

@@ -91,4 +91,5 @@ def _sampled(section: RolloutMatchingSection) -> str:
     if who == "vllm":  # this is printed when the handshake is over
         servers = counted(len(section.vllm.server.servers), "server")
         who, place = f"vllm, {servers} that passed the handshake", "replica"
-    return f"{who}, at most {section.decode_batch_size} at once on each {place}, {how}"
+    best = f", the best of {section.best_of} for each sample" if section.best_of > 1 else ""
+    return f"{who}, at most {section.decode_batch_size} at once on each {place}, {how}{best}"

@@ -244,8 +244,9 @@ def as_data(report: PreflightReport) -> dict:
         "lengths": {**asdict(report.lengths), "left_for_words": report.lengths.left_for_words},
         "rollouts": {
             "backend": section.rollout_backend,
+            "per_rank": plan.rollouts_per_rank,
             "decode_batch_size": section.decode_batch_size,
-            "decode_calls_per_rank": math.ceil(plan.samples_per_rank / section.decode_batch_size)
+            "decode_calls_per_rank": math.ceil(plan.rollouts_per_rank / section.decode_batch_size)
             if section.rollout_backend == "hf"
             else None,
             "servers": _servers_as_data(plan, section.decode_batch_size) if report.uses_servers else None,
@@ -275,7 +276,7 @@ def _servers_as_data(plan: RunPlan, decode_batch_size: int) -> dict:
     return {
         "replicas": list(plan.server_replicas),
         "request_window": plan.request_window,
-        "requests_per_server": [len(part) for part in split_requests(plan.samples_per_rank, plan.server_replicas)],
+        "requests_per_server": [len(part) for part in split_requests(plan.rollouts_per_rank, plan.server_replicas)],
         "slots_of_each_rank": server_slots(decode_batch_size, plan.server_replicas, plan.learners),
         "infer_timeout_s": plan.infer_timeout_s,
         "probe_tolerance": plan.probe_tolerance,

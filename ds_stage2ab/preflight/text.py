@@ -127,20 +127,21 @@ def _room_words(lengths: Lengths, cap: int) -> str:
 def _rollout_rows(report: PreflightReport) -> list[tuple[str, str]]:
     plan, section = report.plan, report.config.rollout_matching
     at_once = section.decode_batch_size
-    per_step = f"{counted(plan.samples_per_rank, 'rollout')} of a rank in a B step"
+    each = f", {section.best_of} for each sample" if section.best_of > 1 else ""
+    per_step = f"{counted(plan.rollouts_per_rank, 'rollout')} of a rank in a B step{each}"
     if report.uses_servers:
         servers, replicas = len(plan.server_replicas), counted(sum(plan.server_replicas), "replica")
         rows = [
             ("rollouts", f"vllm: {counted(servers, 'server')}, {replicas}, at most {at_once} at once on each replica")
         ]
-        shares = [len(part) for part in split_requests(plan.samples_per_rank, plan.server_replicas)]
+        shares = [len(part) for part in split_requests(plan.rollouts_per_rank, plan.server_replicas)]
         each = f"{min(shares)} to {max(shares)} for each" if servers > MAX_SHARES else " + ".join(map(str, shares))
         in_flight = f"{plan.request_window} or more in flight"
         return [*rows, ("requests", f"{per_step} = {each} by server, {in_flight}")] if plan.b_ratio else rows
     if plan.b_ratio and section.rollout_backend == "replay":
         return [("rollouts", f"replay: {per_step}, from {section.replay.run}")]
     if plan.b_ratio:
-        calls = counted(math.ceil(plan.samples_per_rank / at_once), "decode call")
+        calls = counted(math.ceil(plan.rollouts_per_rank / at_once), "decode call")
         return [("rollouts", f"hf: {per_step}, in {calls} of at most {at_once}")]
     return [("rollouts", f"hf: for evaluations alone, at most {at_once} at once on each rank")]
 

@@ -38,12 +38,14 @@ SEED_BYTES = 8
 """Of a digest; shifted right by one, a request's seed fits a signed 64-bit integer."""
 
 
-def request_seed(seed: int, draw: int, sample_id: str) -> int:
+def request_seed(seed: int, draw: int, sample_id: str, index: int = 0) -> int:
     """The sampling seed of one request, in 0..2^63-1: every request of a run has its own.
 
-    The first 8 bytes of blake2b("seed/g/sample_id"), big-endian, shifted right by one.
+    The first 8 bytes of blake2b("seed/g/sample_id"), big-endian, shifted right by one; of the further rollouts of a
+    sample "g.1", "g.2", ... stand in the place of g.
     """
-    digest = hashlib.blake2b(f"{seed}/{draw}/{sample_id}".encode()).digest()
+    turn = f"{draw}.{index}" if index else f"{draw}"
+    digest = hashlib.blake2b(f"{seed}/{turn}/{sample_id}".encode()).digest()
     return int.from_bytes(digest[:SEED_BYTES], "big") >> 1
 
 

@@ -136,7 +136,7 @@ class HfBackend:
 
     def _request(self, place: int, sample: Sample) -> Request:
         positions_AT = self.positions(torch.tensor(sample.prompt_ids), sample.vision.image_grid_thw)
-        seed = request_seed(self.seed, sample.draw, sample.id)
+        seed = request_seed(self.seed, sample.draw, sample.id, sample.index)
         return Request(place=place, sample=sample, seed=seed, position_ids=positions_AT[1:])
 
     def _loop(self, sampling: Sampling, width: int) -> Loop:
@@ -189,6 +189,7 @@ class HfBackend:
             seconds=time.monotonic() - row.started,
             attempt=1,
             probabilities=_probabilities(row) if sampling.with_probabilities else None,
+            index=sample.index,
         )
 
 

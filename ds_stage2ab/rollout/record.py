@@ -5,7 +5,8 @@ again (`rollout.replay`).
      "finish": "stop", "weight_version": "5d.../2", "seed": 77, "source": "hf", "seconds": 0.51, "attempt": 1,
      "run_attempt": 2, "text": "[{..."}
 
-The text is for people: a line is read again without it, and from its ids alone.
+The text is for people: a line is read again without it, and from its ids alone. With `best_of` above 1 all rollouts of
+a sample are recorded, those behind the first with `"index": 1`, 2, ...
 
 `attempt` counts the servers that got the request, `run_attempt` the starts of the run, one for each line of
 `attempts.jsonl`. Each rank writes `rank-00000.jsonl`; when that is full it goes on in `rank-00000.1.jsonl`,
@@ -33,9 +34,9 @@ SERVED = "vllm "
 """Prefix of the source of a server's rollout, before the server's address."""
 REPLAYED = "replay of "
 """Prefix of the source of a replayed rollout, before its first source."""
-UNTOLD = 0
+RUN_ATTEMPT, UNTOLD = "run_attempt", 0
 """`run_attempt` of a line that does not have it."""
-TEXT = "text"
+TEXT, INDEX = "text", "index"
 FILE_NAME = re.compile(r"rank-(\d{5,})(?:\.(\d+))?\.jsonl")
 
 
@@ -58,6 +59,8 @@ class RecordedRollout:
     attempt: int
     run_attempt: int
     # which start of the run, from 1; 0: an earlier version wrote the line, which did not say
+    index: int
+    # which of the sample's rollouts, from 0, which is not written
 
     @property
     def weight_steps(self) -> str:
@@ -99,8 +102,10 @@ def to_line(finished_steps: int, rollout: Rollout, run_attempt: int = 1, text: s
         "source": rollout.source,
         "seconds": round(rollout.seconds, 6),
         "attempt": rollout.attempt,
-        "run_attempt": run_attempt,
+        RUN_ATTEMPT: run_attempt,
     }
+    if rollout.index:
+        values[INDEX] = rollout.index
     if text is not None:
         values[TEXT] = text
     return (json.dumps(values, ensure_ascii=False) + "\n").encode()
@@ -114,7 +119,7 @@ def from_line(line: bytes) -> RecordedRollout:
         raise ValueError("it is nested too deeply") from error
     names = [field.name for field in fields(RecordedRollout)]
     if isinstance(values, dict):
-        values.setdefault(names[-1], UNTOLD)
+        values = {RUN_ATTEMPT: UNTOLD, INDEX: 0, **values}
         if isinstance(values.get(TEXT), str):
             del values[TEXT]
     if not isinstance(values, dict) or sorted(values) != sorted(names):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_stage2ab.carriers import Rollout, Sample
+from ds_stage2ab.config.decoding_rules import BEST_OF
 from ds_stage2ab.config.rules import MAX_NEW_TOKENS, REPLAY_RUN
 from ds_stage2ab.errors import ConfigError, DataError, EnvironmentFault, printable
 from ds_stage2ab.rollout.base import Sampling, request_seed, weight_version
@@ -27,9 +28,9 @@ PROMPT_KEYS = "data.system_prompt, data.user_prompt, data.min_pixels, data.max_p
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
-    """Index of the recorded lines by draw; 20 bytes for each, so that a long run fits in memory.
+    """Where each recorded line is, by draw and index; 28 bytes for each, so that a long run fits in memory.
 
-    The three arrays have one entry for each draw, `draws` ascending.
+    The four arrays have one entry for each rollout, ascending.
     """
 
     folder: Path
@@ -37,6 +38,7 @@ class Recording:
     is_served: bool
     # whether servers generated it: packs were made online, and must be now, for the same sums
     draws: array
+    indices: array
     file_of: array
     # index into `files`
     offsets: array
@@ -45,10 +47,11 @@ class Recording:
     def __len__(self) -> int:
         return len(self.draws)
 
-    def find(self, draw: int) -> RecordedRollout | None:
-        """The rollout of a draw, read from its file; None where there is none."""
-        place = bisect.bisect_left(self.draws, draw)
-        if place == len(self.draws) or self.draws[place] != draw:
+    def find(self, draw: int, index: int) -> RecordedRollout | None:
+        """That rollout of a draw, read from its file; None where there is none."""
+        wanted = draw, index
+        place = bisect.bisect_left(range(len(self)), wanted, key=self._at)
+        if place == len(self) or self._at(place) != wanted:
             return None
         path = self.files[self.file_of[place]]
         try:
@@ -57,9 +60,12 @@ class Recording:
                 found = from_line(file.readline())
         except (OSError, ValueError) as error:
             raise _changed(path) from error
-        if found.draw != draw:
+        if (found.draw, found.index) != wanted:
             raise _changed(path)
         return found
+
+    def _at(self, place: int) -> tuple[int, int]:
+        return self.draws[place], self.indices[place]
 
 
 def read_recording(run: Path) -> Recording:
@@ -79,33 +85,35 @@ def read_recording(run: Path) -> Recording:
     folder = run / ROLLOUTS if os.path.isdir(run / ROLLOUTS) else run
     found = recorded_files(folder) if os.path.isdir(folder) else ()
     ranks, _, files = zip(*found, strict=True) if found else ((), (), ())
-    places: dict[int, tuple[int, int]] = {}
+    places: dict[tuple[int, int], tuple[int, int]] = {}
     served = False
-    for index, (rank, path) in enumerate(zip(ranks, files, strict=True)):
+    for file, (rank, path) in enumerate(zip(ranks, files, strict=True)):
         for rollout, offset in _lines(path):
-            draw, served = rollout.draw, is_served(rollout.source)
-            earlier, _ = places.get(draw, (index, offset))
+            which, served = (rollout.draw, rollout.index), is_served(rollout.source)
+            earlier, _ = places.get(which, (file, offset))
             if ranks[earlier] != rank:
+                first = files[earlier].name
                 raise DataError(
-                    f"draw {draw} stands in {files[earlier].name} too: no telling which of the two was trained on",
+                    f"draw {rollout.draw} stands in {first} too: no telling which of the two was trained on",
                     where=str(path),
                     fix="name a run that was not started again on another number of ranks",
                 )
-            places[draw] = index, offset
+            places[which] = file, offset
     if not places:
         raise ConfigError(
             f"{folder} holds no recorded rollouts (rank-00000.jsonl, ...)",
             where=REPLAY_RUN,
             fix="name the folder of a run with B steps and logging.rollouts: true",
         )
-    draws = array("q", sorted(places))
+    order = sorted(places)
     return Recording(
         folder=folder,
         files=files,
         is_served=served,
-        draws=draws,
-        file_of=array("i", (places[draw][0] for draw in draws)),
-        offsets=array("q", (places[draw][1] for draw in draws)),
+        draws=array("q", (draw for draw, _ in order)),
+        indices=array("q", (index for _, index in order)),
+        file_of=array("i", (places[which][0] for which in order)),
+        offsets=array("q", (places[which][1] for which in order)),
     )
 
 
@@ -184,7 +192,13 @@ class ReplayBackend:
         return [self._rollout(sample, sampling, finished_steps) for sample in samples]
 
     def _rollout(self, sample: Sample, sampling: Sampling, finished_steps: int) -> Rollout:
-        found = self.recording.find(sample.draw)
+        found = self.recording.find(sample.draw, sample.index)
+        if found is None and sample.index:
+            raise ConfigError(
+                f"{sample.index} rollouts are recorded for draw {sample.draw}, and this run takes the best of more",
+                where=BEST_OF,
+                fix=f"set {BEST_OF} to {sample.index} or less",
+            )
         if found is None:
             raise ConfigError(
                 f"no rollout is recorded for draw {sample.draw}, which step {finished_steps + 1} needs: the"
@@ -214,11 +228,13 @@ class ReplayBackend:
             seconds=found.seconds,
             attempt=found.attempt,
             probabilities=None,
+            index=sample.index,
         )
 
     def _refuse_another_run(self, found: RecordedRollout, sample: Sample, finished_steps: int) -> None:
         """Raise if the recorded request is another one; in this order, as each difference explains the later ones."""
-        seed, digest = request_seed(self.seed, sample.draw, sample.id), prompt_digest(sample.prompt_ids)
+        seed = request_seed(self.seed, sample.draw, sample.id, sample.index)
+        digest = prompt_digest(sample.prompt_ids)
         rows = (
             (
                 found.sample_id != sample.id,

@@ -94,6 +94,7 @@ MATCHING = RolloutMatchingSection(
     replay=ReplaySection(run=None),
     decode_batch_size=4,
     max_new_tokens=64,
+    best_of=1,
     decoding=DecodingSection(temperature=0.7, top_p=0.9, top_k=50),
     repetition_penalty=1.1,
     repeat_terminate=NO_GUARD,
@@ -180,7 +181,7 @@ class Bench:
     def rollout_matching(
         self, backend: WrittenBackend, record: Any = lambda *_: None, **changes: Any
     ) -> RolloutMatching:
-        plain = {"targets": PLAIN_LOSS.channel_b, "desc_ce_weight": 1.0}
+        plain = {"section": MATCHING, "targets": PLAIN_LOSS.channel_b, "desc_ce_weight": 1.0}
         settings = {**plain, "max_length": 4096, "skip_overlong": False, "skip_refused": False, **changes}
         return RolloutMatching(
             backend,
@@ -189,7 +190,6 @@ class Bench:
             codec=get_codec("array"),
             vocabulary=self.vocabulary,
             positions=position_index(self.model),
-            section=MATCHING,
             **settings,
         )
 

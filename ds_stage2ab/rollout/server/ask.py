@@ -49,7 +49,7 @@ class Asker:
             ServerLost: the server does not answer, refuses what is not about the sample, or makes other ids of the
                 prompt than the learner.
         """
-        seed = request_seed(self.seed, sample.draw, sample.id)
+        seed = request_seed(self.seed, sample.draw, sample.id, sample.index)
         begun = time.monotonic()
         body = self.conversation.request(sample, sampling, seed)
         if self.log_probs:
@@ -79,6 +79,7 @@ class Asker:
                 seconds=time.monotonic() - begun,
                 attempt=attempt,
                 probabilities=_probabilities(answer) if self.log_probs else None,
+                index=sample.index,
             ),
             sampling,
         )

@@ -12,6 +12,7 @@ import torch
 from ds_stage2ab.carriers import Decoding, Transfer, Truth
 from ds_stage2ab.channels.rollout_matching import DECODING_TERMS, SERVER_TERMS
 from ds_stage2ab.engine.build import position_index
+from ds_stage2ab.matching.best_of import BEST_OF_TERMS
 from ds_stage2ab.matching.health import TERM_NAMES
 from ds_stage2ab.metrics.registry import reduce_terms
 from ds_stage2ab.runtime.timers import Clock
@@ -232,7 +233,8 @@ def test_positions_and_image_are_the_samples(bench, answer):
     assert segment.vision is sample.vision
     assert (segment.sample_id, segment.draw, segment.channel) == ("train-000000", 0, "B")
     of_backends = (*SERVER_TERMS, *DECODING_TERMS)
-    assert tuple(segment.terms) == (*TERM_NAMES, *of_backends) == bench.rollout_matching(None).term_names
+    names = (*TERM_NAMES, *BEST_OF_TERMS, *of_backends)
+    assert tuple(segment.terms) == names == bench.rollout_matching(None).term_names
     assert [segment.terms[name] for name in of_backends] == [(0, 0)] * 8, "the answer was written beforehand"
 
 

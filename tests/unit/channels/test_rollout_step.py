@@ -40,6 +40,75 @@ def test_all_samples_are_asked_at_once_with_the_sampling_of_the_section(bench):
     assert training_sampling(MATCHING, get_codec("array")) == wanted
 
 
+# --- the best of several rollouts -------------------------------------------------------------------------------------
+
+
+class Several(WrittenBackend):
+    """Answers by draw and place."""
+
+    def generate(self, samples, sampling, *, finished_steps):
+        self.asked.append([(sample.draw, sample.index) for sample in samples])
+        for sample in samples:
+            (one,) = WrittenBackend({sample.draw: self.answers[sample.draw][sample.index]}).generate(
+                [sample], sampling, finished_steps=finished_steps
+            )
+            yield replace(one, index=sample.index)
+
+
+def best_of_three(bench, backend, **changes):
+    return bench.rollout_matching(backend, section=replace(MATCHING, best_of=3), **changes)
+
+
+def test_the_best_of_several_rollouts_is_taught(bench):
+    """Of the first scene the second answer, which finds both; of the other the first, as good as the last."""
+    cat, both, ghost = (answered(bench, *said) for said in ((CAT,), (CAT, DOG), (GHOST,)))
+    backend, recorded = Several({0: [cat, both, ghost], 1: [both, cat, both]}), []
+    samples = bench.samples[:2]
+    made = list(best_of_three(bench, backend, record=lambda step, drawn: recorded.extend(drawn)).segments(
+        samples, STEP, Clock()
+    ))  # fmt: skip
+    assert backend.asked == [[(draw, index) for draw in (0, 1) for index in range(3)]]
+    assert [(one.draw, one.index) for one in recorded] == backend.asked[0], "all are recorded"
+    alone = [
+        next(bench.rollout_matching(WrittenBackend({draw: both})).segments([samples[draw]], STEP, Clock()))
+        for draw in (0, 1)
+    ]
+    for one, taught in zip(made, alone, strict=True):
+        assert all(torch.equal(getattr(one, name), getattr(taught, name)) for name in ("input_ids", "weights", "bins"))
+        assert one.terms["match/f1"] == taught.terms["match/f1"] == (4, 4)
+    first, second = (one.terms for one in made)
+    assert first["rollout/count"] == second["rollout/count"] == (3, 1)
+    assert first["rollout/tokens"] == (len(cat) + len(both) + len(ghost), 1)
+    assert [terms["match/not_first_rate"] for terms in (first, second)] == [(1, 1), (0, 1)]
+    # 2 * 1 / (1 + 2), 1 and 0; 1, 2/3 and 1
+    assert [terms["match/f1_of_all"][0] for terms in (first, second)] == pytest.approx([5 / 3, 8 / 3])
+    assert first["match/f1_of_best"] == second["match/f1_of_best"] == (1, 1)
+
+
+def test_a_sample_of_which_one_rollout_is_refused_is_skipped_once(bench):
+    class Refusing(Several):
+        def generate(self, samples, sampling, *, finished_steps):
+            for one in super().generate(samples, sampling, finished_steps=finished_steps):
+                yield DataError("no", fix="-") if (one.draw, one.index) == (0, 1) else one
+
+    answers = {draw: [answered(bench, CAT)] * 3 for draw in (0, 1)}
+    channel = best_of_three(bench, Refusing(answers), skip_refused=True)
+    skipped, kept = channel.segments(bench.samples[:2], STEP, Clock())
+    assert (skipped.draw, skipped.why) == (0, "no")
+    assert (kept.draw, kept.terms["rollout/count"]) == (1, (3, 1))
+
+
+def test_a_stale_rollout_among_several_is_refused_although_another_is_better(bench):
+    class Mixed(Several):
+        def generate(self, samples, sampling, *, finished_steps):
+            for one in super().generate(samples, sampling, finished_steps=finished_steps):
+                yield replace(one, weight_version="start/0") if one.index == 2 else one
+
+    answers = {0: [answered(bench, CAT, DOG), answered(bench), answered(bench)]}
+    with pytest.raises(EnvironmentFault, match="was made by the weights start/0"):
+        list(best_of_three(bench, Mixed(answers)).segments(bench.samples[:1], STEP, Clock()))
+
+
 def test_held_out_answers_are_drawn_by_their_own_section():
     """Whatever training does, and without its repetition penalty; the guard and the limit are the same."""
     matching = replace(MATCHING, repeat_terminate=replace(NO_GUARD, max_objects=9), max_new_tokens=77)

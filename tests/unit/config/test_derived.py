@@ -35,17 +35,27 @@ def test_more_devices_make_more_replicas_of_each_server():
 
 
 def test_learners_that_generate_themselves_name_the_rows_at_a_time():
-    mixed = {**MIXED, "custom": {"extra": {"rollout_matching": {"rollout_backend": "hf", "decode_batch_size": 4}}}}
+    section = {"rollout_backend": "hf", "decode_batch_size": 4, "best_of": 1}
+    mixed = {**MIXED, "custom": {"extra": {"rollout_matching": section}}}
     assert derive(mixed, 2, None).sentence.endswith("; b_ratio 0.5; 64 rollouts per rank, 4 at a time")
-    section = {"rollout_backend": "replay", "decode_batch_size": 4}
+    section = {"rollout_backend": "replay", "decode_batch_size": 4, "best_of": 1}
     replayed = {**MIXED, "custom": {"extra": {"rollout_matching": section}}}
     assert derive(replayed, 2, None).sentence.endswith("; b_ratio 0.5; 64 rollouts per rank, replayed")
     assert derive(MINIMAL, None, None).sentence.endswith("b_ratio 0")
 
 
+def test_the_best_of_several_takes_as_many_times_the_rollouts():
+    # 64 samples x 3 = 192 rollouts of 6 servers: 32 each
+    matching = {**MIXED["custom"]["extra"]["rollout_matching"], "best_of": 3}
+    derived = derive({**MIXED, "custom": {"extra": {"rollout_matching": matching}}}, 2, 6)
+    assert derived.sentence.endswith("whose 192 rollouts go 32, 32, 32, 32, 32, 32 to the servers in order")
+    assert (derived.numbers["samples_per_rank"], derived.numbers["rollouts_per_rank"]) == (64, 192)
+
+
 def test_a_long_row_of_servers_is_told_as_a_range():
     servers = [{"base_url": f"http://host:{port}", "tensor_parallel_size": 1} for port in range(8000, 8010)]
-    matching = {"rollout_backend": "vllm", "decode_batch_size": 4, "vllm": {"server": {"servers": servers}}}
+    matching = {"rollout_backend": "vllm", "decode_batch_size": 4, "best_of": 1}
+    matching["vllm"] = {"server": {"servers": servers}}
     # 64 rollouts over 10 servers: 6 or 7 each
     sentence = derive({**MIXED, "custom": {"extra": {"rollout_matching": matching}}}, 2, None).sentence
     assert sentence.endswith("whose 64 rollouts go to 10 servers, 6 to 7 each")

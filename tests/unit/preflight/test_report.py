@@ -167,6 +167,19 @@ def test_a_replay_draws_nothing_in_its_b_steps():
     assert rows(alone)["rollouts"].startswith("hf: for evaluations alone")
 
 
+def test_the_best_of_several_takes_as_many_times_the_rollouts():
+    # 16 samples x 3 = 48 = 6 x 8; 64 samples x 3 = 192 = 6 x 32
+    section = "custom.extra.rollout_matching"
+    best = (f"{section}.best_of=3", f"{section}.decoding.temperature=0.7")
+    alone = look(QUICKSTART, *best, f"{section}.decode_batch_size=8")
+    wanted = "48 rollouts of a rank in a B step, 3 for each sample"
+    assert rows(alone)["rollouts"] == f"hf: {wanted}, in 6 decode calls of at most 8"
+    assert (as_data(alone)["samples_per_rank"], as_data(alone)["rollouts"]["per_rank"]) == (16, 48)
+    served = look(PROD, *best, rollout_devices=6)
+    assert rows(served)["requests"].startswith("192 rollouts of a rank in a B step, 3 for each sample = 32 + 32 + ")
+    assert as_data(served)["rollouts"]["servers"]["requests_per_server"] == [32] * 6
+
+
 def test_channels_that_are_alone_or_never_come():
     assert rows(look(PROD, "stage2_ab.schedule.b_ratio=0"))["channels"] == "A alone"
     assert rows(look(PROD, "stage2_ab.schedule.b_ratio=1"))["channels"] == "B alone"

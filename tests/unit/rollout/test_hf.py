@@ -255,6 +255,18 @@ def test_another_draw_of_a_sample_is_another_answer(bench):
     assert responses(bench, sampling=SAMPLED, samples=again) != responses(bench, sampling=SAMPLED)
 
 
+def test_further_rollouts_of_a_sample_are_other_answers_with_other_seeds(bench):
+    """The first is the request that it would be alone."""
+    (alone,) = rollouts(bench, sampling=SAMPLED, samples=bench.samples[4:5])
+    several = [replace(bench.samples[4], index=index) for index in range(4)]
+    found = rollouts(bench, sampling=SAMPLED, samples=several)
+    assert (found[0].seed, found[0].response_ids) == (alone.seed, alone.response_ids)
+    digest = hashlib.blake2b(b"3/4.3/train-000004").digest()  # training.seed, draw and index, sample id
+    assert found[3].seed == int.from_bytes(digest[:8], "big") // 2
+    assert [one.index for one in found] == [0, 1, 2, 3]
+    assert len({one.seed for one in found}) == 4 and len({one.response_ids for one in found}) > 1
+
+
 def test_top_one_is_greedy_at_any_temperature(bench, greedy):
     assert responses(bench, sampling=replace(SAMPLED, temperature=5.0, top_k=1)) == greedy
     assert responses(bench, sampling=replace(SAMPLED, temperature=5.0, top_p=1e-6)) == greedy

@@ -118,6 +118,7 @@ def test_a_line_is_read_back_as_it_was():
         seconds=0.123457,
         attempt=1,
         run_attempt=1,
+        index=0,
     )
     assert from_line(to_line(2, NOTHING)).response_ids == ()
     assert from_line(to_line(2, CAT)).weight_steps == "2"
@@ -131,6 +132,12 @@ def test_a_line_of_an_earlier_version_says_nothing_of_the_start():
     assert from_line(json.dumps(values).encode()).draw == CAT.draw
 
 
+def test_a_further_rollout_of_a_sample_says_which_it_is():
+    line = to_line(2, replace(CAT, index=3))
+    assert from_line(line).index == 3
+    assert line == to_line(2, CAT)[:-2] + b', "index": 3}\n'  # a first one's line is that of earlier versions
+
+
 BROKEN = {
     "no JSON": b"half a li",
     "no UTF-8": b'"\xff"',
@@ -140,6 +147,7 @@ BROKEN = {
     "text for a number": lambda values: values.update(draw="16"),
     "a truth for a number": lambda values: values.update(attempt=True),
     "nothing for a number": lambda values: values.update(run_attempt=None),
+    "text for an index": lambda values: values.update(index="1"),
     "a number for text": lambda values: values.update(sample_id=1),
     "no list": lambda values: values.update(response_ids="10"),
     "no ids": lambda values: values.update(response_ids=[1, "2"]),

@@ -196,6 +196,40 @@ def test_a_rank_that_drew_again_counts_with_its_later_answer(tmp_path, monkeypat
     assert len(replaying.recording) == 4
 
 
+def several(draw, number):
+    """That many rollouts of a draw; each answer names its place."""
+    return [
+        recorded(draw, index=index, response_ids=(index,), seed=request_seed(SEED, draw, f"s{draw}", index))
+        for index in range(number)
+    ]
+
+
+def test_all_rollouts_of_a_sample_are_found_and_fewer_too(tmp_path):
+    log = RolloutLog(tmp_path, rank=0)
+    for draw in (1, 0):
+        log(0, several(draw, 3))
+    replaying = backend(tmp_path)
+    asked = [replace(sample(draw), index=index) for draw in (0, 1) for index in range(2)]
+    found = generate(replaying, asked)
+    assert [(one.draw, one.index, one.response_ids) for one in found] == [
+        (0, 0, (0,)), (0, 1, (1,)), (1, 0, (0,)), (1, 1, (1,)),
+    ]  # fmt: skip
+    assert len(replaying.recording) == 6 and "reach from draw 0 to draw 1" in missing(replaying, sample(2)).why
+
+
+def test_more_rollouts_of_a_sample_than_were_recorded_are_refused(tmp_path):
+    RolloutLog(tmp_path, rank=0)(0, several(1, 2))
+    refused = missing(backend(tmp_path), replace(sample(1), index=2))
+    assert refused.why == "2 rollouts are recorded for draw 1, and this run takes the best of more"
+    assert refused.fix == "set custom.extra.rollout_matching.best_of to 2 or less"
+
+
+def missing(replaying, one):
+    with pytest.raises(ConfigError) as raised:
+        generate(replaying, [one])
+    return raised.value
+
+
 def test_a_draw_of_two_ranks_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"draw 2 stands in rank-00000.jsonl too"):
         read_recording(write(tmp_path, [[0, 2], [1, 2]]))
