@@ -100,6 +100,13 @@ class ServerFault(EnvironmentFault):
     """A rollout server failed. The weights of the last finished step are valid: the run saves them first."""
 
 
+class NoServerLeft(ServerFault):
+    """All rollout servers have failed in the middle of a batch; it can go on when one has proven itself again.
+
+    As a value among rollouts, segments or packs: the next one comes after that.
+    """
+
+
 class LocalFault(EnvironmentFault):
     """A fault that this rank could not report to the others: each rank that has one prints it."""
 

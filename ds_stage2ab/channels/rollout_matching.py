@@ -8,14 +8,13 @@ missed object appended. With `best_of` above 1 several rollouts are drawn, parse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 
 from ds_stage2ab.carriers import Match, ParsedRollout, Rollout, Sample, Segment, Skipped, Target
 from ds_stage2ab.channels.segment import PositionIndex, make_segment, segment_or_skipped
 from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.sections import APPEND, GENERATED, ChannelBSection, RolloutMatchingSection
-from ds_stage2ab.errors import DataError, EnvironmentFault, printable
+from ds_stage2ab.errors import DataError, EnvironmentFault, NoServerLeft, printable
 from ds_stage2ab.matching.append import appended_target
 from ds_stage2ab.matching.assign import match_boxes
 from ds_stage2ab.matching.best_of import BEST_OF_TERMS, best_of, best_of_terms, quality
@@ -98,8 +97,10 @@ class RolloutMatching:
         """Whether rollouts arrive one by one."""
         return self.backend.streams
 
-    def segments(self, samples: list[Sample], step: int, clock: Clock) -> Iterator[Segment | Skipped]:
+    def segments(self, samples: list[Sample], step: int, clock: Clock) -> Iterator[Segment | Skipped | NoServerLeft]:
         """One segment for each sample, in order, from the best of its rollouts after `step` steps.
+
+        Where no rollout server is left a NoServerLeft comes first; the next segment comes after `recover`.
 
         Raises:
             EnvironmentFault: a rollout was generated with other weights.
@@ -110,8 +111,12 @@ class RolloutMatching:
         with self.backend.current_weights(step):
             with clock("rollout"):
                 rollouts = self.backend.generate(asked, self.sampling, finished_steps=step)
-            of_samples = _in_groups(_clocked(rollouts, clock), self.section.best_of)
-            for sample, drawn in zip(samples, of_samples, strict=True):
+            coming = iter(samples)
+            for drawn in _in_groups(_clocked(rollouts, clock), self.section.best_of):
+                if isinstance(drawn, NoServerLeft):
+                    yield drawn
+                    continue
+                sample = next(coming)
                 refused = next((one for one in drawn if isinstance(one, DataError)), None)
                 if refused is not None:
                     yield self._skipped(sample, refused)
@@ -122,6 +127,15 @@ class RolloutMatching:
                 with clock("match"):
                     made = segment_or_skipped(build, sample, skip_overlong=self.skip_overlong)
                 yield made
+            assert next(coming, None) is None, "a sample without rollouts"
+
+    def recover(self, step: int) -> None:
+        """Go on after all rollout servers of a rank have failed; collective.
+
+        Raises:
+            ServerFault: none came back in time.
+        """
+        self.backend.recover(step)
 
     def _skipped(self, sample: Sample, error: DataError) -> Skipped:
         if not self.skip_refused:
@@ -210,14 +224,25 @@ class RolloutMatching:
             )
 
 
-def _in_groups(rollouts: Iterator[Rollout | DataError], size: int) -> Iterator[list[Rollout | DataError]]:
-    """So many rollouts of each sample."""
-    while drawn := list(islice(rollouts, size)):
-        assert len(drawn) == size, "a sample with too few rollouts"
-        yield drawn
+def _in_groups(
+    rollouts: Iterable[Rollout | DataError | NoServerLeft], size: int
+) -> Iterator[list[Rollout | DataError] | NoServerLeft]:
+    """So many rollouts of each sample, and between them what is none."""
+    drawn: list[Rollout | DataError] = []
+    for one in rollouts:
+        if isinstance(one, NoServerLeft):
+            yield one
+            continue
+        drawn.append(one)
+        if len(drawn) == size:
+            yield drawn
+            drawn = []
+    assert not drawn, "a sample with too few rollouts"
 
 
-def _clocked(rollouts: Iterable[Rollout | DataError], clock: Clock) -> Iterator[Rollout | DataError]:
+def _clocked(
+    rollouts: Iterable[Rollout | DataError | NoServerLeft], clock: Clock
+) -> Iterator[Rollout | DataError | NoServerLeft]:
     """The rollouts; the wait for each counts as rollout time."""
     coming = iter(rollouts)
     while True:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from ds_stage2ab.carriers import Pack, Sample, Segment, Skipped
+from ds_stage2ab.errors import NoServerLeft
 
 Term = tuple[float, float]
 """(sum, count)"""
@@ -38,9 +39,12 @@ class StepSamples:
         self.num_tokens = 0
         self.num_packs = 0
 
-    def segments(self, made: Iterable[Segment | Skipped]) -> Iterator[Segment]:
+    def segments(self, made: Iterable[Segment | Skipped | NoServerLeft]) -> Iterator[Segment | NoServerLeft]:
         """The segments among the results of a channel; skipped samples are counted too."""
         for one in made:
+            if isinstance(one, NoServerLeft):
+                yield one
+                continue
             if isinstance(one, Skipped):
                 self.skipped.append(one)
                 continue

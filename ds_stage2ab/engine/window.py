@@ -17,7 +17,7 @@ from ds_stage2ab.engine.memory_fault import SMALLER_PACKS, SMALLER_ROLLOUTS, SMA
 from ds_stage2ab.engine.step_faults import all_skipped, nonfinite_loss, update_not_applied, zero_gradient
 from ds_stage2ab.engine.step_samples import KEPT, SAMPLES, TOKENS_AND_PACKS, StepSamples, Term
 from ds_stage2ab.engine.training_state import random_state
-from ds_stage2ab.errors import EnvironmentFault
+from ds_stage2ab.errors import EnvironmentFault, NoServerLeft
 from ds_stage2ab.losses.objective import TERM_NAMES
 from ds_stage2ab.packs.collate import dummy_pack, make_packs
 from ds_stage2ab.packs.rounds import NUM_FLAGS, synchronized_rounds
@@ -36,7 +36,13 @@ class Channel(Protocol):
     term_names: tuple[str, ...]
     # what it reports of every sample
 
-    def segments(self, samples: list[Sample], step: int, clock: Clock) -> Iterator[Segment | Skipped]: ...
+    def segments(
+        self, samples: list[Sample], step: int, clock: Clock
+    ) -> Iterator[Segment | Skipped | NoServerLeft]: ...
+
+    def recover(self, step: int) -> None:
+        """After a NoServerLeft of any rank; collective. A channel that does not stream has none."""
+        ...
 
 
 class Window:
@@ -122,6 +128,7 @@ class Window:
             self._packs(step, channel, samples, clock),
             lambda: dummy_pack(self.dummy_segment, num_passes=channel.num_passes),
             lambda: self._round(step, samples),
+            lambda: self._recover(step, channel, clock),
         )
         totals = torch.zeros(len(TERM_NAMES), 2, dtype=torch.float64, device=self.world.device)
         while True:
@@ -134,6 +141,10 @@ class Window:
             totals += torch.stack([torch.stack(terms[name]) for name in TERM_NAMES])
             samples.note_loss(pack, loss)
         samples.losses = dict(zip(TERM_NAMES, map(tuple, totals.tolist()), strict=True))
+
+    def _recover(self, step: int, channel: Channel, clock: Clock) -> None:
+        with clock("rollout"):
+            channel.recover(step)
 
     @contextmanager
     def _round(self, step: int, samples: StepSamples) -> Iterator[Agreement]:
@@ -148,7 +159,7 @@ class Window:
 
     def _packs(
         self, step: int, channel: Channel, samples: StepSamples, clock: Clock
-    ) -> Iterator[tuple[Pack, bool]]:
+    ) -> Iterator[tuple[Pack, bool] | NoServerLeft]:
         """This rank's (pack, whether it is its last)."""
         packs = make_packs(
             samples.segments(channel.segments(samples.samples, step, clock)),
@@ -161,11 +172,12 @@ class Window:
         while True:
             explained = memory_explained(oom_message, self.plan, fix=SMALLER_ROLLOUTS, fault=EnvironmentFault)
             with clock("segments"), explained:
-                pack, last = next(packs, (None, True))
-            if pack is None:
+                coming = next(packs, None)
+            if coming is None:
                 return
-            samples.count(pack)
-            yield pack, last
+            if not isinstance(coming, NoServerLeft):
+                samples.count(coming[0])
+            yield coming
 
     def _forward_backward(self, step: int, pack: Pack, last: bool) -> tuple[float, dict[str, tuple]]:
         """One forward and backward; a loss that is not finite makes every gradient NaN, so that no rank applies it."""

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.data.images import load_image
 from ds_stage2ab.data.stream import evaluation_draw
-from ds_stage2ab.errors import DataError
+from ds_stage2ab.errors import DataError, NoServerLeft
 from ds_stage2ab.evaluation.answers import answer_line, how_it_ended, save_answers
 from ds_stage2ab.evaluation.average_precision import Detections, average_precision, lvis_average_precision
 from ds_stage2ab.evaluation.calibration import THRESHOLDS, calibration
@@ -28,7 +28,7 @@ from ds_stage2ab.evaluation.mistakes import mistakes
 from ds_stage2ab.evaluation.pictures import Picture, save_pictures
 from ds_stage2ab.matching.duplicates import first_sayings
 from ds_stage2ab.matching.parse import REASONS
-from ds_stage2ab.rollout.base import RolloutBackend, Sampling, all_drawn
+from ds_stage2ab.rollout.base import RolloutBackend, Sampling, drawn_until_lost
 from ds_stage2ab.runtime.ranks import World
 
 CHUNK = 64
@@ -144,12 +144,22 @@ class Evaluator:
         if self.backend.generate_lazily is not None:
             samples = map(self._sample, indices)
             return self.backend.generate_lazily(samples, self.sampling, finished_steps=finished_steps)
-        rollouts: list[Rollout] = []
-        for first in range(0, len(indices), CHUNK):
-            samples = [self._sample(index) for index in indices[first : first + CHUNK]]
-            rollouts += all_drawn(self.backend.generate(samples, self.sampling, finished_steps=finished_steps))
+        coming, rollouts, lost = self._in_chunks(indices, finished_steps), [], 1
+        while lost:
+            with self.world.raise_together("answering the held-out images", num_flags=1) as agreed:
+                more, no_server_left = drawn_until_lost(coming)
+                rollouts += more
+                agreed.flags = [int(no_server_left)]
+            (lost,) = agreed.flags
+            if lost:
+                self.backend.recover(finished_steps)
         assert len(rollouts) == len(indices), "one rollout for each sample"
         return rollouts
+
+    def _in_chunks(self, indices: Sequence[int], finished_steps: int) -> Iterator[Rollout | DataError | NoServerLeft]:
+        for first in range(0, len(indices), CHUNK):
+            samples = [self._sample(index) for index in indices[first : first + CHUNK]]
+            yield from self.backend.generate(samples, self.sampling, finished_steps=finished_steps)
 
     def _sample(self, index: int) -> Sample:
         return self.encode(self.records[index], evaluation_draw(index))

@@ -6,13 +6,14 @@ from dataclasses import replace
 import torch
 
 from ds_stage2ab.carriers import Pack, Segment, Vision
+from ds_stage2ab.errors import NoServerLeft
 from ds_stage2ab.packs.binpack import pack_lengths
 from ds_stage2ab.packs.online import MAX_OPEN, pack_online
 
 
 def make_packs(
-    segments: Iterable[Segment], *, capacity: int, packing: bool, online: bool, num_passes: int
-) -> Iterator[tuple[Pack, bool]]:
+    segments: Iterable[Segment | NoServerLeft], *, capacity: int, packing: bool, online: bool, num_passes: int
+) -> Iterator[tuple[Pack, bool] | NoServerLeft]:
     """Pack a rank's segments of one step, a function of their order and lengths alone.
 
     Args:
@@ -22,7 +23,7 @@ def make_packs(
         online: pack while segments arrive; else collect all of them first, which makes fewer packs.
         num_passes: forward passes of the expectation loop.
 
-    Yields: (pack, whether it is the rank's last).
+    Yields: (pack, whether it is the rank's last); online, a NoServerLeft among the segments at once.
     """
     if online:
         # Without packing each segment fills a pack, which is yielded when the next segment arrives.
@@ -30,7 +31,11 @@ def make_packs(
         groups = pack_online(segments, room, capacity, max_open=max_open)
     else:
         groups = _pack_offline(list(segments), capacity, packing)
-    for members, last in groups:
+    for group in groups:
+        if isinstance(group, NoServerLeft):
+            yield group
+            continue
+        members, last = group
         yield collate(members, num_passes=num_passes), last
 
 

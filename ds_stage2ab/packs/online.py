@@ -11,6 +11,8 @@ Invariants:
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from ds_stage2ab.errors import NoServerLeft
+
 T = TypeVar("T")
 
 MAX_OPEN = 4
@@ -18,8 +20,8 @@ MAX_OPEN = 4
 
 
 def pack_online(
-    items: Iterable[T], length_of: Callable[[T], int], capacity: int, *, max_open: int = MAX_OPEN
-) -> Iterator[tuple[list[T], bool]]:
+    items: Iterable[T | NoServerLeft], length_of: Callable[[T], int], capacity: int, *, max_open: int = MAX_OPEN
+) -> Iterator[tuple[list[T], bool] | NoServerLeft]:
     """First-fit in the order of the items, with a bounded number of open packs (Johnson's bounded-space packing).
 
     A pack that is closed before the items end was closed by an item which needs another one, so it is never the last.
@@ -30,11 +32,14 @@ def pack_online(
         capacity: pack size, tokens.
         max_open: packs that may have room at once.
 
-    Yields: (the items of a closed pack, whether it is the last).
+    Yields: (the items of a closed pack, whether it is the last); a NoServerLeft among the items at once.
     """
     packs: list[list[T]] = []
     room: list[int] = []
     for item in items:
+        if isinstance(item, NoServerLeft):
+            yield item
+            continue
         length = length_of(item)
         assert 1 <= length <= capacity, f"length {length} is not within 1..{capacity}"
         place = next((index for index, free in enumerate(room) if length <= free), len(packs))

@@ -56,11 +56,11 @@ def _server_warnings(rollouts: RolloutMatchingSection) -> tuple[str, ...]:
 
 
 def _timeout_warnings(rollouts: RolloutMatchingSection, collective_timeout_s: float) -> tuple[str, ...]:
-    """A request to a server that hangs is sent to another one, so a rank may wait for both; then for one to return."""
+    """A request to a server that hangs is sent to another one, so a rank may wait for both."""
     if rollouts.rollout_backend != "vllm":
         return ()
     one = rollout_timeout_s(rollouts.vllm.server.infer_timeout_s, rollouts.max_new_tokens)
-    longest = one * min(len(rollouts.vllm.server.servers), 2) + rollouts.vllm.server.recover_s
+    longest = one * min(len(rollouts.vllm.server.servers), 2)
     if longest < collective_timeout_s:
         return ()
     warning = (

@@ -1,7 +1,7 @@
 """The interface of rollout backends: samples in, one rollout each out, in the same order."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from ds_stage2ab.carriers import Decoding, Probabilities, Rollout, Sample, Transfer
 from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.config.sections import DecodingSection, RepeatTerminateSection, RolloutMatchingSection
-from ds_stage2ab.errors import DataError
+from ds_stage2ab.errors import DataError, NoServerLeft
 from ds_stage2ab.metrics.servers import FleetChanges
 
 
@@ -97,6 +97,9 @@ class RolloutBackend(Protocol):
     # the learner's probabilities of an answer; collective. None: `generate` records them, or they are never needed
     generate_lazily: Callable[..., list[Rollout]] | None
     # as `generate`, of any number of samples, each of which is read when its turn has come; None: there is no such turn
+    recover: Callable[[int], None] | None
+    # what a batch goes on after that has yielded NoServerLeft, with the number of finished steps; collective. None:
+    # `generate` never does
 
     def current_weights(self, finished_steps: int) -> AbstractContextManager[None]:
         """Collective; inside, `generate` uses the weights after so many steps.
@@ -107,7 +110,7 @@ class RolloutBackend(Protocol):
 
     def generate(
         self, samples: list[Sample], sampling: Sampling, *, finished_steps: int
-    ) -> Iterable[Rollout | DataError]:
+    ) -> Iterable[Rollout | DataError | NoServerLeft]:
         """One rollout for each sample, in the samples' order, each stamped with the weights' version.
 
         A sample that is refused yields its DataError as a value: the caller decides whether to skip it.
@@ -141,15 +144,17 @@ def sampling_record(
     }
 
 
-def all_drawn(made: Iterable[Rollout | DataError]) -> list[Rollout]:
-    """The rollouts of `generate`, where no sample may be skipped.
+def drawn_until_lost(coming: Iterator[Rollout | DataError | NoServerLeft]) -> tuple[list[Rollout], bool]:
+    """The next rollouts of `generate`, and whether they end because no server is left; no sample may be skipped.
 
     Raises:
         DataError: a sample was refused.
     """
-    rollouts = []
-    for one in made:
+    rollouts: list[Rollout] = []
+    for one in coming:
+        if isinstance(one, NoServerLeft):
+            return rollouts, True
         if isinstance(one, DataError):
             raise one
         rollouts.append(one)
-    return rollouts
+    return rollouts, False

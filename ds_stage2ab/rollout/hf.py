@@ -48,6 +48,7 @@ class HfBackend:
     """
 
     streams = False
+    recover = None
     probe_gap = None
     transfer = None
     score = None

@@ -159,7 +159,7 @@ class ReplayBackend:
     transfer = None
     decoding = None
     score = None
-    generate_lazily = None
+    generate_lazily = recover = None
 
     def __init__(self, recording: Recording, *, start_id: str, seed: int) -> None:
         self.recording = recording

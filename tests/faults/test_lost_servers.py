@@ -8,7 +8,7 @@ import pytest
 from ds_stage2ab.errors import EXIT_OK
 from tests.loopback import CHAT
 from tests.proxy import Restarted
-from tests.served_runs import assert_the_server_ended, run
+from tests.served_runs import run
 from tests.vllm_process import MATCHING, running
 
 NO_VERSION = "default"
@@ -28,16 +28,16 @@ def fresh(shipped, tmp_path_factory):
 
 @pytest.mark.soak
 def test_the_only_server_starts_again_among_the_rollouts(shipped, server, fresh, tmp_path):
-    """The fourth step's last rollouts would be of the initial weights: none of the step is trained."""
+    """The fourth step's last rollouts would be of the initial weights: they are drawn again by the current ones."""
     assert fresh.weight_version() == NO_VERSION
     with Restarted(server.base_url, fresh.base_url, path=CHAT, number=IN_THE_SECOND_B_STEP) as proxy:
-        ran = run(shipped, tmp_path, proxy.base_url, {})
-    assert_the_server_ended(ran, proxy.base_url)
-    assert [step.channel for step in ran.steps] == list("ABA")
+        ran = run(shipped, tmp_path, proxy.base_url, IMPATIENT)
+    assert ran.done.returncode == EXIT_OK, ran.done.stderr[-3000:]
+    assert fleet_of(ran) == [[1, 0, 0], [1, 1, 1]]
     wanted = server.weight_version()
     assert wanted.endswith("/3")
     assert f"the server has the weights {NO_VERSION}, not the current ones, {wanted}" in ran.done.stderr
-    assert "no rollout server is left" in ran.done.stderr
+    assert fresh.weight_version().endswith("/4")
 
 
 @pytest.mark.soak
@@ -48,7 +48,11 @@ def test_the_only_server_starts_again_between_two_steps(shipped, server, fresh, 
         ran = run(shipped, tmp_path, proxy.base_url, IMPATIENT)
     assert ran.done.returncode == EXIT_OK, ran.done.stderr[-3000:]
     assert [step.channel for step in ran.steps] == list("ABAB")
-    told = [[step.metrics[f"rollout/{name}"] for name in ("servers", "servers_lost", "servers_back")]
-            for step in ran.steps if step.channel == "B"]  # fmt: skip
-    assert told == [[1, 0, 0], [1, 1, 1]]
+    assert fleet_of(ran) == [[1, 0, 0], [1, 1, 1]]
     assert fresh.weight_version().endswith("/4")
+
+
+def fleet_of(ran):
+    """Servers that serve, are lost and are back, in each B step."""
+    names = ("servers", "servers_lost", "servers_back")
+    return [[step.metrics[f"rollout/{name}"] for name in names] for step in ran.steps if step.channel == "B"]

@@ -5,6 +5,7 @@ Behind each answer it reads the server's version: an answer that is used was mad
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,17 +13,24 @@ from typing import Any
 
 from ds_stage2ab.carriers import Rollout, Sample, Transfer
 from ds_stage2ab.config.servers import split_requests
-from ds_stage2ab.errors import DataError, ServerFault
+from ds_stage2ab.errors import DataError, NoServerLeft, ServerFault
 from ds_stage2ab.metrics.servers import FleetChanges
 from ds_stage2ab.rollout.base import Sampling, weight_version
 from ds_stage2ab.rollout.scoring import Scorer
 from ds_stage2ab.rollout.server.ask import Asker
 from ds_stage2ab.rollout.server.fleet import permits_of, shares_of
 from ds_stage2ab.rollout.server.http_client import TRIES
-from ds_stage2ab.rollout.server.proving import Servers, countdown
-from ds_stage2ab.rollout.server.request_pool import RequestPool
-from ds_stage2ab.rollout.server.versions import refuse_other_version, still_has
+from ds_stage2ab.rollout.server.proving import Servers
+from ds_stage2ab.rollout.server.request_pool import Interrupted, RequestPool
+from ds_stage2ab.rollout.server.versions import refuse_other_version
 from ds_stage2ab.runtime.ranks import World
+
+MOST_LOSSES = 3
+"""How often all servers may fail in one batch: a request that ends each server that gets it must not go on for ever."""
+
+Answer = Rollout | DataError
+Drawn = tuple[list[str], RequestPool[Answer]]
+"""The addresses of the servers, and what is asked of them."""
 
 
 class VllmBackend:
@@ -65,6 +73,8 @@ class VllmBackend:
             log_probs=False,  # the learner's own are computed by `score`
         )
         self.infer_timeout_s = requirements.infer_timeout_s
+        self.drawn: Drawn | None = None
+        # the batch that is being drawn, or was last
 
     @property
     def transfer(self) -> Transfer | None:
@@ -100,15 +110,52 @@ class VllmBackend:
         """See `Servers.settle`."""
         return self.servers.settle(counts=counts)
 
-    def generate(
-        self, samples: list[Sample], sampling: Sampling, *, finished_steps: int
-    ) -> Iterator[Rollout | DataError]:
-        """One rollout for each sample, in order, each as soon as it arrives; inside `current_weights`.
-
-        A sample that a server refuses yields its DataError as a value: every server would refuse it.
+    def recover(self, finished_steps: int) -> None:
+        """Prove servers again in the middle of a batch, of which open requests are sent again afterwards; collective.
 
         Raises:
-            ServerFault: no server is left, and none came back in time.
+            ServerFault: as `current_weights`.
+        """
+        if self.drawn is not None:
+            self.drawn[1].interrupt()
+            self._note(*self.drawn)
+        with self.current_weights(finished_steps):
+            pass
+
+    def generate(
+        self, samples: list[Sample], sampling: Sampling, *, finished_steps: int
+    ) -> Iterator[Answer | NoServerLeft]:
+        """One rollout for each sample, in order, each as soon as it arrives; inside `current_weights`.
+
+        A sample that a server refuses yields its DataError as a value: every server would refuse it. Where all servers
+        have failed their fault is yielded, and the next rollout comes after `recover`.
+
+        Raises:
+            NoServerLeft: all servers have failed too often.
+        """
+        sent: Counter[int] = Counter()
+        answered = losses = 0
+        while answered < len(samples):
+            self.drawn = self._draw(samples, sampling, range(answered, len(samples)), finished_steps, sent)
+            try:
+                for answer in self._in_order(*self.drawn):
+                    answered += 1
+                    yield answer
+            except Interrupted:  # another rank had no server left
+                continue
+            except NoServerLeft as lost:
+                losses += 1
+                if losses > MOST_LOSSES:
+                    raise
+                yield lost
+
+    def _draw(
+        self, samples: list[Sample], sampling: Sampling, asked: range, finished_steps: int, sent: Counter[int]
+    ) -> Drawn:
+        """Send the requests of these samples.
+
+        Args:
+            sent: of each sample, how many servers got it.
         """
         version = weight_version(self.servers.sync.start_id, finished_steps)
         serving = self.servers.fleet.serving
@@ -117,8 +164,10 @@ class VllmBackend:
         if len(avoided) == len(apis):  # all have failed a chunk of this batch: one may have come back
             avoided = set()
 
-        def ask(request: int, server: int, attempt: int) -> Rollout | DataError:
-            answer = self.asker(apis[server], samples[request], sampling, version=version, attempt=attempt)
+        def ask(request: int, server: int, attempt: int) -> Answer:
+            place = asked[request]
+            sent[place] += 1
+            answer = self.asker(apis[server], samples[place], sampling, version=version, attempt=sent[place])
             refuse_other_version(apis[server], version)
             return answer
 
@@ -127,20 +176,8 @@ class VllmBackend:
         if not any(shares):  # this rank has no permit at a server that is left
             permits = [max(1, count) for count in permits]
             shares = shares_of(permits, replicas, avoided)
-        drawn = RequestPool(
-            split_requests(len(samples), shares),
-            permits,
-            ask,
-            avoided=avoided,
-            returned=lambda: next((n for n, api in enumerate(apis) if still_has(api, version)), None),
-            recover_s=self.servers.recover_s,
-            waits=self._tell,
-        )
-        return self._in_order(drawn, [one.url for one in serving], len(samples))
-
-    def _tell(self, left_s: float) -> None:
-        if self.world.rank == 0:
-            self.servers.say(countdown(left_s))
+        pool = RequestPool(split_requests(len(asked), shares), permits, ask, avoided=avoided)
+        return [one.url for one in serving], pool
 
     def resolved(self, sampling: Sampling) -> dict[str, Any]:
         """The decoding parameters of a request; the guard's limits are applied here too, whatever the server does."""
@@ -156,14 +193,17 @@ class VllmBackend:
             "repeat_terminate": asdict(sampling.repeat_terminate),
         }
 
-    def _in_order(
-        self, drawn: RequestPool[Rollout | DataError], urls: list[str], count: int
-    ) -> Iterator[Rollout | DataError]:
+    def _in_order(self, urls: list[str], pool: RequestPool[Answer]) -> Iterator[Answer]:
         # A request may wait for its permit until those before it have ended, and each of them may try every server.
-        longest = (self.infer_timeout_s * TRIES * len(urls) + self.servers.recover_s) * (1 + count)
+        longest = self.infer_timeout_s * TRIES * len(urls) * (1 + len(pool.futures))
         try:
-            yield from drawn.results(within_s=longest, check=self.check_stop)
+            yield from pool.results(within_s=longest, check=self.check_stop)
         finally:
-            causes = {urls[n]: cause for n, cause in drawn.causes.items() if isinstance(cause, ServerFault)}
-            self.servers.noted = {**causes, **self.servers.noted}
-            self.servers.note_busy({urls[n]: seconds for n, seconds in drawn.busy.items()})
+            self._note(urls, pool)
+            self.servers.note_busy({urls[n]: seconds for n, seconds in pool.busy.items()})
+
+    def _note(self, urls: list[str], pool: RequestPool[Answer]) -> None:
+        """Which servers have failed a batch, each once."""
+        causes, pool.causes = pool.causes, {}
+        faults = {urls[n]: cause for n, cause in causes.items() if isinstance(cause, ServerFault)}
+        self.servers.noted = {**faults, **self.servers.noted}

@@ -2,7 +2,7 @@
 
 Each permit has a thread that takes the next request of its server as soon as it has an answer. When a server fails a
 request for good, its remaining requests go to the other servers, which keep their own permits. When none is left, the
-requests wait for one that comes back.
+batch ends.
 """
 
 import threading
@@ -12,12 +12,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Generic, TypeVar
 
-from ds_stage2ab.errors import ServerFault
+from ds_stage2ab.errors import NoServerLeft, ServerFault
 
 R = TypeVar("R")
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 10.0
-"""Between two looks for a server that has come back; each is twice the one before."""
 LOOK_S = 0.5
 """How long a thread waits before it looks again, for a request or whether the run shall stop."""
 
@@ -29,6 +27,10 @@ class ServerLost(Exception):
     """This server cannot answer; another may."""
 
 
+class Interrupted(Exception):
+    """The batch was ended from outside."""
+
+
 class RequestPool(Generic[R]):
     """One batch of requests; `results` yields them in order.
 
@@ -37,9 +39,6 @@ class RequestPool(Generic[R]):
         permits: how many requests of this rank each server may have in flight.
         ask: sends one request.
         avoided: servers that get none.
-        returned: looks, when no server is left, for one that may go on; None: there is none now.
-        recover_s: longest wait for one, seconds, from when the last was lost or the last request answered since.
-        waits: called with the seconds that are left, before each look.
     """
 
     def __init__(
@@ -49,21 +48,14 @@ class RequestPool(Generic[R]):
         ask: Ask,
         *,
         avoided: Collection[int] = (),
-        returned: Callable[[], int | None] = lambda: None,
-        recover_s: float = 0.0,
-        waits: Callable[[float], None] = lambda left_s: None,
     ) -> None:
         self.ask = ask
         self.permits = list(permits)
-        self.returned, self.recover_s, self.waits = returned, recover_s, waits
         self.waiting = [deque((request, 1) for request in share) for share in shares]
-        self.stranded: list[tuple[int, int]] = []
-        # requests that have no server left
-        self.stranded_at: float | None = None
         self.futures: list[Future] = [Future() for share in shares for _ in share]
         self.open = len(self.futures)
         self.lost: set[int] = set(avoided)
-        # servers that have failed a request for good, and not come back
+        # servers that have failed a request for good
         self.causes: dict[int, BaseException] = {}
         # why each server was lost that was
         self.begun = time.monotonic()
@@ -88,7 +80,9 @@ class RequestPool(Generic[R]):
             check: called now and then while a result is waited for; what it raises ends the batch.
 
         Raises:
+            NoServerLeft: all servers have failed.
             ServerFault: no server has answered a request by then.
+            Interrupted: after `interrupt`, where a result was not there yet.
         """
         for request, future in enumerate(self.futures):
             deadline = time.monotonic() + within_s
@@ -121,7 +115,6 @@ class RequestPool(Generic[R]):
                     if not self.futures[request].done():
                         self.futures[request].set_result(result)
                         self.open -= 1
-                        self.stranded_at = None
                         self.busy[server] = time.monotonic() - self.begun
                     self.changed.notify_all()
 
@@ -140,14 +133,21 @@ class RequestPool(Generic[R]):
                 self.changed.wait(timeout=LOOK_S)
             return None
 
+    def interrupt(self) -> None:
+        """End the batch; results that are there can still be read."""
+        self._end(Interrupted())
+
     def _give_up(self, server: int, request: int, attempt: int, error: ServerLost) -> None:
-        """Move this server's remaining requests to the others; without any they wait for one that comes back.
+        """Move this server's remaining requests to the others; without any the batch ends with the cause.
 
         A rank without a permit at those that are left takes one of each: they let it wait.
         """
+        cause = error.__cause__ or error
         with self.changed:
+            if self.open <= 0:
+                return
             self.lost.add(server)
-            self.causes[server] = error.__cause__ or error
+            self.causes[server] = cause
             rest = [(request, attempt + 1), *self.waiting[server]]
             self.waiting[server].clear()
             left = [index for index in range(len(self.permits)) if index not in self.lost]
@@ -155,40 +155,13 @@ class RequestPool(Generic[R]):
             borrowed = [] if others else left
             for index in borrowed:
                 self.permits[index] = 1
-            leads = not left and not self.stranded
-            for place, one in enumerate(rest):
-                taker = self.waiting[(others or left)[place % len(others or left)]] if left else self.stranded
-                taker.append(one)
+            for place, one in enumerate(rest if left else ()):
+                self.waiting[(others or left)[place % len(others or left)]].append(one)
             self.changed.notify_all()
         for index in borrowed:
             self._open_places(index, 1)
-        if leads:
-            self._await_return(self.causes[server])
-
-    def _await_return(self, cause: BaseException) -> None:
-        """Look for a server that has come back, with growing pauses; without any the batch ends with the cause."""
-        pause = FIRST_PAUSE_S
-        with self.changed:
-            self.stranded_at = begun = time.monotonic() if self.stranded_at is None else self.stranded_at
-        while (left := begun + self.recover_s - time.monotonic()) > 0:
-            self.waits(left)
-            with self.changed:
-                if self.changed.wait_for(lambda: self.open <= 0, timeout=min(pause, left)):
-                    return
-            pause = min(2 * pause, LONGEST_PAUSE_S)
-            server = self.returned()
-            if server is not None:
-                self._go_on_at(server)
-                return
-        self._end(cause)
-
-    def _go_on_at(self, server: int) -> None:
-        with self.changed:
-            self.lost.discard(server)
-            self.permits[server] = max(1, self.permits[server])
-            self.waiting[server].extend(self.stranded)
-            self.stranded.clear()
-        self._open_places(server, self.permits[server])
+        if not left:
+            self._end(_none_left(cause))
 
     def _end(self, error: BaseException) -> None:
         with self.changed:
@@ -199,6 +172,14 @@ class RequestPool(Generic[R]):
                 if not future.done():
                     future.set_exception(error)
             self.changed.notify_all()
+
+
+def _none_left(cause: BaseException) -> BaseException:
+    if not isinstance(cause, ServerFault):
+        return cause
+    lost = NoServerLeft(cause.why, where=cause.where, fix=cause.fix)
+    lost.__cause__ = cause
+    return lost
 
 
 def _overdue(request: int, count: int, within_s: float) -> ServerFault:

@@ -36,11 +36,3 @@ def refuse_other_version(server: ServerApi, version: str) -> None:
         raise ServerLost from fault
     if seen != version:
         raise ServerLost from other_version(server.url, seen, version)
-
-
-def still_has(server: ServerApi, version: str) -> bool:
-    """Whether a server that failed has kept the weights that it was proven with: it has not been started again."""
-    try:
-        return version_at(server) == version
-    except ServerFault:
-        return False

@@ -1,12 +1,14 @@
 """Ranks are threads here; what they share is a real barrier, so a rank that calls too rarely hangs the test."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Barrier
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ds_stage2ab.errors import NoServerLeft
 from ds_stage2ab.packs.rounds import NUM_FLAGS, synchronized_rounds
 
 TIMEOUT_S = 5
@@ -34,10 +36,14 @@ class Agreement:
 
 
 class Ranks:
-    """So many ranks with `counts` packs each; one of them fails in front of its pack `fails[1]`."""
+    """So many ranks with `counts` packs each; one of them fails in front of its pack `fails[1]`.
 
-    def __init__(self, counts, fails=None):
-        self.counts, self.fails = counts, fails
+    `losses` are (rank, pack): before it the rank has no server left.
+    """
+
+    def __init__(self, counts, fails=None, losses=()):
+        self.counts, self.fails, self.losses = counts, fails, losses
+        self.proven = [0] * len(counts)
         self.calls, self.told = [0] * len(counts), [None] * len(counts)
         self.barrier = Barrier(len(counts))
 
@@ -53,15 +59,26 @@ class Ranks:
             for index in range(self.counts[number] + 1):
                 if (number, index) == self.fails:
                     raise ValueError("no pack")
+                for _ in range(self.losses.count((number, index))):
+                    before = list(self.proven)
+                    yield NoServerLeft("gone")
+                    assert self.proven[number] > before[number]  # not asked again before
                 if index < self.counts[number]:
                     yield (number, index), index == self.counts[number] - 1
 
         try:
-            for turn in synchronized_rounds(packs(), lambda: "dummy", lambda: Agreement(self, number)):
+            agree, recover = partial(Agreement, self, number), partial(self._prove, number)
+            for turn in synchronized_rounds(packs(), lambda: "dummy", agree, recover):
                 done.append(turn)
         except (ValueError, RuntimeError) as error:
             done.append(str(error))
         return done
+
+
+    def _prove(self, number):
+        """Collective, as the proof of servers is."""
+        self.barrier.wait(TIMEOUT_S)
+        self.proven[number] += 1
 
 
 COUNTS = st.lists(st.integers(0, 9), min_size=1, max_size=4)
@@ -94,6 +111,20 @@ def test_every_rank_agrees_once_per_round_and_once_at_the_end(counts):
     ranks = Ranks(counts)
     ranks.run()
     assert set(ranks.calls) == {max(counts) + 1}
+
+
+@settings(max_examples=50, deadline=None)
+@given(COUNTS, st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=5))
+def test_ranks_without_servers_are_waited_for_by_all(counts, places):
+    """Each rank's packs come in order, each once; all prove equally often; exactly the last round is marked."""
+    losses = [(rank % len(counts), place % (counts[rank % len(counts)] + 1)) for rank, place in places]
+    ranks = Ranks(counts, losses=losses)
+    rounds = ranks.run()
+    assert len(set(map(len, rounds))) == len(set(ranks.proven)) == 1
+    assert bool(losses) <= ranks.proven[0] <= len(losses)
+    for number, own in enumerate(rounds):
+        assert [pack for pack, _ in own if pack != "dummy"] == [(number, index) for index in range(counts[number])]
+        assert [last for _, last in own] == [False] * (len(own) - 1) + [True] * bool(own)
 
 
 @pytest.mark.parametrize("place", [0, 1, 3])

@@ -8,7 +8,6 @@ import pytest
 from transformers import AutoProcessor
 
 from ds_stage2ab.engine.build import position_index
-from ds_stage2ab.rollout.base import all_drawn
 from ds_stage2ab.rollout.hf import HfBackend
 from tests.parts import ROOT
 from tests.unit.parts import greedy_sampling, load_bench
@@ -29,7 +28,7 @@ def test_the_program_of_the_runbook_answers_as_the_rollouts_do(shipped, tmp_path
     settings = {"decode_batch_size": 1, "start_id": "x", "seed": 0}
     backend = HfBackend(lambda: nullcontext(bench.model), bench.vocabulary, position_index(bench.model), **settings)
     with backend.current_weights(0):
-        (ours,) = all_drawn(backend.generate(bench.samples, greedy_sampling(max_new_tokens=512), finished_steps=0))
+        (ours,) = backend.generate(bench.samples, greedy_sampling(max_new_tokens=512), finished_steps=0)
     assert ours.finish == "stop" and len(ours.response_ids) > 10
     assert said == bench.vocabulary.written_all(ours.response_ids).decode() + "\n"
 

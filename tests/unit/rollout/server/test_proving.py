@@ -7,8 +7,9 @@ from torch import nn
 
 from ds_stage2ab.config.sections import ServerSection
 from ds_stage2ab.engine.tuner import merged_tensors
-from ds_stage2ab.errors import ConfigError, ServerFault
+from ds_stage2ab.errors import ConfigError, NoServerLeft, ServerFault
 from ds_stage2ab.rollout.server import fleet, http_client, proving
+from ds_stage2ab.rollout.server.backend import MOST_LOSSES
 from ds_stage2ab.rollout.server.weight_sync import WeightSync
 from tests.fakes import Fault, Settings
 from tests.faults.served import Scenes, is_rollout
@@ -180,6 +181,79 @@ def test_at_the_start_every_server_must_work(drawing, scenes):
         with pytest.raises(ServerFault, match="pausing the server") as caught:
             backend.verify_weights(0)
     assert caught.value.where == bad.base_url
+
+
+def recovered(backend, scenes, finished, before=lambda lost: None):
+    """A step's rollouts; where no server is left all ranks, which is one here, prove servers again."""
+    drawn = []
+    with backend.current_weights(finished):
+        for one in backend.generate(scenes.bench.samples, greedy_sampling(), finished_steps=finished):
+            if isinstance(one, NoServerLeft):
+                before(one)
+                backend.recover(finished)
+            else:
+                drawn.append(one)
+    return drawn, backend.settle(counts=True)
+
+
+def test_the_only_server_is_started_again_among_the_rollouts(drawing, scenes):
+    """It has its initial weights: what it has answered by then is used, what it answers before its proof is not."""
+    with scenes.server() as server:
+        backend, probe = drawing(server)
+        step(backend, scenes, 0)
+        third = sum(is_rollout(0, request.body) for request in server.chats) + 3
+
+        def restarted(body):
+            if sum(is_rollout(0, request.body) for request in server.chats) == third:
+                server.state.weight_version, server.workers.group = "default", None
+            return 0.0
+
+        server.seconds = restarted
+        drawn, changes = recovered(backend, scenes, 1)
+    assert [one.sample_id for one in drawn] == [sample.id for sample in scenes.bench.samples]
+    assert {one.weight_version for one in drawn} == {"start/1"}
+    assert {one.attempt for one in drawn} == {1, 2}
+    assert counts(changes) == (1, 1, 1)
+    assert "has the weights default, not the current ones, start/1" in changes.warnings[0]
+    assert probe.asked == [[server.base_url]] * 3
+
+
+def test_the_only_server_fails_for_a_while_among_the_rollouts(drawing, scenes):
+    fails, lost = {"now": False}, []
+    with scenes.server(faults=(Fault("500", when=lambda n, body: fails["now"] and is_rollout(n, body)),)) as server:
+        backend, _ = drawing(server)
+        step(backend, scenes, 0)
+        fails["now"] = True
+
+        def before(fault):
+            lost.append(fault)
+            fails["now"] = False
+
+        drawn, changes = recovered(backend, scenes, 1, before)
+    assert len(drawn) == 6 and len(lost) == 1 and counts(changes) == (1, 1, 1)
+
+
+def test_a_sample_that_ends_every_server_ends_the_run(drawing, scenes):
+    """They come back, prove themselves, and it ends them again."""
+    with scenes.server(faults=(Fault("500", when=is_rollout),)) as server:
+        backend, _ = drawing(server)
+        with pytest.raises(NoServerLeft, match="answered 500"):
+            recovered(backend, scenes, 0)
+    assert [request.path for request in server.requests].count("/init_weight_transfer_engine") == 1 + MOST_LOSSES
+
+
+def test_what_is_open_when_another_rank_has_no_server_is_sent_again(drawing, scenes):
+    """Two answers have been read here when the ranks prove the servers again: a reading thread takes the next ones."""
+    with scenes.server() as server:
+        backend, _ = drawing(server)
+        with backend.current_weights(0):
+            coming = backend.generate(scenes.bench.samples, greedy_sampling(), finished_steps=0)
+            drawn = [next(coming), next(coming)]
+            backend.recover(0)
+            drawn += coming
+        assert counts(backend.settle(counts=True)) == (1, 0, 0)
+    assert [one.sample_id for one in drawn] == [sample.id for sample in scenes.bench.samples]
+    assert len(server.chats) >= 6
 
 
 def test_servers_are_added_and_taken_away(drawing, scenes):

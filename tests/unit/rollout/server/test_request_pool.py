@@ -7,10 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ds_stage2ab.config.servers import server_slots, split_requests
-from ds_stage2ab.errors import EXIT_ENVIRONMENT, DataError, ServerFault
-from ds_stage2ab.rollout.server import request_pool
+from ds_stage2ab.errors import EXIT_ENVIRONMENT, DataError, NoServerLeft, ServerFault
 from ds_stage2ab.rollout.server.api import ServerApi
-from ds_stage2ab.rollout.server.request_pool import RequestPool, ServerLost
+from ds_stage2ab.rollout.server.request_pool import Interrupted, RequestPool, ServerLost
 from tests.fakes import FakeServer
 from tests.unit.serving import LONG
 
@@ -113,7 +112,7 @@ def test_without_another_place_the_batch_ends():
         raise ServerLost from ServerFault(f"request {request}", where="the only one")
 
     begun = time.monotonic()
-    with pytest.raises(ServerFault, match="request 0"):
+    with pytest.raises(NoServerLeft, match="request 0"):
         results(RequestPool([range(3), range(0)], [1, 0], ask))
     assert time.monotonic() - begun < 2
 
@@ -127,58 +126,27 @@ def test_a_rank_without_a_permit_at_what_is_left_takes_one():
     assert results(RequestPool([range(3), range(0)], [2, 0], ask))[2] == (2, 1, 1)
 
 
-def test_no_server_is_left_until_one_comes_back(monkeypatch):
-    """All requests go to the one that does, those that were never sent as their first attempt."""
-    monkeypatch.setattr(request_pool, "FIRST_PAUSE_S", 0.01)
-    back, looks, said = threading.Event(), [], []
+def test_an_interrupted_batch_gives_out_what_is_there_and_asks_nothing_more():
+    """Request 0 is answered; 1 is on its way when the batch is interrupted, and its server fails afterwards."""
+    go, sent = threading.Event(), []
 
     def ask(request, server, attempt):
-        if not back.is_set():
-            raise ServerLost from ServerFault("gone", where=str(server))
-        return request, server, attempt
-
-    def returned():
-        looks.append(len(looks))
-        if len(looks) < 3:
-            return None
-        back.set()
-        return 1
-
-    pool = RequestPool([range(2), range(2, 3)], [1, 1], ask, returned=returned, recover_s=LONG, waits=said.append)
-    answers = results(pool)
-    assert [answer[:2] for answer in answers] == [(0, 1), (1, 1), (2, 1)]
-    assert len(looks) == len(said) == 3 and LONG >= said[0] > said[2] > LONG - 5
-    assert pool.lost == {0} and set(pool.causes) == {0, 1}
-
-
-def test_a_server_that_comes_back_and_answers_nothing_does_not_make_the_wait_longer(monkeypatch):
-    monkeypatch.setattr(request_pool, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(request_pool, "LONGEST_PAUSE_S", 0.01)
-
-    def ask(request, server, attempt):
-        raise ServerLost from ServerFault("gone", where="it")
-
-    begun = time.monotonic()
-    with pytest.raises(ServerFault, match="gone"):
-        results(RequestPool([range(3)], [2], ask, returned=lambda: 0, recover_s=0.5))
-    assert 0.5 <= time.monotonic() - begun < 5
-
-
-def test_a_batch_that_ends_waits_for_no_server():
-    """The only server fails the first request, and says of the second meanwhile that it is wrong."""
-    both, waits = threading.Barrier(2), threading.Event()
-
-    def ask(request, server, attempt):
-        both.wait(LONG)
-        if request == 0:
+        sent.append(request)
+        if request:
+            go.wait(LONG)
             raise ServerLost
-        waits.wait(LONG)
-        raise DataError("no picture")
+        return request
 
-    begun = time.monotonic()
-    with pytest.raises(DataError, match="no picture"):
-        results(RequestPool([range(2)], [2], ask, recover_s=LONG, waits=lambda left_s: waits.set()))
-    assert time.monotonic() - begun < LONG / 2
+    pool = RequestPool([range(3)], [1], ask)
+    until(lambda: sent == [0, 1])
+    pool.interrupt()
+    drawn = pool.results(within_s=LONG)
+    assert next(drawn) == 0
+    with pytest.raises(Interrupted):
+        next(drawn)
+    go.set()
+    until(lambda: permits_left() == 0)
+    assert sent == [0, 1] and pool.causes == {}
 
 
 def test_the_others_keep_their_own_permits():
