@@ -22,6 +22,7 @@ from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.rollout.base import Sampling, request_seed, weight_version
 from ds_stage2ab.rollout.decoding.attention import SlotMemory, attention_by_slot
+from ds_stage2ab.rollout.decoding.capture import RECORDERS
 from ds_stage2ab.rollout.decoding.choice import Chooser
 from ds_stage2ab.rollout.decoding.drafts import Drafter, true_answer
 from ds_stage2ab.rollout.decoding.loop import Loop, started
@@ -76,6 +77,8 @@ class HfBackend:
         self.seed = seed
         self.decoding: Decoding | None = None
         self.codec = codec
+        self.recorders = dict(RECORDERS)
+        # empty once a pass could not be captured
 
     @contextmanager
     def current_weights(self, finished_steps: int) -> Iterator[None]:
@@ -119,6 +122,8 @@ class HfBackend:
             loop = self._loop(sampling, width)
             for row in loop(requests, self.check_stop):
                 rollouts[row.request.place] = self._rollout(row, sampling, finished_steps)
+            if loop.captures is not None and loop.captures.failed:
+                self.recorders.clear()
         self.decoding = loop.decoding()
         return [rollouts[place] for place in range(len(rollouts))]
 
@@ -152,7 +157,9 @@ class HfBackend:
             width=self.memory.width,
             device=self.model.device,
         )
-        return Loop(self.model, self.memory, chooser, lambda request: self._row(request, sampling))
+        recorder = self.recorders.get(self.model.device.type)
+        record = None if recorder is None else recorder()
+        return Loop(self.model, self.memory, chooser, lambda request: self._row(request, sampling), record)
 
     def _row(self, request: Request, sampling: Sampling) -> Row:
         limits = sampling.repeat_terminate

@@ -25,7 +25,7 @@ from ds_stage2ab.engine.tuner import add_adapters
 from ds_stage2ab.engine.whole_model import WholeModel
 from ds_stage2ab.packs.collate import collate
 from ds_stage2ab.rollout import scoring
-from ds_stage2ab.rollout.decoding import loop, passes
+from ds_stage2ab.rollout.decoding import capture, loop, passes
 from ds_stage2ab.rollout.decoding.choice import Chooser
 from ds_stage2ab.rollout.hf import HfBackend
 from ds_stage2ab.rollout.scoring import Scorer
@@ -34,6 +34,7 @@ from ds_stage2ab.rollout.server.api import ServerApi
 from ds_stage2ab.rollout.server.logprob_probe import Probe
 from ds_stage2ab.runtime.ranks import World
 from tests.fake_device import GPU, FakeDevice, Mixture
+from tests.fake_graph import FakeGraphs
 from tests.fakes import FakeServer
 from tests.unit.parts import greedy_sampling, load_bench
 from tests.unit.serving import LONG, needs_of
@@ -129,9 +130,9 @@ def test_the_host_waits_once_in_a_pass_of_answers(quickstart, world, monkeypatch
     counted, make_pass = [], loop.make_pass
     with CountingDevice() as device:
 
-        def noted(*args, **kwargs):
-            made = make_pass(*args, **kwargs)
-            counted.append((len(made.new), len(device.waits)))
+        def noted(rows, *args, **kwargs):
+            made = make_pass(rows, *args, **kwargs)
+            counted.append((not all(row.num_cached for row in rows), len(device.waits)))
             return made
 
         monkeypatch.setattr(loop, "make_pass", noted)
@@ -139,9 +140,30 @@ def test_the_host_waits_once_in_a_pass_of_answers(quickstart, world, monkeypatch
         away.__dict__.update(world.__dict__, device=str(GPU))
         bench = load_bench(quickstart, num_samples=3)
         answers(bench, whole_model_of(bench, away))
-        counted.append((1, len(device.waits)))
+        counted.append((True, len(device.waits)))
     waits = [after - before for (new, before), (_, after) in pairwise(counted) if not new]
     assert len(waits) > 5 and {*waits} == {1}, device.waits
+
+
+def test_passes_there_that_cannot_be_captured(bench, on_host, away, world, monkeypatch):
+    """In the static form too nothing is mixed; that this torch has no graphs is said once."""
+    monkeypatch.setattr(capture, "ORDINARY", 0)
+    whole_model = whole_model_of(bench, away)
+    with pytest.warns(RuntimeWarning, match="are not captured.*: torch.cuda.Stream requires CUDA support") as warned:
+        seen = answers(bench, whole_model)
+    assert len(warned) == 1
+    expected = answers(on_host, WholeModel(on_host.model, world, is_partitioned=False))
+    assert [one.response_ids for one in seen] == [one.response_ids for one in expected]
+
+
+@pytest.mark.soak
+def test_passes_there_that_are_captured(bench, on_host, away, world, monkeypatch, recwarn):
+    monkeypatch.setattr(capture, "ORDINARY", 0)
+    graphs = FakeGraphs(monkeypatch.setattr)
+    seen = answers(bench, whole_model_of(bench, away))
+    expected = answers(on_host, WholeModel(on_host.model, world, is_partitioned=False))
+    assert [one.response_ids for one in seen] == [one.response_ids for one in expected]
+    assert graphs.graphs and not recwarn.list
 
 
 def scored(bench):
@@ -268,8 +290,8 @@ IN_HF = [
     Plant(
         owner=Chooser,
         function="__init__",
-        right="width, dtype=torch.long, device=device",
-        wrong="width, dtype=torch.long",
+        right="width + 1, dtype=torch.long, device=device",
+        wrong="width + 1, dtype=torch.long",
     ),
     Plant(
         owner=Chooser,

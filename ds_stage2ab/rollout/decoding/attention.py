@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -28,6 +28,8 @@ BY_SLOT = "sdpa_by_slot"
 class SlotMemory:
     """Keys and values of all rows, in memory that is taken once: column c of slot s is line s * width + c.
 
+    One line more, behind all slots, takes what nobody reads.
+
     Args:
         num_slots: rows that may be alive at any moment.
         width: tokens of the longest prompt and its answer.
@@ -36,31 +38,32 @@ class SlotMemory:
     def __init__(self, num_slots: int, width: int) -> None:
         self.num_slots, self.width = num_slots, width
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-        # keys and values [B * W, F] of each layer
+        # keys and values [B * W + 1, F] of each layer
+
+    @property
+    def spare(self) -> int:
+        """The line that nobody reads."""
+        return self.num_slots * self.width
 
     def write(self, layer: int, lines_T: Tensor, key_1HTD: Tensor, value_1HTD: Tensor) -> None:
         """Put keys and values of a pass into these lines."""
         rows_TF = [tensor.transpose(1, 2).flatten(0, 1).flatten(1) for tensor in (key_1HTD, value_1HTD)]
         if layer not in self.layers:
             # zeros: what stands behind a row's end is multiplied by 0, which would leave a NaN one
-            lines = self.num_slots * self.width
-            self.layers[layer] = tuple(row_TF.new_zeros(lines, row_TF.shape[1]) for row_TF in rows_TF)
+            self.layers[layer] = tuple(row_TF.new_zeros(self.spare + 1, row_TF.shape[1]) for row_TF in rows_TF)
         for memory, row_TF in zip(self.layers[layer], rows_TF, strict=True):
             memory.index_copy_(0, lines_T, row_TF)
 
     def read(self, layer: int, num_rows: int, columns: int, head_width: int) -> Iterator[Tensor]:
         """Keys and values of the first rows, [B, H, columns, D] each, where they lie."""
         for memory in self.layers[layer]:
-            whole_BWHD = memory.view(self.num_slots, self.width, -1, head_width)
+            whole_BWHD = memory[: self.spare].view(self.num_slots, self.width, -1, head_width)
             yield whole_BWHD[:num_rows, :columns].transpose(1, 2)
 
     def widen(self, width: int) -> None:
         """Make each slot longer, and keep what is in it."""
         for layer, pair in self.layers.items():
-            self.layers[layer] = tuple(
-                pad(one.view(self.num_slots, self.width, -1), (0, 0, 0, width - self.width)).flatten(0, 1)
-                for one in pair
-            )
+            self.layers[layer] = tuple(widened(one, self.num_slots, width) for one in pair)
         self.width = width
 
     def move(self, source: int, destination: int, length: int) -> None:
@@ -68,6 +71,14 @@ class SlotMemory:
         first, to = source * self.width, destination * self.width
         for memory in (memory for pair in self.layers.values() for memory in pair):
             memory[to : to + length] = memory[first : first + length]
+
+
+def widened(lines: Tensor, num_slots: int, width: int) -> Tensor:
+    """Lines [B * W + 1, ...] of slots that have become longer; new ones are 0."""
+    slots_BW = lines[:-1].unflatten(0, (num_slots, -1))
+    wider = lines.new_zeros(num_slots * width + 1, *lines.shape[1:])
+    wider[:-1].unflatten(0, (num_slots, width))[:, : slots_BW.shape[1]] = slots_BW
+    return wider
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -12,12 +12,15 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
+from torch import Tensor
+
 from ds_stage2ab.carriers import Decoding
 from ds_stage2ab.errors import TrainingFault, printable
-from ds_stage2ab.rollout.decoding.attention import SlotMemory, SlotPass
-from ds_stage2ab.rollout.decoding.choice import Chooser
+from ds_stage2ab.rollout.decoding.attention import SlotMemory
+from ds_stage2ab.rollout.decoding.capture import Captures, Record
+from ds_stage2ab.rollout.decoding.choice import Chooser, read
 from ds_stage2ab.rollout.decoding.network import Features, image_features, logits_of
-from ds_stage2ab.rollout.decoding.passes import make_pass
+from ds_stage2ab.rollout.decoding.passes import PassInputs, make_pass
 from ds_stage2ab.rollout.decoding.rows import Request, Row
 from ds_stage2ab.runtime.memory import is_out_of_memory
 
@@ -35,9 +38,17 @@ class Loop:
         memory: the slots.
         chooser: of the tokens.
         start: request -> its row.
+        record: captures passes; None: all are made in the ordinary form.
     """
 
-    def __init__(self, model: Any, memory: SlotMemory, chooser: Chooser, start: Callable[[Request], Row]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        memory: SlotMemory,
+        chooser: Chooser,
+        start: Callable[[Request], Row],
+        record: Record | None = None,
+    ) -> None:
         self.model = model
         self.memory = memory
         self.chooser = chooser
@@ -53,6 +64,7 @@ class Loop:
         text = model.config.text_config
         heads_per_key = text.num_attention_heads // text.num_key_value_heads
         self.form = {"device": model.device, "dtype": model.dtype, "heads_per_key": heads_per_key}
+        self.captures = None if record is None else Captures(record, memory, **self.form)
 
     def __call__(self, requests: Iterable[Request], check_stop: Callable[[], None] = lambda: None) -> Iterator[Row]:
         """Each row when it has finished, so in no particular order.
@@ -62,12 +74,15 @@ class Loop:
             check_stop: called before each pass; may raise.
         """
         self.source = iter(requests)
-        while self._ahead(1) or self.rows:
-            check_stop()
-            while len(self.rows) < self.memory.num_slots and self._ahead(1):
-                self.rows.append(self._next())
-            self._step()
-            yield from self._close()
+        try:
+            while self._ahead(1) or self.rows:
+                check_stop()
+                while len(self.rows) < self.memory.num_slots and self._ahead(1):
+                    self.rows.append(self._next())
+                self._step()
+                yield from self._close()
+        finally:
+            self._drop_captures()
 
     def _ahead(self, number: int) -> list[Request]:
         """The next requests, so many where there are."""
@@ -83,17 +98,17 @@ class Loop:
             wider = max(needed, width + width // MORE)
             self.memory.widen(wider)
             self.chooser.widen(wider)
+            self._drop_captures()
         return row
 
     def _step(self) -> None:
         """One pass of all rows."""
-        inputs = make_pass(self.rows, self.memory, **self.form)
-        with self._memory_explained(inputs.new):
-            features = [self._features_of(self.rows[slot].request) for slot in inputs.new]
-            chosen = self.chooser(logits_of(self.model, inputs, features), inputs)
-        self._count(inputs.slots)
+        answering = [slot for slot, row in enumerate(self.rows) if row.num_cached]
+        new = [slot for slot, row in enumerate(self.rows) if not row.num_cached]
+        with self._memory_explained(new):
+            chosen = read(self._told(new))
         first = 0
-        for slot in inputs.order:
+        for slot in (*answering, *new):
             row = self.rows[slot]
             places = slice(first, first + len(row.draft) + 1)
             if not all(chosen.is_finite[places]):
@@ -103,6 +118,26 @@ class Loop:
                 row.log_probs += chosen.log_probs[places][:num_taken]
                 row.masses += chosen.masses[places][:num_taken]
             first = places.stop
+
+    def _told(self, new: Sequence[int]) -> Tensor:
+        """What is chosen in a pass of all rows, of which these have prompts in it."""
+        captured = None if self.captures is None else self.captures(self.rows, self._run)
+        if captured is not None:
+            shape, told = captured
+            self._count(shape.columns * self.memory.num_slots)
+            return told
+        inputs = make_pass(self.rows, self.memory, **self.form)
+        features = [self._features_of(self.rows[slot].request) for slot in new]
+        told = self._run(inputs, features)
+        self._count(None if inputs.slots.mask is None else inputs.slots.columns * len(self.rows))
+        return told
+
+    def _run(self, inputs: PassInputs, features: Sequence[Features] = ()) -> Tensor:
+        return self.chooser(logits_of(self.model, inputs, features), inputs)
+
+    def _drop_captures(self) -> None:
+        if self.captures is not None:
+            self.captures.clear()
 
     @contextmanager
     def _memory_explained(self, new: Sequence[int]) -> Iterator[None]:
@@ -116,12 +151,13 @@ class Loop:
             prompts = f" and the prompts of {len(new)} samples ({names})" if new else ""
             raise MemoryError(f"in a pass of {len(self.rows) - len(new)} answers{prompts}") from error
 
-    def _count(self, slots: SlotPass) -> None:
+    def _count(self, columns: int | None) -> None:
+        """Args: columns: of slots, that the pass reads; None: as many as it needs."""
         self.passes += 1
         self.live += len(self.rows)
         used = sum(row.num_cached and row.num_cached + 1 + len(row.draft) for row in self.rows)
         self.used += used
-        self.columns += used if slots.mask is None else slots.columns * len(self.rows)
+        self.columns += used if columns is None else columns
 
     def _count_answer(self, row: Row) -> None:
         self.answers += 1

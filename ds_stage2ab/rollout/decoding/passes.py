@@ -3,8 +3,8 @@
 Legend: T tokens of a pass, N places after which a token is chosen, R rows, Q queries of a row at most, C columns.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -21,10 +21,6 @@ class PassInputs:
     position_ids: Tensor
     # [3, 1, T]
     slots: SlotPass
-    order: list[int]
-    # the slots of all rows, as their tokens stand in the pass
-    new: list[int]
-    # the last of them: those with a prompt in the pass
     picked_N: Tensor
     # tokens after which one is chosen: of each row its last before the draft, and those of the draft
     slot_N: Tensor
@@ -38,7 +34,7 @@ class PassInputs:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Numbers:
+class Numbers:
     """All integers of a pass, on the host; they are sent together. Named as in `PassInputs` and `SlotPass`."""
 
     width: int
@@ -86,17 +82,26 @@ class _Numbers:
             self.scatter += range(slot * num_queries, slot * num_queries + num)
             asked += num
 
+    def whole(self) -> Tensor:
+        """One after the other, on the host."""
+        return torch.tensor([number for name in NAMES for number in getattr(self, name)])
+
     def sent(self, device: torch.device) -> dict[str, Tensor]:
-        names = [name for name in self.__slots__ if name != "width"]
-        parts = [getattr(self, name) for name in names]
-        whole = torch.tensor([number for part in parts for number in part]).to(device)
-        return dict(zip(names, whole.split([len(part) for part in parts]), strict=True))
+        return by_name(self.whole().to(device), {name: len(getattr(self, name)) for name in NAMES})
+
+
+NAMES = tuple(one.name for one in fields(Numbers) if one.name != "width")
+
+
+def by_name(whole: Tensor, sizes: Mapping[str, int]) -> dict[str, Tensor]:
+    """What `Numbers.whole` has put together."""
+    return dict(zip(NAMES, whole.split([sizes[name] for name in NAMES]), strict=True))
 
 
 def make_pass(
     rows: Sequence[Row], memory: SlotMemory, *, device: torch.device, dtype: torch.dtype, heads_per_key: int
 ) -> PassInputs:
-    """The next pass of all rows, of which row s has slot s.
+    """The next pass of all rows, of which row s has slot s: tokens of answers in the order of the slots, then prompts.
 
     Args:
         dtype: of the model.
@@ -104,34 +109,65 @@ def make_pass(
     """
     answering = [slot for slot, row in enumerate(rows) if row.num_cached]
     new = [slot for slot, row in enumerate(rows) if not row.num_cached]
-    numbers = _Numbers(width=memory.width)
+    numbers = Numbers(width=memory.width)
     for slot in (*answering, *new):
         numbers.add(slot, rows[slot])
     # elsewhere no op takes each row as far as it reaches
     is_padded = bool(answering) and not (device.type == "cpu" and dtype == torch.float32)
     if is_padded:
         numbers.add_queries(rows, max(len(rows[slot].draft) + 1 for slot in answering))
-    sent = numbers.sent(device)
-    columns = max(numbers.seen, default=0)
-    is_plain = len(numbers.visible) == len(rows) == len(answering)
+    fits = len(numbers.visible) == len(rows) == len(answering)
+    host = HostNumbers(
+        num_rows=len(rows),
+        columns=max(numbers.seen, default=0),
+        most_columns=max(numbers.num_columns),
+        is_padded=is_padded,
+        is_gathered=is_padded and not fits,
+    )
+    return inputs_of(numbers.sent(device), host, memory, [rows[slot] for slot in new], dtype, heads_per_key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostNumbers:
+    """What the host must know of a pass; named as in `PassInputs` and `SlotPass`."""
+
+    num_rows: int
+    columns: int
+    most_columns: int
+    is_padded: bool
+    # whether all rows are read as far as the longest
+    is_gathered: bool
+    # whether a query is not simply the token of its row
+
+
+def inputs_of(
+    sent: Mapping[str, Tensor],
+    host: HostNumbers,
+    memory: SlotMemory,
+    new: Sequence[Row],
+    dtype: torch.dtype,
+    heads_per_key: int,
+) -> PassInputs:
+    """Args: sent: the numbers of a pass; new: the rows with prompts in it."""
+    mask = None
+    if host.is_padded:
+        mask = _mask(sent["visible"].view(host.num_rows, -1), host.columns, dtype, heads_per_key)
     slots = SlotPass(
         memory=memory,
         lines_T=sent["lines"],
-        num_answering=len(numbers.positions),
-        prompts=[len(rows[slot].fed()) for slot in new],
-        num_rows=len(rows),
-        columns=columns,
+        num_answering=len(sent["positions"]),
+        prompts=[len(row.fed()) for row in new],
+        num_rows=host.num_rows,
+        columns=host.columns,
         first_T=sent["first"],
         seen_T=sent["seen"],
-        mask=_mask(sent["visible"].view(len(rows), -1), columns, dtype, heads_per_key) if is_padded else None,
-        gather=None if is_plain else sent["gather"],
-        scatter=None if is_plain else sent["scatter"],
+        mask=mask,
+        gather=sent["gather"] if host.is_gathered else None,
+        scatter=sent["scatter"] if host.is_gathered else None,
     )
     chosen = {f"{name}_N": sent[name] for name in ("picked", "slot", "num_columns", "seeds", "indices")}
-    positions = _positions([rows[slot] for slot in new], sent["positions"])
-    tokens = {"tokens_T": sent["tokens"], "position_ids": positions}
-    most = max(numbers.num_columns)
-    return PassInputs(**tokens, **chosen, most_columns=most, slots=slots, order=[*answering, *new], new=new)
+    tokens = {"tokens_T": sent["tokens"], "position_ids": _positions(new, sent["positions"])}
+    return PassInputs(**tokens, **chosen, most_columns=host.most_columns, slots=slots)
 
 
 def _mask(visible_RQ: Tensor, columns: int, dtype: torch.dtype, heads_per_key: int) -> Tensor:

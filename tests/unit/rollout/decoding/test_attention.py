@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from ds_stage2ab.rollout.decoding.attention import SlotMemory, attend_by_slot
 from ds_stage2ab.rollout.decoding.loop import started
@@ -28,7 +28,7 @@ def row(place, prompt, answer=0, draft=0):
 def attended(rows, dtype, seen):
     """The output [T, heads, WIDTH] of a pass over slots that hold `seen`; queries, keys and values of the pass."""
     memory = SlotMemory(len(rows), COLUMNS)
-    memory.layers[0] = tuple(one.to(dtype).flatten(1).clone() for one in seen)
+    memory.layers[0] = tuple(pad(one.to(dtype).flatten(1), (0, 0, 0, 1)) for one in seen)
     inputs = make_pass(rows, memory, device=torch.device("cpu"), dtype=dtype, heads_per_key=GROUPS)
     assert (inputs.slots.mask is None) == (dtype == torch.float32)
     generator = torch.Generator().manual_seed(1)
