@@ -32,6 +32,7 @@ LINES = (
     ("stages",),
     ("memory",),
     *(("decode", precision) for precision in PRECISIONS),
+    *(("capture", precision, drafts) for precision in PRECISIONS for drafts in ("plain", "drafts")),
 )
 """Name of a function of `lines.py`, and its arguments; later ones use what earlier ones have made."""
 

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from operator import eq
 from pathlib import Path
 from types import TracebackType
 
@@ -242,20 +243,81 @@ def decode(on: str, folder: Path, precision: str) -> str:
     return f"{told}; {same} of {SAMPLES} answers are the CPU's"
 
 
+def capture(on: str, folder: Path, precision: str, drafts: str) -> str:
+    """Greedy answers, plain or with drafts: passes by CUDA graphs, beside all of them launched kernel by kernel."""
+    from ds_stage2ab.engine.build import DTYPES
+    from ds_stage2ab.rollout.decoding.capture import RECORDERS
+    from tests.unit.parts import load_bench
+
+    # a shape is captured only when it has come a few times; the first round has what is only done once
+    number, rounds = (SAMPLES, 1) if on == "cpu" else (4 * SAMPLES, 2)
+    bench = load_bench(parts(folder), num_samples=number)
+    for parameter in bench.model.parameters():
+        parameter.data = parameter.data.to(DTYPES[precision])
+    bench.model.to(on)
+    graphs, told, found = [], [], []
+    for recorders in ({}, {kind: counted(recorder, graphs) for kind, recorder in RECORDERS.items()}):
+        backend = decoder(bench, SAMPLES // 2, codec=drafts == "drafts")
+        backend.recorders = recorders
+        for _ in range(rounds):
+            graphs.clear()
+            start = time.perf_counter()
+            seen = decoded(bench, backend)
+            seconds = time.perf_counter() - start
+        told.append(f"{1e3 * seconds / backend.decoding.passes:.2f} ms per pass")
+        found.append(seen)
+    assert backend.recorders, "a capture did not work, as the warning above says"
+    if on == "cpu":
+        assert not graphs
+        return f"nothing is captured on a CPU: {told[0]}"
+    same, replays = sum(map(eq, *found)), sum(map(len, graphs))
+    assert graphs and replays, "no pass was captured"
+    assert precision != "fp32" or same >= SAME_ANSWERS * number, f"only {same} of {number} answers are the same"
+    passes = f"{replays} of {backend.decoding.passes} passes by {len(graphs)} graphs"
+    return f"{told[1]}, captures included, not captured {told[0]}; {passes}; {same} of {number} answers are the same"
+
+
+def counted(recorder: Callable, graphs: list[list[None]]) -> Callable:
+    """A recorder that notes each replay of each graph."""
+
+    def started() -> Callable:
+        record = recorder()
+
+        def noted(work: Callable) -> tuple[Callable, torch.Tensor]:
+            replay, result = record(work)
+            own: list[None] = []
+            graphs.append(own)
+            return lambda: (own.append(None), replay())[1], result
+
+        return noted
+
+    return started
+
+
 def answers(bench: object, rows: int) -> list[tuple[int, ...]]:
+    return decoded(bench, decoder(bench, rows, codec=False))
+
+
+def decoder(bench: object, rows: int, *, codec: bool) -> object:
+    """The backend `hf`, with drafts or none."""
+    from ds_stage2ab.codec.text import CODECS
     from ds_stage2ab.engine.build import position_index
     from ds_stage2ab.rollout.hf import HfBackend
+
+    settings = {"decode_batch_size": rows, "start_id": "check", "seed": 0, "codec": CODECS["array"] if codec else None}
+    return HfBackend(lambda: nullcontext(bench.model), bench.vocabulary, position_index(bench.model), **settings)
+
+
+def decoded(bench: object, backend: object) -> list[tuple[int, ...]]:
     from tests.unit.parts import greedy_sampling
 
-    settings = {"decode_batch_size": rows, "start_id": "check", "seed": 0}
-    backend = HfBackend(lambda: nullcontext(bench.model), bench.vocabulary, position_index(bench.model), **settings)
     with backend.current_weights(0):
         rollouts = backend.generate(bench.samples, greedy_sampling(max_new_tokens=96), finished_steps=0)
     return [rollout.response_ids for rollout in rollouts]
 
 
 NAMED: dict[str, Callable[..., str]] = {
-    line.__name__: line for line in (device, data, build, ops, objective, train, stages, memory, decode)
+    line.__name__: line for line in (device, data, build, ops, objective, train, stages, memory, decode, capture)
 }
 
 
