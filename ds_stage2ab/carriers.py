@@ -170,7 +170,7 @@ class Transfer:
     seconds: float
     # from pausing the first server until the last one resumes
     num_bytes: int
-    # received by each server
+    # received by each server; by some less, if they had what does not train
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 from dataclasses import replace
@@ -21,7 +22,7 @@ from ds_stage2ab.data.records import read_records
 from ds_stage2ab.errors import EXIT_OK
 from ds_stage2ab.metrics.journal import read_history
 from ds_stage2ab.rollout.server.api import ServerApi
-from tests.contract.backends import TOLERANCE, by_model, by_server, disturbed, drawn, limited_bench, one_rank
+from tests.contract.backends import PATIENT_S, TOLERANCE, by_model, by_server, disturbed, drawn, limited_bench, one_rank
 from tests.equivalence.runs import Runs
 from tests.parts import LAUNCHER, ROOT, config_values, free_port, merged, write_config
 from tests.proxy import Proxy
@@ -105,9 +106,11 @@ def kept(image, path, **settings):
 
 
 def test_both_channels_train_with_adapters_under_zero_3(shipped, server, tmp_path):
-    """Every rollout says which weights made it, and evaluation asks the server too."""
+    """Every rollout says which weights made it, and evaluation asks the server too. What does not train was sent before
+    the first step."""
     changes = {
         "deepspeed.zero_stage": 3,
+        "model.freeze": ["vision"],
         "stage2_ab.channel_b.target": "append",
         "tuner.type": "lora",
         "data.validation": str(shipped.data / "validation.jsonl"),
@@ -120,7 +123,10 @@ def test_both_channels_train_with_adapters_under_zero_3(shipped, server, tmp_pat
     assert [step.metrics.get("rollout/count") for step in steps] == [None, 8, None, 8]
     told = [step.metrics for step in steps if step.channel == "B"]
     assert all(0 <= one["rollout/probe_gap"] < TOLERANCE for one in told)
-    num_bytes = sum(tensor.nbytes for tensor in load_file(shipped.model / "model.safetensors").values())
+    weights = load_file(shipped.model / "model.safetensors")
+    adapted = re.compile(r"language_model\.layers\.\d+\.(self_attn|mlp)\.|visual\.(merger|deepstack_merger_list)\.")
+    num_bytes = sum(tensor.nbytes for name, tensor in weights.items() if adapted.search(name))
+    assert num_bytes < 0.7 * sum(tensor.nbytes for tensor in weights.values())
     assert all(one["rollout/sync_bytes"] == num_bytes and one["rollout/sync_s"] > 0 for one in told)
     files = [file.read_text().splitlines() for file in (folder / "rollouts").glob("*.jsonl")]
     lines = [json.loads(line) for file in files for line in file]
@@ -156,6 +162,26 @@ def test_a_head_that_keeps_its_old_weights_is_found_out(shipped, server, tmp_pat
     assert_the_server_ended(ran, server.base_url)
     assert "the server computes with other weights than the learner" in ran.done.stderr
     assert [step.channel for step in ran.steps] == ["A"]
+
+
+def test_a_weight_that_does_not_train_and_changes_at_the_server_is_found_out(shipped, server):
+    """It is not sent again: the probe tells, and the server is sent everything before it serves."""
+    bench = limited_bench(shipped, num_samples=1)
+    for module in (bench.model.get_input_embeddings(), bench.model.model.language_model.norm):
+        module.requires_grad_(False)
+    with one_rank() as world:
+        served = by_server(bench, server.base_url, world, start_id="table")
+        served.verify_weights(0)
+        everything = served.transfer.num_bytes
+        served.verify_weights(1)
+        assert served.transfer.num_bytes < everything and not served.settle(counts=True).lost
+        server.spoil_the_table()
+        served.servers.recover_s = PATIENT_S
+        served.verify_weights(2)
+        assert served.transfer.num_bytes == everything and served.probe_gap < TOLERANCE / 10
+        changes = served.settle(counts=True)
+    assert (changes.lost, changes.back) == (1, 1)
+    assert "the server computes with other weights than the learner" in changes.warnings[0]
 
 
 @pytest.mark.soak

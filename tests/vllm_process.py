@@ -32,7 +32,14 @@ class Server:
         self.process, self.base_url, self.log = process, base_url, log
 
     def spoil_heads(self, *, spoil: bool) -> None:
-        body = {"method": "keep_old_heads", "kwargs": {"spoil": spoil}}
+        self._call("keep_old_heads", spoil=spoil)
+
+    def spoil_the_table(self) -> None:
+        self._call("spoil_the_table")
+
+    def _call(self, method: str, **settings: bool) -> None:
+        """What `tests.vllm_tools` can do there."""
+        body = {"method": method, "kwargs": settings}
         requests.post(f"{self.base_url}/collective_rpc", json=body, timeout=(5, 30)).raise_for_status()
 
     def signal(self, number: int) -> None:

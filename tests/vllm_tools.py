@@ -11,6 +11,8 @@ from vllm.config import set_current_vllm_config
 
 from ds_stage2ab.rollout.server import vllm_plugin
 
+TABLE = ".embed_tokens.weight"
+
 
 class Tools:
     """Mixed into the worker's class by vLLM."""
@@ -20,6 +22,11 @@ class Tools:
         mock.patch.stopall()
         if spoil:
             mock.patch.object(vllm_plugin, "renew_heads", return_value=None).start()
+
+    def spoil_the_table(self) -> None:
+        """Change the embeddings in their place."""
+        (table,) = (one for name, one in self.get_model().named_parameters() if name.endswith(TABLE))
+        table.data.mul_(-1)
 
     def reload_seconds(self, *, file: str) -> float:
         """What vLLM itself takes to load the tensors of a file, which are in memory before."""

@@ -10,10 +10,11 @@ from ds_stage2ab.config.servers_file import Named, named_in
 from ds_stage2ab.rollout.scoring import Scorer
 from ds_stage2ab.rollout.server.api import ServerApi
 from ds_stage2ab.rollout.server.backend import VllmBackend
+from ds_stage2ab.rollout.server.buckets import ExportTensor
 from ds_stage2ab.rollout.server.handshake import Requirements, ServerInfo, check_servers
 from ds_stage2ab.rollout.server.logprob_probe import Probe
 from ds_stage2ab.rollout.server.proving import Servers
-from ds_stage2ab.rollout.server.weight_sync import ExportTensor, ParameterProvider, WeightSync
+from ds_stage2ab.rollout.server.weight_sync import ParameterProvider, WeightSync
 from ds_stage2ab.runtime.ranks import World
 from ds_stage2ab.runtime.shutdown import say
 

@@ -241,7 +241,7 @@ class Servers:
         if others:  # once more
             sent = True
             for url in others if self.world.rank == 0 else ():
-                self.targets[url].version = ""
+                self.targets[url].forget()
             _, left = self._send(finished_steps, left)
             others, faults = self._other_versions(version, left)
         left = self._without({**faults, **others}, left)
@@ -250,7 +250,10 @@ class Servers:
         replicas = {one.url: one.replicas for one in self.fleet.serving}
         replicas |= {url: info.replicas for url, info in new.items()}
         due = (sent and self.sent % self.probe_every == 0) or (probes_all and self.probed != version)
-        left = self._probe({url: replicas[url] for url in left if due or url not in serving}, left)
+        probed = {url: replicas[url] for url in left if due or url not in serving}
+        left = self._probe(probed, left)
+        for url in set(left) & set(probed) if self.world.rank == 0 else ():
+            self.targets[url].has_all = True
         if due:
             self.probed = version
         self.fleet = fleets.joined(self.fleet, {url: replicas[url] for url in left}, version)

@@ -4,6 +4,7 @@ vLLM finds `register` by the entry point in pyproject.toml when this package is 
 dependencies. vLLM's own engines need NCCL; this one works on every device, by way of host memory.
 """
 
+import logging
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from ds_stage2ab.rollout.server.gloo import GlooGroup, join
 
 FIRST_WORKER = 1  # rank in the group; 0 is the learner
 AHEAD = 4  # tensors that are in flight while one is loaded: small ones lie between large ones
+NOT_LOADED = "%s: Failed to load weights"
+"""vLLM's warning of a layer of which an update held nothing, which keeps its weights: it does not train."""
 
 
 def register() -> None:
@@ -36,6 +39,7 @@ def register() -> None:
     And let Pillow resize images, as in the learner: torchvision, which vLLM's environment has, gives other pixels for
     the same image.
     """
+    logging.getLogger(finalize_layerwise_reload.__module__).addFilter(lambda record: record.msg != NOT_LOADED)
     WeightTransferEngineFactory.register_engine(GLOO_TRANSFER, __name__, GlooEngine.__name__)
     AutoImageProcessor.register(
         Qwen3VLConfig, image_processor_classes={"torchvision": Qwen2VLImageProcessor}, exist_ok=True

@@ -1,8 +1,8 @@
-"""Sends all weights to the servers, in buckets of tensors, before rollouts are sampled.
+"""Sends the weights to the servers, in buckets of tensors, before rollouts are sampled.
 
 Every learner rank takes part in every gather (ZeRO 3); rank 0 alone calls the servers. Per server: pause, empty the
 caches, start, update, finish with the version, and resume in any case. The weights that train are not changed:
-adapters are merged into copies, tensor by tensor.
+adapters are merged into copies, tensor by tensor. What does not train is sent until the probe has passed.
 """
 
 import time
@@ -22,9 +22,11 @@ from ds_stage2ab.config.servers import GLOO_TRANSFER, NCCL_TRANSFER
 from ds_stage2ab.errors import ServerFault
 from ds_stage2ab.rollout.base import weight_version
 from ds_stage2ab.rollout.server.api import ServerApi, as_server_fault
+from ds_stage2ab.rollout.server.buckets import ExportTensor, buckets, split_by_training
 from ds_stage2ab.rollout.server.gloo import SENDER, GlooLink
 from ds_stage2ab.rollout.server.http_client import ClientError, ReadTimeout, ServerUnavailable
 from ds_stage2ab.rollout.server.nccl import NcclLink, is_usable
+from ds_stage2ab.rollout.server.versions import other_version, version_at
 from ds_stage2ab.runtime.gloo import address_towards
 from ds_stage2ab.runtime.ranks import World
 
@@ -40,14 +42,6 @@ class ParameterProvider(Protocol):
     model: nn.Module
 
     def part(self, names: Collection[str], device: str, *, only_first: bool) -> AbstractContextManager[None]: ...
-
-
-class ExportTensor(Protocol):
-    """A tensor of a plain checkpoint, and the parameters that it is made from; `engine.tuner.Merged` is one."""
-
-    name: str
-    needs: tuple[str, ...]
-    make: Callable[[], Tensor]
 
 
 class Link(Protocol):
@@ -76,6 +70,12 @@ class Target:
     link: Link | None = None
     version: str = ""
     # of the last transfer that it has completed; empty: of none of this learner's
+    has_all: bool = False
+    # every tensor has come over this link, and the probe has passed: it is sent what changes alone
+
+    def forget(self) -> None:
+        """Nothing is known any more of what it has."""
+        self.version, self.has_all = "", False
 
 
 class WeightSync:
@@ -113,6 +113,9 @@ class WeightSync:
     def sync_weights(self, finished_steps: int, targets: Sequence[Target]) -> dict[str, ServerFault] | None:
         """Send the current weights to the servers that do not have them; collective.
 
+        One that `has_all` gets what training changes, if it tells the version that it was sent last: it has been
+        started by nobody, and sent nothing by anybody, since.
+
         Args:
             targets: the servers; rank 0's alone count.
 
@@ -123,14 +126,17 @@ class WeightSync:
         behind = [one for one in targets if one.version != version] if self.world.rank == SENDER else []
         self._sending, self._faults = behind, {}
         try:
-            with self.world.raise_together("preparing the servers for new weights", num_flags=3) as agreed:
+            with self.world.raise_together("preparing the servers for new weights", num_flags=4) as agreed:
                 for target in behind:
                     self._try(target, self._prepare)
                 uses_nccl = any(target.transfer == NCCL_TRANSFER for target in self._sending)
-                agreed.flags = [len(behind), len(self._sending), uses_nccl]
+                agreed.flags = [len(behind), len(self._sending), uses_nccl, len(self._without_all())]
             if not agreed.flags[0]:
                 return None
-            num_bytes = self._send_all(uses_nccl=bool(agreed.flags[2])) if agreed.flags[1] else 0
+            device = self.world.device if agreed.flags[2] else "cpu"
+            still, changing = split_by_training(self.tensors(), self.provider.model)
+            num_bytes = self._send(still, self._without_all, device) if agreed.flags[3] else 0
+            num_bytes += self._send(changing, lambda: self._sending, device) if agreed.flags[1] else 0
             with self.world.raise_together("finishing the transfer of the weights", num_flags=2) as agreed:
                 for target in list(self._sending):
                     self._try(target, partial(self._finish, version))
@@ -144,18 +150,20 @@ class WeightSync:
             self.last = Transfer(seconds=time.monotonic() - begun, num_bytes=agreed.flags[0])
         return self.world.broadcast_object(self._faults)
 
-    def _send_all(self, *, uses_nccl: bool) -> int:
-        """Returns the bytes that this rank has sent to each server."""
+    def _without_all(self) -> list[Target]:
+        return [target for target in self._sending if not target.has_all]
+
+    def _send(self, tensors: Sequence[ExportTensor], to: Callable[[], list[Target]], device: str) -> int:
+        """Send these to the servers that `to` names, fewer when one has failed; returns the bytes that each has now."""
         num_bytes = 0
-        for bucket in buckets(self.tensors(), self.provider.model, self.bucket_bytes):
-            device = self.world.device if uses_nccl else "cpu"
+        for bucket in buckets(tensors, self.provider.model, self.bucket_bytes):
             needs = sorted({name for tensor in bucket for name in tensor.needs})
             with (
                 self.world.raise_together("sending weights to the servers", num_flags=1) as agreed,
                 self.provider.part(needs, device, only_first=True),
             ):
-                num_bytes += self._broadcast(bucket, device) if self._sending else 0
-                agreed.flags[0] = len(self._sending)
+                num_bytes += self._broadcast(bucket, to(), device) if to() else 0
+                agreed.flags[0] = len(to())
             if not agreed.flags[0]:  # all have failed
                 break
         return num_bytes
@@ -172,7 +180,8 @@ class WeightSync:
         if target not in self._sending:
             return
         self._sending = [one for one in self._sending if one is not target]
-        target.link, target.version = None, ""  # its workers see the connection close
+        target.link = None  # its workers see the connection close
+        target.forget()
         if isinstance(error, ServerFault):
             self._faults[target.api.url] = error
         letting_go = Thread(target=_let_go_on, args=(target.api,), name="resume", daemon=True)
@@ -182,6 +191,8 @@ class WeightSync:
     def _prepare(self, target: Target) -> None:
         with as_server_fault(target.api.url, "pausing the server"):
             target.api.pause()
+        if target.has_all and (seen := version_at(target.api)) != target.version:  # then nobody knows what it has
+            raise other_version(target.api.url, seen, target.version)
         with as_server_fault(target.api.url, "emptying its caches"):
             target.api.clear_caches()
         target.version = ""
@@ -220,16 +231,17 @@ class WeightSync:
                 fix="another process has this port: set another group_port of this server, or null",
             ) from error
 
-    def _broadcast(self, bucket: Sequence[ExportTensor], device: str) -> int:
+    def _broadcast(self, bucket: Sequence[ExportTensor], targets: Sequence[Target], device: str) -> int:
+        """Returns the bytes that each has now; 0 if all have failed."""
         tensors = [tensor.make().to(device).contiguous() for tensor in bucket]
         names, shapes = [tensor.name for tensor in bucket], [list(made.shape) for made in tensors]
         dtypes = [str(made.dtype).removeprefix("torch.") for made in tensors]
         calls: list[tuple[Target, Callable[[], None]]] = []
-        for target in self._sending:
+        for target in targets:
             calls.append((target, partial(target.api.update, names, dtypes, shapes, timeout_s=self.timeout_s)))
             calls.append((target, partial(target.link.send, tensors)))
         self._together(f"sending {len(names)} tensors, the first {names[0]}", calls)
-        return sum(made.nbytes for made in tensors)
+        return sum(made.nbytes for made in tensors) if any(one in self._sending for one in targets) else 0
 
     def _together(
         self, doing: str, calls: Sequence[tuple[Target, Callable[[], None]]], *, meeting: bool = False
@@ -281,32 +293,6 @@ def _let_go_on(server: ServerApi) -> None:
 def usable_transfers(device: str) -> tuple[str, ...]:
     """The weight transfer engines that a learner on this device can send to."""
     return (NCCL_TRANSFER, GLOO_TRANSFER) if is_usable(device) else (GLOO_TRANSFER,)
-
-
-def buckets(tensors: Sequence[ExportTensor], model: nn.Module, most_bytes: int) -> list[list[ExportTensor]]:
-    """Split tensors into buckets, in order: at most so many bytes each, or one larger tensor.
-
-    Args:
-        model: holds the parameters that they are made from, whole or partitioned by ZeRO 3.
-        most_bytes: of the parameters of a bucket together.
-    """
-    sizes = {name: _whole_size(parameter) for name, parameter in model.named_parameters()}
-    found: list[list[ExportTensor]] = [[]]
-    room = most_bytes
-    for tensor in tensors:
-        size = sum(sizes[name] for name in tensor.needs)
-        if found[-1] and size > room:
-            found.append([])
-            room = most_bytes
-        found[-1].append(tensor)
-        room -= size
-    return found
-
-
-def _whole_size(parameter: nn.Parameter) -> int:
-    """Bytes of the whole parameter: ZeRO 3 keeps its number of elements in `ds_numel`."""
-    count = parameter.ds_numel if hasattr(parameter, "ds_numel") else parameter.numel()
-    return count * parameter.element_size()
 
 
 def _first_line(error: BaseException) -> str:

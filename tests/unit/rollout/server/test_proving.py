@@ -59,6 +59,7 @@ def drawing(scenes, world):
 
     def opened(*servers, **more):
         model = ParameterProvider()
+        model.model[0].requires_grad_(False)
         sync = WeightSync(
             model, lambda: merged_tensors(model.model), world, start_id="start", bucket_bytes=100, timeout_s=5.0
         )
@@ -290,3 +291,46 @@ def test_a_server_that_is_not_there_yet_is_asked_until_it_is(drawing, scenes):
             used, changes = step(backend, scenes, finished)
             assert (used, counts(changes)) == ({server.base_url}, (1, 0, 0))
     assert backend.servers.fleet.members[1].failures >= 1
+
+
+# --- what does not train is sent once ---------------------------------------------------------------------------
+
+LAYERS = [f"{layer}.{leaf}" for layer in "01" for leaf in ("weight", "bias")]
+
+
+def sent(server):
+    """The names of the tensors of each transfer, the last one first."""
+    transfers = []
+    for request in server.requests:
+        if request.path == "/start_weight_update":
+            transfers.insert(0, [])
+        elif request.path == "/update_weights" and request.body["update_info"]:
+            transfers[0] += request.body["update_info"]["names"]
+    return transfers
+
+
+def test_what_does_not_train_is_sent_until_the_probe_has_passed(drawing, scenes):
+    with scenes.server() as server:
+        backend, _ = drawing(server, probe_every=2)
+        for finished in range(4):  # probed behind the second
+            step(backend, scenes, finished)
+        assert sent(server) == [LAYERS[2:], LAYERS[2:], LAYERS, LAYERS]
+
+
+def test_a_server_that_comes_back_is_sent_everything_and_probed(drawing, scenes):
+    """Lost in any way: started again between two steps, or found out by the probe."""
+    with scenes.server() as one, scenes.server() as two:
+        backend, probe = drawing(one, two)
+        step(backend, scenes, 0)
+        step(backend, scenes, 1)
+        assert [sent(server)[0] for server in (one, two)] == [LAYERS[2:]] * 2
+        one.state.weight_version, one.workers.group = "default", None
+        probe.wrong.add(two.base_url)
+        with pytest.raises(ServerFault), mock.patch.object(backend.servers, "recover_s", 0.0):
+            step(backend, scenes, 2)
+        assert sent(two)[0] == LAYERS[2:] and not backend.servers.fleet.serving
+        probe.wrong.clear()
+        _, changes = step(backend, scenes, 2)
+        assert [sent(server)[0] for server in (one, two)] == [LAYERS] * 2
+        assert counts(changes) == (2, 2, 2)
+        assert set(probe.asked[-1]) == {one.base_url, two.base_url}

@@ -1,4 +1,4 @@
-"""New weights to servers: what arrives there and what is told of it, over real Gloo; which tensors travel together."""
+"""New weights to servers: what arrives there and what is told of it, over real Gloo."""
 
 import time
 from contextlib import nullcontext
@@ -14,7 +14,7 @@ from ds_stage2ab.carriers import Transfer
 from ds_stage2ab.config.servers import GLOO_TRANSFER
 from ds_stage2ab.errors import ServerFault
 from ds_stage2ab.rollout.server.api import ServerApi
-from ds_stage2ab.rollout.server.weight_sync import Target, WeightSync, buckets
+from ds_stage2ab.rollout.server.weight_sync import Target, WeightSync
 from tests.fakes import FakeServer, Fault
 from tests.faults.served import Worker
 
@@ -52,11 +52,11 @@ class Sent:
         return self.tensor
 
 
-def syncing(world, weights, *servers):
+def syncing(world, weights, *servers, trained=()):
     """Brings these tensors to the servers, in buckets of 40 bytes."""
     model = nn.Module()
     for name, tensor in weights.items():
-        model.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+        model.register_parameter(name, nn.Parameter(tensor, requires_grad=name in trained))
     provider = SimpleNamespace(model=model, part=lambda names, device, *, only_first: nullcontext())
     targets = [
         Target(
@@ -96,7 +96,7 @@ def test_every_server_has_the_learners_weights(world):
 
 
 def updates(server):
-    return [request for request in server.requests if request.path == "/update_weights"]
+    return [request for request in server.requests if request.path == "/update_weights" and request.body["update_info"]]
 
 
 def test_the_last_transfer_is_told(world):
@@ -120,8 +120,9 @@ def test_every_rank_is_told_what_rank_0_has_sent(world):
     def largest(*values):
         return [max(pair) for pair in zip(values, (0, *rank_0[len(values)]), strict=True)]
 
-    # (failed, what rank 0 says): servers that are behind, that are ready, by NCCL; bytes, servers; or ready ones alone
-    rank_0 = {4: (1, 1, 0), 3: (62, 1), 2: (1,)}
+    # (failed, what rank 0 says): servers that are behind, that are ready, by NCCL, that need all; bytes, servers; or
+    # ready ones alone
+    rank_0 = {5: (1, 1, 0, 1), 3: (62, 1), 2: (1,)}
 
     sync, targets = syncing(world, WEIGHTS)
     with mock.patch.multiple(world, rank=1, all_reduce_max=largest, broadcast_object=lambda value: value):
@@ -141,61 +142,92 @@ def test_a_transfer_that_fails_is_none(world):
         assert sync.sync_weights(3, targets) == {}, "the server may have some of either: those of before are sent again"
 
 
-# --- which tensors travel together ------------------------------------------------------------------------------
+# --- what does not train is sent once ---------------------------------------------------------------------------
+
+MOVING = {"fp32", "bf16"}  # 24 + 10 of the 62 bytes
 
 
-@dataclass(frozen=True)
-class Needed:
-    """A tensor of a checkpoint, by the parameters it is made from."""
-
-    name: str
-    needs: tuple[str, ...]
+def moved(weights):
+    """One step further: what trains has doubled, in its place."""
+    for name in MOVING:
+        weights[name].mul_(2)
 
 
 @pytest.fixture
-def model():
-    """Parameters a to e of 40, 20, 60, 200 and 12 bytes."""
-    made = nn.Module()
-    for name, count, dtype in (("a", 10, torch.float32), ("b", 10, torch.bfloat16), ("c", 15, torch.float32)):
-        made.register_parameter(name, nn.Parameter(torch.zeros(count, dtype=dtype)))
-    made.register_parameter("d", nn.Parameter(torch.zeros(50)))
-    made.register_parameter("e", nn.Parameter(torch.zeros(3)))
-    return made
+def weights():
+    return {name: tensor.clone() for name, tensor in WEIGHTS.items()}
 
 
-def names(model: nn.Module, tensors: list[Needed], most_bytes: int) -> list[str]:
-    return ["".join(one.name for one in bucket) for bucket in buckets(tensors, model, most_bytes)]
+def assert_has(server, weights):
+    assert {name: come.tolist() for name, come in server.workers.has.items()} == {
+        name: tensor.tolist() for name, tensor in weights.items()
+    }
 
 
-def plain(letters: str) -> list[Needed]:
-    return [Needed(letter, (letter,)) for letter in letters]
+def sent_names(server):
+    return [name for request in updates(server) for name in request.body["update_info"]["names"]]
 
 
-def test_buckets_hold_at_most_so_many_bytes(model):
-    # 40 + 20 = 60; with c 120; d is larger than any of these limits and travels alone; e begins a new one
-    assert names(model, plain("abcde"), 60) == ["ab", "c", "d", "e"]
-    assert names(model, plain("abcde"), 59) == ["a", "b", "c", "d", "e"]
-    assert names(model, plain("abcde"), 120) == ["abc", "d", "e"]
-    assert names(model, plain("abcde"), 332) == ["abcde"]
-    assert names(model, plain("abcde"), 331) == ["abcd", "e"]
+def test_a_server_that_is_proven_is_sent_what_trains_and_a_new_one_everything(world, weights):
+    with FakeServer(workers=Loading()) as old, FakeServer(workers=Loading()) as new:
+        sync, (first, second) = syncing(world, weights, old, new, trained=MOVING)
+        assert sync.sync_weights(0, [first]) == {} and sync.last.num_bytes == 62
+        moved(weights)
+        assert sync.sync_weights(1, [first]) == {} and sync.last.num_bytes == 62, "nobody has proven it yet"
+        first.has_all = True
+        before = len(sent_names(old))
+        moved(weights)
+        assert sync.sync_weights(2, [first]) == {} and sync.last.num_bytes == 34
+        assert sent_names(old)[before:] == ["fp32", "bf16"]
+        assert_has(old, weights)
+        before = len(sent_names(old))
+        moved(weights)
+        assert sync.sync_weights(3, [first, second]) == {} and sync.last.num_bytes == 62, "what the new one got"
+        assert sent_names(old)[before:] == ["fp32", "bf16"]
+        assert sent_names(new) == ["turned", "scalar", "none", "fp32", "bf16"]
+        for server in (old, new):
+            assert_has(server, weights)
+            assert server.state.weight_version == "start/3"
 
 
-def test_a_large_tensor_does_not_take_a_later_one_with_it(model):
-    assert names(model, plain("dea"), 60) == ["d", "ea"]
+@pytest.mark.parametrize("seen", ["default", "other/9"])
+def test_a_server_with_another_version_than_it_was_sent_gets_no_part(world, weights, seen):
+    """It was started again, or another learner has sent it something: it may have any weights."""
+    with FakeServer(workers=Loading()) as server:
+        sync, (target,) = syncing(world, weights, server, trained=MOVING)
+        sync.sync_weights(0, [target])
+        target.has_all = True
+        server.state.weight_version, before = seen, len(updates(server))
+        (fault,) = sync.sync_weights(1, [target]).values()
+        assert f"the server has the weights {seen}, not the current ones, start/0" in fault.why
+        assert len(updates(server)) == before and server.state.paused == ""
+        moved(weights)
+        assert sync.sync_weights(1, [target]) == {} and sync.last.num_bytes == 62
+        assert_has(server, weights)
 
 
-def test_a_tensor_weighs_what_it_is_made_from(model):
-    """Merged of a base (200) and two adapters (20 + 12): 232."""
-    merged = Needed("m", ("d", "b", "e"))
-    assert names(model, [*plain("a"), merged, *plain("c")], 272) == ["am", "c"]
-    assert names(model, [*plain("a"), merged, *plain("c")], 271) == ["a", "m", "c"]
+@pytest.mark.parametrize("path", ["/pause", "/start_weight_update", "/update_weights", "/finish_weight_update"])
+def test_a_server_that_has_failed_is_sent_everything(world, weights, path):
+    failing = Fault("500", path=path, when=lambda number, body: fails["now"])
+    fails = {"now": False}
+    with FakeServer(workers=Loading(), faults=(failing,)) as server:
+        sync, (target,) = syncing(world, weights, server, trained=MOVING)
+        sync.sync_weights(0, [target])
+        target.has_all, fails["now"] = True, True
+        assert sync.sync_weights(1, [target])
+        fails["now"] = False
+        moved(weights)
+        assert sync.sync_weights(1, [target]) == {} and sync.last.num_bytes == 62
+        assert_has(server, weights)
 
 
-def test_partitioned_parameters_weigh_what_they_are_whole(model):
-    """ZeRO 3 leaves nothing of a parameter here, and its number of elements in `ds_numel`."""
-    whole = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    for name, parameter in model.named_parameters():
-        parameter.data = torch.zeros(0, dtype=parameter.dtype)
-        parameter.ds_numel = whole[name]
-    assert names(model, plain("abcde"), 60) == ["ab", "c", "d", "e"]
-    assert names(model, plain("abcde"), 331) == ["abcd", "e"]
+def test_a_new_server_that_fails_does_not_keep_the_others_from_what_trains(world, weights):
+    bad = FakeServer(workers=Loading(), faults=(Fault("500", path="/update_weights"),))
+    with FakeServer(workers=Loading()) as good, bad:
+        sync, (first, second) = syncing(world, weights, good, bad, trained=MOVING)
+        sync.sync_weights(0, [first])
+        first.has_all = True
+        moved(weights)
+        assert list(sync.sync_weights(1, [first, second])) == [bad.base_url]
+        assert sync.last.num_bytes == 34
+        assert_has(good, weights)
