@@ -7,7 +7,7 @@ adapters are merged into copies, tensor by tensor. What does not train is sent u
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -78,6 +78,26 @@ class Target:
         self.version, self.has_all = "", False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calls:
+    """Calls that run, each in a thread."""
+
+    doing: str
+    running: dict[Future[None], Target]
+    # call -> of which server
+    until: float
+    # when they are late
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """Tensors on their way to servers."""
+
+    targets: Sequence[Target]
+    num_bytes: int
+    calls: Calls
+
+
 class WeightSync:
     """Sends the learner's weights to the servers. One that fails is left out, and the others get them all the same.
 
@@ -109,6 +129,7 @@ class WeightSync:
         self.last: Transfer | None = None  # the last transfer of this start
         self._sending: list[Target] = []  # those that have not failed in this transfer
         self._faults: dict[str, ServerFault] = {}
+        self._on_its_way: Bucket | None = None
 
     def sync_weights(self, finished_steps: int, targets: Sequence[Target]) -> dict[str, ServerFault] | None:
         """Send the current weights to the servers that do not have them; collective.
@@ -124,7 +145,7 @@ class WeightSync:
         """
         version, begun = weight_version(self.start_id, finished_steps), time.monotonic()
         behind = [one for one in targets if one.version != version] if self.world.rank == SENDER else []
-        self._sending, self._faults = behind, {}
+        self._sending, self._faults, self._on_its_way = behind, {}, None
         try:
             with self.world.raise_together("preparing the servers for new weights", num_flags=4) as agreed:
                 for target in behind:
@@ -138,6 +159,7 @@ class WeightSync:
             num_bytes = self._send(still, self._without_all, device) if agreed.flags[3] else 0
             num_bytes += self._send(changing, lambda: self._sending, device) if agreed.flags[1] else 0
             with self.world.raise_together("finishing the transfer of the weights", num_flags=2) as agreed:
+                num_bytes += self._arrived()
                 for target in list(self._sending):
                     self._try(target, partial(self._finish, version))
                 agreed.flags = [num_bytes, len(self._sending)]  # rank 0 alone knows
@@ -154,7 +176,13 @@ class WeightSync:
         return [target for target in self._sending if not target.has_all]
 
     def _send(self, tensors: Sequence[ExportTensor], to: Callable[[], list[Target]], device: str) -> int:
-        """Send these to the servers that `to` names, fewer when one has failed; returns the bytes that each has now."""
+        """Send these to the servers that `to` names, fewer when one has failed.
+
+        A bucket is gathered and made while the one before is on its way; the last one is when this returns.
+
+        Returns:
+            The bytes that each has got meanwhile.
+        """
         num_bytes = 0
         for bucket in buckets(tensors, self.provider.model, self.bucket_bytes):
             needs = sorted({name for tensor in bucket for name in tensor.needs})
@@ -162,7 +190,10 @@ class WeightSync:
                 self.world.raise_together("sending weights to the servers", num_flags=1) as agreed,
                 self.provider.part(needs, device, only_first=True),
             ):
-                num_bytes += self._broadcast(bucket, to(), device) if to() else 0
+                made = [tensor.make().to(device).contiguous() for tensor in bucket] if to() else []
+                num_bytes += self._arrived()
+                if to():
+                    self._on_its_way = self._broadcast([tensor.name for tensor in bucket], made, to())
                 agreed.flags[0] = len(to())
             if not agreed.flags[0]:  # all have failed
                 break
@@ -213,7 +244,7 @@ class WeightSync:
         target.link = self._link(target)
         call = partial(target.api.join_group, target.link.invitation(), timeout_s=self.timeout_s)
         calls = [(target, call), (target, target.link.join)]
-        self._together("connecting for the transfer of weights", calls, meeting=True)
+        self._ended(self._begun("connecting for the transfer of weights", calls), meeting=True)
         return target in self._sending
 
     def _link(self, target: Target) -> Link:
@@ -231,37 +262,47 @@ class WeightSync:
                 fix="another process has this port: set another group_port of this server, or null",
             ) from error
 
-    def _broadcast(self, bucket: Sequence[ExportTensor], targets: Sequence[Target], device: str) -> int:
-        """Returns the bytes that each has now; 0 if all have failed."""
-        tensors = [tensor.make().to(device).contiguous() for tensor in bucket]
-        names, shapes = [tensor.name for tensor in bucket], [list(made.shape) for made in tensors]
-        dtypes = [str(made.dtype).removeprefix("torch.") for made in tensors]
+    def _broadcast(self, names: list[str], tensors: list[Tensor], targets: Sequence[Target]) -> Bucket:
+        """Begin to send tensors, which are kept until they have arrived."""
+        shapes = [list(tensor.shape) for tensor in tensors]
+        dtypes = [str(tensor.dtype).removeprefix("torch.") for tensor in tensors]
         calls: list[tuple[Target, Callable[[], None]]] = []
         for target in targets:
             calls.append((target, partial(target.api.update, names, dtypes, shapes, timeout_s=self.timeout_s)))
             calls.append((target, partial(target.link.send, tensors)))
-        self._together(f"sending {len(names)} tensors, the first {names[0]}", calls)
-        return sum(made.nbytes for made in tensors) if any(one in self._sending for one in targets) else 0
+        doing = f"sending {len(names)} tensors, the first {names[0]}"
+        num_bytes = sum(tensor.nbytes for tensor in tensors)
+        return Bucket(targets=targets, num_bytes=num_bytes, calls=self._begun(doing, calls))
 
-    def _together(
-        self, doing: str, calls: Sequence[tuple[Target, Callable[[], None]]], *, meeting: bool = False
-    ) -> None:
-        """Run calls that wait for each other, each in a thread; a target of which one fails is not waited for.
+    def _arrived(self) -> int:
+        """Wait for the bucket that is on its way; returns the bytes that each server has got, 0 if all have failed."""
+        bucket, self._on_its_way = self._on_its_way, None
+        if bucket is None:
+            return 0
+        self._ended(bucket.calls)
+        return bucket.num_bytes if any(target in self._sending for target in bucket.targets) else 0
+
+    def _begun(self, doing: str, calls: Sequence[tuple[Target, Callable[[], None]]]) -> Calls:
+        """Begin calls that wait for each other, each in a thread."""
+        pool = ThreadPoolExecutor(max_workers=len(calls), thread_name_prefix="weights")
+        running = {pool.submit(call): target for target, call in calls}
+        pool.shutdown(wait=False)  # a call that is left behind ends by its own time-out
+        return Calls(doing=doing, running=running, until=time.monotonic() + self.timeout_s + SPARE_S)
+
+    def _ended(self, calls: Calls, *, meeting: bool = False) -> None:
+        """Wait for calls; a target of which one fails is not waited for.
 
         Args:
             meeting: an error reply means that the workers cannot reach rank 0; else the reply says why.
         """
-        pool = ThreadPoolExecutor(max_workers=len(calls), thread_name_prefix="weights")
-        running = {pool.submit(call): target for target, call in calls}
-        pool.shutdown(wait=False)  # a call that is left behind ends by its own time-out
-        deadline = time.monotonic() + self.timeout_s + SPARE_S
+        running = {call: target for call, target in calls.running.items() if target in self._sending}
         while running:
             done, late = wait(running, timeout=LOOK_S, return_when=FIRST_COMPLETED)
             failed = [(running[one], one.exception(timeout=0)) for one in done if one.exception(timeout=0)]
-            if time.monotonic() > deadline:
+            if time.monotonic() > calls.until:
                 failed += [(running[one], TimeoutError(f"not done within {self.timeout_s:g} s")) for one in late]
             for target, error in failed:
-                self._drop(target, _fault_of(doing, error, target, meeting=meeting))
+                self._drop(target, _fault_of(calls.doing, error, target, meeting=meeting))
             running = {one: running[one] for one in late if running[one] in self._sending}
             self.world.check_stop()
 

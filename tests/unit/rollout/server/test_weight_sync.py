@@ -1,8 +1,9 @@
 """New weights to servers: what arrives there and what is told of it, over real Gloo."""
 
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from threading import Semaphore
 from types import SimpleNamespace
 from unittest import mock
 
@@ -140,6 +141,73 @@ def test_a_transfer_that_fails_is_none(world):
         assert isinstance(fault, ServerFault) and "sending 2 tensors, the first fp32" in fault.why
         assert sync.last is first
         assert sync.sync_weights(3, targets) == {}, "the server may have some of either: those of before are sent again"
+
+
+# --- the next bucket is made meanwhile --------------------------------------------------------------------------
+
+
+class Waiting(Loading):
+    """Its first bucket is loaded only when the learner has begun to gather the second."""
+
+    def __init__(self):
+        super().__init__()
+        self.gathers = Semaphore(0)
+
+    def take(self, bucket):
+        super().take(bucket)
+        if not self.gathers.acquire(timeout=5):
+            raise RuntimeError("nothing was gathered meanwhile")
+
+
+def test_a_bucket_is_gathered_while_the_one_before_is_loaded(world):
+    """And what was gathered is let go before it has arrived."""
+    with FakeServer(workers=Waiting()) as server:
+        sync, targets = syncing(world, WEIGHTS, server)
+        model, gathered = sync.provider.model, []
+
+        @contextmanager
+        def part(names, device, *, only_first):
+            for name in names:
+                gathered.append(name)
+                getattr(model, name).data = WEIGHTS[name].clone()
+            if len(gathered) > len(names):  # not of the first bucket
+                server.workers.gathers.release(2)
+            yield
+            for name in names:
+                getattr(model, name).data = torch.empty(0)
+
+        tensors = [Made(name, getattr(model, name)) for name in WEIGHTS]
+        sync.tensors = lambda: tensors
+        sync.provider.part = part
+        assert sync.sync_weights(3, targets) == {}
+        assert sync.last.num_bytes == 62 and gathered == sorted(WEIGHTS, key=lambda name: (name not in MOVING, name))
+        assert_has(server, WEIGHTS)
+
+
+def test_no_room_for_the_next_bucket_lets_every_server_go_on(world):
+    """One is on its way then."""
+    with FakeServer(workers=Loading()) as server:
+        sync, targets = syncing(world, WEIGHTS, server)
+        (*most, last) = sync.tensors()
+        sync.tensors = lambda: [*most, NoRoom("none", last.tensor)]
+        with pytest.raises(MemoryError):
+            sync.sync_weights(3, targets)
+        assert server.state.paused == "" and server.state.weight_version == "default"
+        sync.tensors = lambda: [*most, last]
+        assert sync.sync_weights(3, targets) == {}
+        assert_has(server, WEIGHTS)
+
+
+class Made(Sent):
+    """A tensor that is where its parameter lies now."""
+
+    def make(self):
+        return self.tensor.detach()
+
+
+class NoRoom(Sent):
+    def make(self):
+        raise MemoryError("no room")
 
 
 # --- what does not train is sent once ---------------------------------------------------------------------------
