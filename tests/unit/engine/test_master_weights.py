@@ -6,6 +6,8 @@ import pytest
 import torch
 from deepspeed.utils import safe_get_full_fp32_param
 
+from ds_stage2ab.engine.tuner import merged_tensors
+from ds_stage2ab.engine.whole_model import WholeModel
 from tests.unit.engine.stage import PER_DEVICE
 
 NORM = "model.language_model.norm.weight"  # all ones at first, of which bf16 knows 1 - 2^-8 as the next below
@@ -15,8 +17,15 @@ SMALL = {"model.precision": "bf16", "training.learning_rate": 5e-3, "training.ma
 
 
 @pytest.mark.parametrize(("zero_stage", "offload"), [(1, "none"), (2, "cpu"), (3, "none")])
-def test_small_steps_add_up_in_fp32_copies(build, zero_stage, offload):
-    stage = build({**SMALL, "deepspeed.zero_stage": zero_stage, "deepspeed.offload_optimizer": offload})
+def test_small_steps_add_up_in_fp32_copies(build, world, zero_stage, offload):
+    """And what leaves the model, to a server or a file, are its own bf16 weights: what it computes with itself."""
+    whole_models = []
+
+    def before(model):
+        whole_models.append(WholeModel(model, world, is_partitioned=zero_stage == 3))
+
+    changes = {**SMALL, "deepspeed.zero_stage": zero_stage, "deepspeed.offload_optimizer": offload}
+    stage = build(changes, before=before)
     stage.window.draw = lambda step, micro_step: stage.bench.samples[micro_step * PER_DEVICE :][:PER_DEVICE]
     named = dict(stage.bench.model.named_parameters())
     copies, norms = [], []
@@ -37,3 +46,16 @@ def test_small_steps_add_up_in_fp32_copies(build, zero_stage, offload):
     moved = norms[-1] != norms[0]
     assert moved.any() and not moved.all()
     assert torch.equal(moves.sum(dim=0)[moved] < 0, norms[-1][moved] < norms[0][moved])
+    assert_leave(whole_models[0], stage.weights())
+
+
+def assert_leave(whole_model, weights):
+    """Two bytes of each weight."""
+    left = {}
+    for one in merged_tensors(whole_model.layout):
+        with whole_model.part(one.needs, "cpu", only_first=True):
+            left[one.name] = one.make().clone()
+    assert left.keys() == weights.keys()
+    for name, tensor in left.items():
+        assert tensor.dtype == torch.bfloat16 and torch.equal(tensor, weights[name]), name
+    assert sum(tensor.nbytes for tensor in left.values()) == 2 * sum(weight.numel() for weight in weights.values())
