@@ -47,6 +47,7 @@ class Settings:
     logprobs_mode: str = "raw_logprobs"
     max_num_seqs: int = 4
     weight_transfer: str | None = "ds_stage2ab_gloo"  # the backend; None is a server without
+    speculative: JSON | None = None  # --speculative-config
     override: JSON = field(default_factory=dict)  # --override-generation-config
     added_stop_ids: tuple[int, ...] = ()  # by the server, to those of every request
     ignores_eos: bool = True  # when a request says so
@@ -297,6 +298,7 @@ class FakeServer(LoopbackServer):
         config = {"model_config": model | {"logprobs_mode": told.logprobs_mode}, "parallel_config": parallel}
         config["scheduler_config"] = {"max_num_seqs": told.max_num_seqs}
         config["weight_transfer_config"] = told.weight_transfer and {"backend": told.weight_transfer}
+        config["speculative_config"] = told.speculative
         as_json = request.query.get("config_format") == "json"
         return 200, {"vllm_config": config if as_json else str(config), "vllm_env": {}, "system_env": {}}
 

@@ -55,6 +55,7 @@ def _servers(parts: Parts, whole_model: WholeModel, start_id: str) -> RolloutBac
         precision=config.model.precision,
         infer_timeout_s=parts.plan.infer_timeout_s,
         transfers=usable_transfers(parts.world.device),
+        draws=config.rollout_matching.decoding.temperature > 0 or config.evaluation.decoding.temperature > 0,
     )
     return open_servers(
         config.rollout_matching.vllm,

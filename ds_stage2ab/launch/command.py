@@ -29,6 +29,7 @@ from ds_stage2ab.launch.processes import LOOPBACK, Interrupted, ManagedProcess, 
 from ds_stage2ab.launch.server_command import (
     CPU_VARIABLES,
     local_port,
+    refuse_drafts_of_draws,
     server_command,
     share_devices,
     with_replica_size,
@@ -63,7 +64,7 @@ def launch(options: argparse.Namespace) -> int:
     with ProcessGroup() as processes:
         why = "a fault of the launcher"
         try:
-            servers = _start_servers(processes, loaded, topology, options.server_python, logs) if logs else []
+            servers = _start_servers(processes, loaded, topology, options, logs) if logs else []
             if servers:
                 _say(f"{counted(len(servers), 'server')} starting{told}")
                 wait_until_ready(processes, servers, options.wait, _Progress(len(servers), options.wait))
@@ -141,6 +142,8 @@ def _refuse_what_cannot_start(loaded: LoadedConfig, ports: list[int], options: a
         raise ConfigError("no Python can be run there", where=str(python), fix="set --server-python to one with vLLM")
     if not (loaded.config.model.path / "config.json").is_file():
         raise EnvironmentFault("no checkpoint there", where=str(loaded.config.model.path), fix="set model.path")
+    if options.drafts is not None:
+        refuse_drafts_of_draws(loaded.config, serves=bool(ports))
     check_resume_options(options)
     folder = _run_folder(loaded)
     if options.resume is None:
@@ -177,16 +180,18 @@ def _log_folder(loaded: LoadedConfig) -> Path:
 
 
 def _start_servers(
-    processes: ProcessGroup, loaded: LoadedConfig, topology: Topology, python: Path, logs: Path
+    processes: ProcessGroup, loaded: LoadedConfig, topology: Topology, options: argparse.Namespace, logs: Path
 ) -> list[Server]:
-    config, attempt = loaded.config, _run_folder(loaded).next_attempt()
+    config, attempt, python = loaded.config, _run_folder(loaded).next_attempt(), options.server_python
     sections = _served(config)
     servers = []
     key = api_key(config.rollout_matching.vllm.server.api_key_env)
     transfer = _transfer(processes, topology, python)
     for section, devices in zip(sections, share_devices(sections, topology.rollout), strict=True):
         processes.check()
-        words, variables = server_command(config, section, python=python, devices=devices, transfer=transfer)
+        words, variables = server_command(
+            config, section, python=python, devices=devices, transfer=transfer, drafts=options.drafts
+        )
         own = CPU_VARIABLES.keys() & variables.keys() & os.environ.keys()
         variables |= {name: os.environ[name] for name in own}
         port = local_port(section.base_url)

@@ -144,6 +144,12 @@ def add_launch_options(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help=f"seconds until all servers must be ready (default: {WAIT_S})",
     )
+    parser.add_argument(
+        "--drafts",
+        type=whole_number,
+        metavar="N",
+        help="tokens that each server drafts ahead, 8 for example; for greedy rollouts (default: none)",
+    )
     add_resume_options(parser)
     add_set_option(parser)
 

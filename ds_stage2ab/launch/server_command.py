@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ds_stage2ab.config.decoding_rules import DECODING, EVALUATION_DECODING
 from ds_stage2ab.config.sections import Config, ServerSection
 from ds_stage2ab.config.servers import GLOO_TRANSFER, MODEL_NAME, SERVERS, replicas_of
 from ds_stage2ab.errors import ConfigError
@@ -18,6 +19,7 @@ CPU_VARIABLES = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
 """Of a server without devices; a shell that sets one of them has its way."""
+PROPOSER = "ds_stage2ab.rollout.server.vllm_drafts.Drafts"
 LOCAL_NAMES = (LOOPBACK, "localhost")
 
 
@@ -63,6 +65,7 @@ def server_command(
     python: Path,
     devices: tuple[str, ...],
     transfer: str = GLOO_TRANSFER,
+    drafts: int | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """The command line of one rollout server, and its additional environment variables.
 
@@ -70,6 +73,7 @@ def server_command(
         python: of the environment that has vLLM.
         devices: of this server, whole replicas, as CUDA_VISIBLE_DEVICES names them; none: the CPU.
         transfer: the weight transfer engine.
+        drafts: tokens that it drafts ahead, at most; None: it does not.
     """
     options = {
         "--model": str(config.model.path),
@@ -90,12 +94,33 @@ def server_command(
     pixels = {name: area for name, area in pixels.items() if area is not None}
     if pixels:
         options["--mm-processor-kwargs"] = json.dumps(pixels)
+    if drafts:
+        ahead = {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": drafts}
+        options["--speculative-config"] = json.dumps(ahead)
     words = [str(python), "-m", "vllm.entrypoints.openai.api_server", *(w for pair in options.items() for w in pair)]
     environment = {"VLLM_SERVER_DEV_MODE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     words += ["--enable-scale-out", "--no-mm-device-do-normalize"]  # opens /render; pixels as the learner's
     if devices:
         return words, {**environment, VISIBLE: ",".join(devices)}
     return [*words, "--enforce-eager"], {**environment, **CPU_VARIABLES}
+
+
+def refuse_drafts_of_draws(config: Config, *, serves: bool) -> None:
+    """A server that drafts leaves out the draws of this package; the handshake would say so, minutes later.
+
+    Raises:
+        ConfigError: some answers are drawn above temperature 0, or there are no servers.
+    """
+    if not serves:
+        raise ConfigError("--drafts is for rollout servers, and this config has none", fix="leave --drafts out")
+    sections = {DECODING: config.rollout_matching.decoding, EVALUATION_DECODING: config.evaluation.decoding}
+    for key, section in sections.items():
+        if section.temperature > 0:
+            raise ConfigError(
+                f"{section.temperature:g} draws answers, and a server with --drafts would sample others",
+                where=f"{key}.temperature",
+                fix=f"leave --drafts out, or set {key}.temperature to 0",
+            )
 
 
 def with_replica_size(servers: Sequence[ServerSection], size: int) -> str:

@@ -76,13 +76,15 @@ def by_model(bench: Bench, world: World, *, start_id: str, decode_batch_size: in
     return HfBackend(provider, bench.vocabulary, positions, **settings)
 
 
-def by_server(bench: Bench, base_url: str, world: World, *, start_id: str, sync_s: float = 60.0) -> VllmBackend:
+def by_server(
+    bench: Bench, base_url: str, world: World, *, start_id: str, sync_s: float = 60.0, draws: bool = True
+) -> VllmBackend:
     """Draws by a real server that gets the weights of the bench's model."""
     one = ServerSection(base_url=base_url, group_port=None, tensor_parallel_size=1)
     servers = replace(MATCHING.vllm.server, servers=(one,))
     return open_servers(
         replace(MATCHING.vllm, server=servers, sync=replace(MATCHING.vllm.sync, timeout_s=sync_s)),
-        needs_of(bench, infer_timeout_s=PATIENT_S),
+        needs_of(bench, infer_timeout_s=PATIENT_S, draws=draws),
         position_index(bench.model),
         WholeModel(bench.model, world, is_partitioned=False),
         lambda: merged_tensors(bench.model),

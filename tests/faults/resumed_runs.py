@@ -105,6 +105,6 @@ def assert_attempts(folder, numbers):
 
 
 def rollouts(folder):
-    """Draw -> response ids, of the last time that it was drawn."""
+    """(draw, index) -> response ids, of the last time that it was drawn."""
     lines = [json.loads(line) for file in sorted((folder / "rollouts").glob("*")) for line in file.open()]
-    return {line["draw"]: line["response_ids"] for line in lines}
+    return {(line["draw"], line.get("index", 0)): line["response_ids"] for line in lines}

@@ -114,6 +114,7 @@ ROWS = {"tuner.type": "lora", "tuner.trainable_token_rows": "coordinates", "mode
         {"deepspeed.zero_stage": 1, "model.precision": "bf16", **ROWS, "tuner.type": "dora"},
         {"training.optimizer": "sgd", "stage2_ab.schedule.b_ratio": 0, "data.object_order": "random"},
         {"data.epoch_end": "wrap", "stage2_ab.schedule.b_ratio": 1, f"{MATCHING}.decoding.temperature": 0},
+        {"stage2_ab.schedule.b_ratio": 1, f"{MATCHING}.best_of": 3},
     ],
     ids=lambda changes: "-".join(str(value) for value in changes.values()),
 )

@@ -25,7 +25,7 @@ ALONE = SimpleNamespace(rank=0, size=1)
 ONE = ServerInfo(world_size=1, replicas=1, transfer=GLOO_TRANSFER)
 
 
-def needs_of(bench: Bench, *, infer_timeout_s: float = LONG) -> Requirements:
+def needs_of(bench: Bench, *, infer_timeout_s: float = LONG, draws: bool = True) -> Requirements:
     """A bench as the servers of a run must fit it: 512 tokens in fp32, four sequences at once."""
     vocabulary = bench.vocabulary
     return Requirements(
@@ -42,6 +42,7 @@ def needs_of(bench: Bench, *, infer_timeout_s: float = LONG) -> Requirements:
         precision="fp32",
         infer_timeout_s=infer_timeout_s,
         transfers=(GLOO_TRANSFER,),
+        draws=draws,
     )
 
 

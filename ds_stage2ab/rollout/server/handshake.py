@@ -14,12 +14,14 @@ import torch
 from ds_stage2ab.carriers import Sample
 from ds_stage2ab.codec.bins import NUM_BINS, coordinate_token
 from ds_stage2ab.codec.vocabulary import Vocabulary
+from ds_stage2ab.config.decoding_rules import DECODING, EVALUATION_DECODING
 from ds_stage2ab.config.servers import API_KEY_ENV, DECODE_BATCH, GLOO_TRANSFER, INFER_TIMEOUT, MODEL_NAME
 from ds_stage2ab.errors import ServerFault, printable
 from ds_stage2ab.rollout.server.api import NEEDED_ROUTES, ServerApi
 from ds_stage2ab.rollout.server.chat import Conversation, other_prompt, read_answer
 from ds_stage2ab.rollout.server.fan_out import at_once
 from ds_stage2ab.rollout.server.http_client import ClientError, ProtocolError, ReadTimeout, ServerUnavailable
+from ds_stage2ab.runtime.shutdown import say
 
 SUPPORTED = (0, 32)
 """Version of vLLM whose routes and answers are known; a patch release changes neither."""
@@ -31,12 +33,17 @@ LIKE_LEARNER = (
     "serve the folder of model.path: tokenizer, chat template and image limits must be the learner's;"
     " data.min_pixels and data.max_pixels are given to a server by --mm-processor-kwargs"
 )
+UNGUARDED = (
+    "the repetition guard does not act inside it, and an answer that repeats itself is decoded to its end before the"
+    " learner cuts it"
+)
 NO_KEY = (401, 403)
 """How a server, or a proxy before it, refuses a request without its key, or with another one."""
 MOST_CALLS = 20
 """Upper bound of the calls to one server in a handshake."""
 IS_VLLM = "use a vLLM of the supported range, and name the server itself in base_url, not what stands before it"
 ITS_LOG = "look at the server's own log, and start it again"
+TEMPERATURES = (f"{DECODING}.temperature", f"{EVALUATION_DECODING}.temperature")
 CONTROL_TIMEOUT = "custom.extra.rollout_matching.vllm.server.timeout_s"
 
 
@@ -55,6 +62,8 @@ class Requirements:
     infer_timeout_s: float
     transfers: tuple[str, ...]
     # weight transfer engines that this learner can send to
+    draws: bool
+    # whether answers are drawn above temperature 0, in training or in evaluations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +75,8 @@ class ServerInfo:
     replicas: int
     transfer: str
     # its weight transfer engine
+    drafts: str = ""
+    # how it decodes ahead of itself: vLLM's name of the method; empty: it does not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +87,7 @@ class _Line:
 
 
 def check_servers(servers: Sequence[ServerApi], sizes: Sequence[int], requirements: Requirements) -> list[ServerInfo]:
-    """Check all servers at once.
+    """Check all servers at once; what one of them leaves out, without harm to an answer, is a warning.
 
     Args:
         sizes: devices of one replica of each server, by the config; used where a server cannot tell.
@@ -97,6 +108,9 @@ def check_servers(servers: Sequence[ServerApi], sizes: Sequence[int], requiremen
             f"{len(pages)} of {len(servers)} rollout servers cannot be used\n" + "\n".join(pages),
             fix="start the servers as docs/rollout.md says, or let ds-stage2ab launch start them",
         )
+    for server, info in zip(servers, found, strict=True):
+        if info.drafts:
+            say(f"{server.url} decodes ahead ({info.drafts}): {UNGUARDED}", head="warning")
     return list(found)
 
 
@@ -162,6 +176,11 @@ def _compared(info: dict[str, Any], requirements: Requirements) -> Iterator[_Lin
     if model["override_generation_config"]:
         saw = f"{model['override_generation_config']} for every request"
         yield _Line(what="generation override", saw=saw, fix="start it without --override-generation-config")
+    ahead = _drafts(info)
+    if ahead and requirements.draws:
+        saw = f"it decodes ahead ({ahead}) and leaves out the draws of this package: it would sample other answers"
+        fix = f"start it without --speculative-config, or set {' and '.join(TEMPERATURES)} to 0"
+        yield _Line(what="speculation", saw=saw, fix=fix)
     if int(model["max_model_len"]) < requirements.room:
         saw = f"it takes {model['max_model_len']} tokens, prompt and answer need {requirements.room}"
         yield _Line(what="length", saw=saw, fix=f"start it with --max-model-len {requirements.room} or more")
@@ -242,8 +261,8 @@ def _let_go(server: ServerApi) -> None:
 def _facts(server: ServerApi, size: int, lines: list[_Line]) -> ServerInfo | None:
     told = _asked(server.world_size, "devices")
     replica = _asked(lambda: server.replica_size() if _tells_replicas(server) else size, "devices of a replica")
-    transfer = _asked(lambda: _transfer(server.get(SETTINGS)["vllm_config"]), "weight transfer")
-    unknown = [one for one in (told, replica, transfer) if isinstance(one, _Line)]
+    settings = _asked(lambda: server.get(SETTINGS)["vllm_config"], "weight transfer")
+    unknown = [one for one in (told, replica, settings) if isinstance(one, _Line)]
     if unknown:
         lines += unknown
         return None
@@ -251,11 +270,16 @@ def _facts(server: ServerApi, size: int, lines: list[_Line]) -> ServerInfo | Non
         saw = f"{told} devices do not make whole replicas of {replica}"
         lines.append(_Line(what="replicas", saw=saw, fix="set tensor_parallel_size to what the server runs with"))
         return None
-    return ServerInfo(world_size=told, replicas=told // replica, transfer=transfer)
+    transfer, drafts = _transfer(settings), _drafts(settings)
+    return ServerInfo(world_size=told, replicas=told // replica, transfer=transfer, drafts=drafts)
 
 
 def _transfer(info: dict[str, Any]) -> str | None:
     return (info.get("weight_transfer_config") or {}).get("backend")
+
+
+def _drafts(info: dict[str, Any]) -> str:
+    return (info["speculative_config"] or {}).get("method") or ""
 
 
 def _tells_replicas(server: ServerApi) -> bool:

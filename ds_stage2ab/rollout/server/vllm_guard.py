@@ -4,7 +4,9 @@ vLLM finds `Guard` by the entry point in pyproject.toml. A request says in `vllm
 which rules hold for it; for one that says nothing, nothing is done. A row that is drawn is left its token alone, so the
 server's own sampling, which comes later, has no choice. A row that breaks a rule can only stop, and its place is free
 again; the learner looks at every answer again, so that saves time and decides nothing. A server that decodes ahead of
-itself (speculatively) goes without both.
+itself (speculatively) goes without both: the older runner leaves out what plugins add
+(`vllm.v1.sample.logits_processor.build_logitsprocs`), and in a step with drafts the newer one is given rows that are no
+requests. The handshake refuses such a server where answers are drawn.
 """
 
 from collections.abc import Iterable, Mapping

@@ -8,7 +8,7 @@ from ds_stage2ab.config.servers import GLOO_TRANSFER, NCCL_TRANSFER
 from ds_stage2ab.errors import ServerFault
 from ds_stage2ab.rollout.server import http_client
 from ds_stage2ab.rollout.server.api import NEEDED_ROUTES, ServerApi
-from ds_stage2ab.rollout.server.handshake import Requirements, check_servers
+from ds_stage2ab.rollout.server.handshake import TEMPERATURES, Requirements, check_servers
 from tests.fakes import Fault, Settings
 from tests.unit.handshakes import api, good_server, lines, only_line, page, seen
 from tests.unit.parts import load_bench
@@ -68,6 +68,14 @@ def test_vllms_own_engine_is_used_where_the_learner_can_send_to_it(requirements)
 def test_bf16(requirements):
     with good_server(requirements, settings=Settings(dtype="torch.bfloat16")) as server:
         assert len(check_servers([api(server)], [1], replace(requirements, precision="bf16"))) == 1
+
+
+def test_where_nothing_is_drawn_a_server_may_decode_ahead_and_what_it_leaves_out_is_said(requirements, capfd):
+    with good_server(requirements, settings=Settings(speculative={"method": "custom_class"})) as server:
+        (found,) = check_servers([api(server)], [1], replace(requirements, draws=False))
+    assert found == replace(seen(world_size=1, replicas=1), drafts="custom_class")
+    (told,) = capfd.readouterr().err.splitlines()
+    assert told.startswith(f"warning: {server.base_url} decodes ahead (custom_class): the repetition guard does not ")
 
 
 def test_just_long_enough(requirements):
@@ -143,6 +151,11 @@ SETTINGS = [
         {"override": {"max_new_tokens": 10}},
         "generation override: {'max_new_tokens': 10} for every request",
         "start it without --override-generation-config",
+    ),
+    (
+        {"speculative": {"method": "ngram", "num_speculative_tokens": 4}},
+        "speculation: it decodes ahead (ngram) and leaves out the draws of this package: it would sample other answers",
+        "start it without --speculative-config, or set " + " and ".join(TEMPERATURES) + " to 0",
     ),
 ]
 
