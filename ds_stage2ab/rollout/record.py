@@ -3,7 +3,7 @@ again (`rollout.replay`).
 
     {"finished_steps": 2, "draw": 16, "sample_id": "train.jsonl:3", "prompt_digest": "9f...", "response_ids": [10, 11],
      "finish": "stop", "weight_version": "5d.../2", "seed": 77, "source": "hf", "seconds": 0.51, "attempt": 1,
-     "run_attempt": 2, "text": "[{..."}
+     "run_attempt": 2, "prompt_tokens": 310, "text": "[{..."}
 
 The text is for people: a line is read again without it, and from its ids alone. With `best_of` above 1 all rollouts of
 a sample are recorded, those behind the first with `"index": 1`, 2, ...
@@ -34,9 +34,11 @@ SERVED = "vllm "
 """Prefix of the source of a server's rollout, before the server's address."""
 REPLAYED = "replay of "
 """Prefix of the source of a replayed rollout, before its first source."""
-RUN_ATTEMPT, UNTOLD = "run_attempt", 0
-"""`run_attempt` of a line that does not have it."""
+UNTOLD = 0
+"""`run_attempt` and `prompt_tokens` of a line that does not have them."""
 TEXT, INDEX = "text", "index"
+ADDED = ("run_attempt", "prompt_tokens", INDEX)
+"""What a line may lack: all of them in earlier versions, the last where it is 0."""
 FILE_NAME = re.compile(r"rank-(\d{5,})(?:\.(\d+))?\.jsonl")
 
 
@@ -59,6 +61,8 @@ class RecordedRollout:
     attempt: int
     run_attempt: int
     # which start of the run, from 1; 0: an earlier version wrote the line, which did not say
+    prompt_tokens: int
+    # placeholders of images among them; 0: the same
     index: int
     # which of the sample's rollouts, from 0, which is not written
 
@@ -102,7 +106,8 @@ def to_line(finished_steps: int, rollout: Rollout, run_attempt: int = 1, text: s
         "source": rollout.source,
         "seconds": round(rollout.seconds, 6),
         "attempt": rollout.attempt,
-        RUN_ATTEMPT: run_attempt,
+        "run_attempt": run_attempt,
+        "prompt_tokens": len(rollout.prompt_ids),
     }
     if rollout.index:
         values[INDEX] = rollout.index
@@ -119,7 +124,7 @@ def from_line(line: bytes) -> RecordedRollout:
         raise ValueError("it is nested too deeply") from error
     names = [field.name for field in fields(RecordedRollout)]
     if isinstance(values, dict):
-        values = {RUN_ATTEMPT: UNTOLD, INDEX: 0, **values}
+        values = {**dict.fromkeys(ADDED, UNTOLD), **values}
         if isinstance(values.get(TEXT), str):
             del values[TEXT]
     if not isinstance(values, dict) or sorted(values) != sorted(names):

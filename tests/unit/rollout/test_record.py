@@ -80,6 +80,7 @@ def test_a_line_holds_everything_and_the_digest_of_the_prompt(tmp_path):
             "seconds": 0.123457,
             "attempt": 1,
             "run_attempt": 2,
+            "prompt_tokens": 3,
         },
         {
             "finished_steps": 2,
@@ -94,6 +95,7 @@ def test_a_line_holds_everything_and_the_digest_of_the_prompt(tmp_path):
             "seconds": 2.0,
             "attempt": 3,
             "run_attempt": 2,
+            "prompt_tokens": 1,
         },
     ]
 
@@ -118,17 +120,20 @@ def test_a_line_is_read_back_as_it_was():
         seconds=0.123457,
         attempt=1,
         run_attempt=1,
+        prompt_tokens=3,
         index=0,
     )
     assert from_line(to_line(2, NOTHING)).response_ids == ()
     assert from_line(to_line(2, CAT)).weight_steps == "2"
 
 
-def test_a_line_of_an_earlier_version_says_nothing_of_the_start():
+def test_a_line_of_an_earlier_version_says_nothing_of_the_start_and_the_prompt():
     values = json.loads(to_line(2, CAT, run_attempt=3))
     assert from_line(json.dumps(values).encode()).run_attempt == 3
-    del values["run_attempt"]
+    assert from_line(json.dumps(values).encode()).prompt_tokens == len(CAT.prompt_ids)
+    del values["run_attempt"], values["prompt_tokens"]
     assert from_line(json.dumps(values).encode()).run_attempt == UNTOLD
+    assert from_line(json.dumps(values).encode()).prompt_tokens == UNTOLD
     assert from_line(json.dumps(values).encode()).draw == CAT.draw
 
 
