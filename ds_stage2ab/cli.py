@@ -16,7 +16,7 @@ from ds_stage2ab import __version__, validate
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.overrides import add_set_option, read_overrides
 from ds_stage2ab.data.box_forms import FORMS
-from ds_stage2ab.errors import EXIT_OK, Stage2Error, exit_code, printable, unusable_path
+from ds_stage2ab.errors import EXIT_OK, ConfigError, Stage2Error, exit_code, printable, unusable_path
 from ds_stage2ab.formats.options import add_export_options, add_import_options
 from ds_stage2ab.launch.command import launch
 from ds_stage2ab.launch.options import add_launch_options, whole_number
@@ -69,6 +69,13 @@ def _plan(options: argparse.Namespace) -> None:
         records=options.records,
         gpu_gib=options.gpu_memory,
     )
+    if options.simulate is None and options.devices is not None:
+        raise ConfigError("--devices is a question to a simulation", where="--devices", fix="name one with --simulate")
+    if options.simulate is not None:
+        from ds_stage2ab.simulation.command import simulate
+        from ds_stage2ab.simulation.text import as_data, as_text
+
+        report = simulate(report, options.simulate, options.devices)
     print(json.dumps(as_data(report), indent=2) if options.format == "json" else as_text(report))
 
 
@@ -235,6 +242,10 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
     )
     what = "memory of one GPU: say whether a learner fits, and what to change if not"
     plan.add_argument("--gpu-memory", type=whole_number, metavar="GIB", help=what)
+    what = "say instead what a step would take, by the folders of recorded runs, or by a file that states it"
+    plan.add_argument("--simulate", type=Path, nargs="+", metavar="RUN_DIR|YAML", help=what)
+    what = "with --simulate: which split of so many devices into learners and servers is the fastest"
+    plan.add_argument("--devices", type=whole_number, metavar="N", help=what)
     plan.add_argument("--format", choices=("text", "json"), default="text", help="of the answer (default: text)")
     add_set_option(plan)
     plan.set_defaults(run=_plan)

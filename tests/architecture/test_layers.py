@@ -14,7 +14,7 @@ LAYERS = (
     ("data", "engine", "preflight", "rollout", "tools"),
     ("channels", "data_report", "evaluation", "formats", "launch", "rollout.server"),
     ("run_report",),
-    ("assemble", "predict"),
+    ("assemble", "predict", "simulation"),
     ("cli",),
     ("__main__", "train"),
 )

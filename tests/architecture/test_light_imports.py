@@ -37,6 +37,7 @@ LIGHT = (
     "ds_stage2ab.run_report.command",
     "ds_stage2ab.run_report.page",
     "ds_stage2ab.schedule",
+    "ds_stage2ab.simulation.text",
     "ds_stage2ab.tools.init_config",
     "ds_stage2ab.validate",
 )
