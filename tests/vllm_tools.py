@@ -28,6 +28,17 @@ class Tools:
         (table,) = (one for name, one in self.get_model().named_parameters() if name.endswith(TABLE))
         table.data.mul_(-1)
 
+    def last_longer(self, *, pass_s: float, row_s: float) -> None:
+        """Let each pass take so much longer, and for each of its rows, as on a device that does not share our cores."""
+        compute = self.execute_model
+
+        def execute_model(scheduled, *arguments, **named):
+            rows = len(scheduled.num_scheduled_tokens)
+            time.sleep(rows and pass_s + row_s * rows)
+            return compute(scheduled, *arguments, **named)
+
+        self.execute_model = execute_model
+
     def reload_seconds(self, *, file: str) -> float:
         """What vLLM itself takes to load the tensors of a file, which are in memory before."""
         engine = self.weight_transfer_engine

@@ -24,6 +24,7 @@ from tests.parts import config_values, merged, write_config
 from tests.ranks import run as run_ranks
 from tests.unit.parts import NO_GUARD, greedy_sampling, load_bench
 from tests.unit.rollout.oracle import plain_answers
+from tests.unit.simulation.setups import simulated
 
 SEED = 5
 GREEDY = greedy_sampling(max_new_tokens=160)  # the longest answer, of five digits, needs about 130
@@ -96,6 +97,7 @@ def test_rollouts_are_those_of_one_prompt_at_a_time(bench, samples, name):
     assert len({ids for ids, _ in expected}) > len(samples) // 2
     lengths = [len(ids) + (finish == "stop") for ids, finish in expected]
     assert backend.decoding.passes == scheduled(in_turn(samples, lengths), 3)
+    assert simulated(in_turn(samples, lengths), 3) == (backend.decoding.passes, backend.decoding.live)
     assert (backend.decoding.tokens, backend.decoding.live) == (sum(lengths), sum(lengths))
     drafted = make_backend(bench, 3, codec=CODECS["array"])
     assert answers(drafted, samples, SAMPLINGS[name]) == expected
