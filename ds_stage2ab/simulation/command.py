@@ -28,7 +28,7 @@ class Simulation:
     asked: Choice
     # the config's own devices and batch
     sizes: tuple[Choice, ...]
-    # of these devices
+    # of these devices; empty: what other sizes cost is not known
     splits: tuple[Choice, ...]
     # of as many devices as were asked about
     devices: int | None
@@ -63,12 +63,12 @@ def simulate(report: PreflightReport, paths: Sequence[Path], devices: int | None
     found = Simulation(
         inputs=inputs,
         asked=simulated(*given),
-        sizes=tuple(sizes(*given, rows)),
+        sizes=tuple(sizes(*given, rows)) if inputs.tells_sizes else (),
         splits=tuple(splits(*given, devices=devices, per_server=per_server, most_rows=rows)) if devices else (),
         devices=devices,
         checks=tuple(_checked(inputs)),
     )
-    if not found.sizes or (devices and not found.splits):
+    if (inputs.tells_sizes and not found.sizes) or (devices and not found.splits):
         words = f"with most_rows {rows} there are fewer rows than learners: some rank could never send a request"
         raise ConfigError(words, where=str(paths[0]), fix="raise most_rows, or use fewer learners or more servers")
     return found

@@ -45,6 +45,13 @@ class Inputs:
     most_steps: int
     seed: int
 
+    @property
+    def tells_sizes(self) -> bool:
+        """Whether the costs of other `decode_batch_size` are known: of learners that decode themselves one size cannot
+        tell what a pass costs beside its rows."""
+        sizes = {run.setup.decode_batch_size for run in self.runs}
+        return len(sizes) != 1 or self.runs[0].backend != "hf" or "server.pass_s" in self.stated
+
     def steps(self, samples: int, most: int, max_new_tokens: int, pack_tokens: int) -> list[list[Request]]:
         """The requests of some steps, answers cut where the config cuts them.
 

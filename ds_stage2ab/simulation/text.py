@@ -24,6 +24,7 @@ ASSUMED = (
 )
 """What every simulation takes to be so; `docs/simulation.md` explains it."""
 MEASURED = "as measured"
+ONE_SIZE = "not known, since only one was recorded: name a run with another one too"
 HEAD = (
     *("decode_batch_size", "learners", "servers", "A step", "B step", "weights", "rollouts", "both", "samples/s"),
     *("learners idle", "servers idle"),
@@ -40,8 +41,7 @@ def as_text(simulation: Simulation) -> str:
     parts = [
         f"simulated steps of {asked.samples} samples, b_ratio {float(asked.b_ratio):g}; {who}; nothing was run",
         _table([asked]),
-        f"other decode_batch_size, up to {simulation.inputs.most_rows} rows of a replica",
-        _table(simulation.sizes, best(simulation.sizes)),
+        *_size_parts(simulation),
     ]
     if simulation.splits:
         parts += [
@@ -52,6 +52,13 @@ def as_text(simulation: Simulation) -> str:
     parts.append("\n".join(["costs", *_costs(simulation)]))
     parts.append("\n".join(["assumed", *(f"  - {line}" for line in (*_notes(simulation), *ASSUMED))]))
     return printable("\n\n".join(parts), keep_lines=True)
+
+
+def _size_parts(simulation: Simulation) -> list[str]:
+    if not simulation.sizes:
+        return [f"other decode_batch_size: {ONE_SIZE}"]
+    head = f"other decode_batch_size, up to {simulation.inputs.most_rows} rows of a replica"
+    return [head, _table(simulation.sizes, best(simulation.sizes))]
 
 
 def _table(choices: Sequence[Choice], marked: Choice | None = None) -> str:
@@ -104,7 +111,10 @@ def _notes(simulation: Simulation) -> Iterator[str]:
     if inputs.runs:
         first = inputs.runs[0]
         seen = ", ".join(str(run.setup.decode_batch_size) for run in inputs.runs)
-        yield f"decode_batch_size was {seen} in the recording: a straight line leads to the others"
+        if inputs.tells_sizes:
+            yield f"decode_batch_size was {seen} in the recording: a straight line leads to the others"
+        else:
+            yield f"decode_batch_size was {seen} in the recording: what another one costs is {ONE_SIZE}"
         yield f"learners cost what they did on {counted(first.setup.learners, 'rank')}, unless the costs say otherwise"
         if first.setup.servers:
             yield (
@@ -122,7 +132,7 @@ def as_data(simulation: Simulation) -> dict:
     return {
         "asked": _choice(simulation.asked),
         "decode_batch_sizes": [_choice(one) for one in simulation.sizes],
-        "best_decode_batch_size": best(simulation.sizes).setup.decode_batch_size,
+        "best_decode_batch_size": best(simulation.sizes).setup.decode_batch_size if simulation.sizes else None,
         "devices": simulation.devices,
         "splits": [_choice(one) for one in simulation.splits],
         "best_split": _choice(best(simulation.splits)) if simulation.splits else None,

@@ -112,3 +112,11 @@ def step_record(step: int, channel: str, requests: Sequence[Request], costs: Cos
 
 PHASES = tuple(f"time/{name}_s" for name in ("data", "segments", "match", "forward_backward", "optimizer"))
 
+
+
+def as_decoded_alone(folder: Path) -> None:
+    """Make the run one whose learner has decoded itself."""
+    config, metrics = folder / "config.json", folder / "metrics.jsonl"
+    config.write_text(config.read_text().replace('"vllm"', '"hf"'))
+    decoding = '"rollout/passes": 9, "rollout/live_slots": 0.5, "rollout/tokens_per_pass": 1.5, "rollout/sync_bytes"'
+    metrics.write_text(metrics.read_text().replace('"rollout/sync_bytes"', decoding))

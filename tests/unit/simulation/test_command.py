@@ -1,12 +1,13 @@
 """`ds-stage2ab plan FILE --simulate`: as users type it, in words and as data."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from ds_stage2ab.cli import main
 from tests.architecture.sources import ROOT
-from tests.unit.simulation.recordings import write_run
+from tests.unit.simulation.recordings import as_decoded_alone, write_run
 from tests.unit.simulation.test_recorded import PRICE, SETUP
 from tests.unit.simulation.test_stated import WHOLE
 
@@ -62,6 +63,17 @@ def test_a_recording_of_another_backend_is_refused(capsys, tmp_path):
     write_run(tmp_path / "run", PRICE, SETUP)
     code, said = planned(capsys, "--simulate", str(tmp_path / "run"), "--set", f"{MATCHING}.rollout_backend=hf")
     assert code == 2 and "the config has rollout_backend hf, and the recorded run vllm" in said.err
+
+
+def test_one_size_of_learners_that_decode_tells_nothing_of_others(capsys, tmp_path):
+    for name, size in (("one", 4), ("two", 8)):
+        write_run(tmp_path / name, PRICE, replace(SETUP, decode_batch_size=size))
+        as_decoded_alone(tmp_path / name)
+    words = ("--set", f"{MATCHING}.rollout_backend=hf", "--set", "training.effective_batch_size=24")
+    code, said = planned(capsys, "--simulate", str(tmp_path / "one"), *words)
+    assert code == 0 and "other decode_batch_size: not known, since only one was recorded" in said.out
+    code, said = planned(capsys, "--simulate", str(tmp_path / "one"), str(tmp_path / "two"), *words)
+    assert code == 0 and "other decode_batch_size, up to 64 rows" in said.out
 
 
 def test_learners_that_decode_themselves_have_no_split(capsys, stated):

@@ -8,7 +8,7 @@ import pytest
 
 from ds_stage2ab.errors import EXIT_CONFIG, ConfigError, exit_code
 from ds_stage2ab.simulation.stated import read_inputs
-from tests.unit.simulation.recordings import write_run
+from tests.unit.simulation.recordings import as_decoded_alone, write_run
 from tests.unit.simulation.test_recorded import PRICE, SETUP
 
 WHOLE = {
@@ -98,11 +98,7 @@ def test_any_other_file_is_refused(tmp_path, change, words):
 def test_runs_of_two_backends_make_no_simulation(tmp_path):
     for name in ("one", "two"):
         write_run(tmp_path / name, PRICE, SETUP)
-    config = tmp_path / "two" / "config.json"
-    config.write_text(config.read_text().replace('"vllm"', '"hf"'))
-    metrics = tmp_path / "two" / "metrics.jsonl"
-    decoding = '"rollout/passes": 9, "rollout/live_slots": 0.5, "rollout/tokens_per_pass": 1.5, "rollout/sync_bytes"'
-    metrics.write_text(metrics.read_text().replace('"rollout/sync_bytes"', decoding))
+    as_decoded_alone(tmp_path / "two")
     with pytest.raises(ConfigError, match="these are of hf and vllm"):
         read_inputs([tmp_path / "one", tmp_path / "two"])
     assert read_inputs([tmp_path / "two"]).costs.server.tokens_per_pass == 1.5
