@@ -188,11 +188,12 @@ def test_many_scenes_in_any_number_of_slots(bench, name, graphs, tmp_path, monke
     """With drafts some of which are wrong, and of all lengths."""
     samples, rng = scenes(bench, tmp_path / "data", 64), random.Random(0)
     expected = dict(zip((s.id for s in samples), plain_answers(bench, samples, SAMPLINGS[name], SEED), strict=True))
+    legal = [*{*range(bench.model.config.text_config.vocab_size)} - {*bench.vocabulary.vision_ids}]
     propose = Drafter.propose
 
     def some_wrong(drafter):
         right = propose(drafter)
-        return right if rng.random() < 0.7 else [*right[: rng.randrange(9)], *rng.choices(range(300), k=2)]
+        return right if rng.random() < 0.7 else [*right[: rng.randrange(9)], *rng.choices(legal, k=2)]
 
     monkeypatch.setattr(Drafter, "propose", some_wrong)
     for slots, ordinary in ((1, 0), (3, 7), (8, 2), (16, 1)):
