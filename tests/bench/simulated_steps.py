@@ -77,14 +77,18 @@ def run(parts: Quickstart, folder: Path, name: str, urls: Sequence[str], changes
     return config
 
 
-def met(config: Path, recording: Path, *, cores: int | None) -> Met:
-    """A run beside its simulation from another run's recording."""
+def met(config: Path, recording: Path, *, cores: int | None) -> list[Met]:
+    """A run beside its simulation from another run's recording: the B step, and how long its servers had requests."""
     stated = write_config(config.with_suffix(".simulation"), {"recordings": [str(recording)], "cores": cores})
     report = preflight_report(config, None, learners=1, rollout_devices=None, records=None)
     asked = simulate(report, [stated], None).asked
     steps = [one for one in read_history(folder_of(config) / FILE_NAME).steps if one.channel == "B"][1:]
-    taken = statistics.median(one.metrics["time/step_s"] for one in steps)
-    return Met(config.stem, asked.b.whole, taken)
+    whole = [one.metrics["time/step_s"] for one in steps]
+    busy = [one.metrics["time/step_s"] - one.metrics["time/servers_idle_s"] for one in steps]
+    return [
+        Met(f"{config.stem}, B step", asked.b.whole, statistics.median(whole)),
+        Met(f"{config.stem}, servers", asked.b.servers_busy, statistics.median(busy)),
+    ]
 
 
 def folder_of(config: Path) -> Path:
