@@ -7,7 +7,8 @@ rank has one; the update comes last. Learners that decode themselves do one afte
 Invariants:
 - servers have no requests in an A step
 - what a server or a learner is busy is at most the step
-- more servers with equal costs never make the rollouts of a step take longer, where each has permits for all ranks
+- more servers never make rollouts of equal answers take longer; of others they may, as a rank's requests are dealt to
+  servers beforehand
 """
 
 from __future__ import annotations
