@@ -15,8 +15,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ds_stage2ab.config.load import load_config
+from ds_stage2ab.config.sections import TunerSection
 from ds_stage2ab.config.servers import GLOO_TRANSFER, MODEL_NAME
-from ds_stage2ab.engine.tuner import merged_tensors
+from ds_stage2ab.engine.tuner import add_adapters, merged_tensors
 from ds_stage2ab.engine.whole_model import WholeModel
 from ds_stage2ab.rollout.server.api import ServerApi
 from ds_stage2ab.rollout.server.connect import MIB
@@ -32,6 +33,8 @@ LEAST = 0.3
 """On two cores: a raw broadcast keeps both busy, vLLM's own loading takes 1.5 times as long on one of them, and while a
 worker loads, vLLM's engine spins for its answer (`SpinCondition`, up to a second). So nothing is left to overlap on."""
 MOST = 1.5  # of a raw broadcast and vLLM's own loading, one after the other: what pausing, HTTP and waiting may add
+ADAPTED = TunerSection(type="lora", lora_rank=16, lora_alpha=32.0, trainable_token_rows=None)
+SMALL_BUCKET_MB = 32  # several of them
 PROMPT, NUM_TOKENS = "The capital of France is", 8
 
 
@@ -122,3 +125,43 @@ def test_a_sync_beside_a_raw_broadcast(shipped, checkpoint, tmp_path, capsys):
     raw, own, whole = fastest
     assert raw / whole >= LEAST
     assert whole <= MOST * (raw + own), "vLLM loads while tensors arrive"
+
+
+class OneByOne(WeightSync):
+    """Makes a bucket when the one before has arrived."""
+
+    def _broadcast(self, names, tensors, targets):
+        bucket = super()._broadcast(names, tensors, targets)
+        self._ended(bucket.calls)
+        return bucket
+
+
+@pytest.mark.bench
+def test_a_sync_of_adapters(shipped, checkpoint, tmp_path, capsys):
+    """Everything, as before the first probe; what trains alone; and that without making a bucket ahead."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    add_adapters(model, ADAPTED, (), (), seed=0, source=checkpoint)
+    with one_rank() as world, running(replace(shipped, model=checkpoint), tmp_path) as server:
+        config = load_config(tmp_path / "server.yaml").config
+        sync, (target,) = syncing(model, server.base_url, world, config)
+        sync.bucket_bytes = SMALL_BUCKET_MB * MIB
+        one_by_one = OneByOne(
+            sync.provider, sync.tensors, world,
+            start_id="bench", bucket_bytes=sync.bucket_bytes, timeout_s=sync.timeout_s,
+        )  # fmt: skip
+        sent = {"everything": (sync, False), "what trains": (sync, True), "one by one": (one_by_one, True)}
+        taken, num_bytes = {name: [] for name in sent}, {}
+        for turn in range(1 + TURNS):
+            for place, (name, (how, target.has_all)) in enumerate(sent.items()):
+                assert how.sync_weights(len(sent) * turn + place, [target]) == {}
+                taken[name].append(how.last.seconds)
+                num_bytes[name] = how.last.num_bytes
+    with capsys.disabled():
+        print(f"\nadapters of 135 million parameters, buckets of {SMALL_BUCKET_MB} MiB; fastest and median of {TURNS}:")
+        for name, (_, *seconds) in taken.items():
+            told = f"{min(seconds):.2f} s, {statistics.median(seconds):.2f} s"
+            print(f"{name}: {num_bytes[name] / 1e6:.0f} MB, {told}")
+    fastest = {name: min(seconds[1:]) for name, seconds in taken.items()}
+    assert num_bytes["what trains"] == num_bytes["one by one"] < 0.8 * num_bytes["everything"]
+    assert fastest["what trains"] < fastest["everything"]
+    assert fastest["what trains"] <= 1.1 * fastest["one by one"]

@@ -77,11 +77,18 @@ def by_model(bench: Bench, world: World, *, start_id: str, decode_batch_size: in
 
 
 def by_server(
-    bench: Bench, base_url: str, world: World, *, start_id: str, sync_s: float = 60.0, draws: bool = True
+    bench: Bench,
+    base_url: str,
+    world: World,
+    *,
+    start_id: str,
+    sync_s: float = 60.0,
+    draws: bool = True,
+    more: Sequence[str] = (),
 ) -> VllmBackend:
-    """Draws by a real server that gets the weights of the bench's model."""
-    one = ServerSection(base_url=base_url, group_port=None, tensor_parallel_size=1)
-    servers = replace(MATCHING.vllm.server, servers=(one,))
+    """Draws by a real server that gets the weights of the bench's model; `more` are the addresses of others."""
+    named = [ServerSection(base_url=url, group_port=None, tensor_parallel_size=1) for url in (base_url, *more)]
+    servers = replace(MATCHING.vllm.server, servers=tuple(named))
     return open_servers(
         replace(MATCHING.vllm, server=servers, sync=replace(MATCHING.vllm.sync, timeout_s=sync_s)),
         needs_of(bench, infer_timeout_s=PATIENT_S, draws=draws),
