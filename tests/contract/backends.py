@@ -26,7 +26,7 @@ from ds_stage2ab.rollout.server.connect import open_servers
 from ds_stage2ab.runtime.ranks import World, fill_launcher_variables
 from tests.parts import Quickstart
 from tests.unit.parts import MATCHING, Bench, load_bench
-from tests.unit.serving import needs_of
+from tests.unit.serving import needs_of, without_loss
 from tests.vllm_process import MAX_PIXELS
 
 TOLERANCE = 1e-3  # of the probe: nats per token, in fp32
@@ -115,4 +115,4 @@ def by_recording(
 def drawn(backend: RolloutBackend, samples: Sequence[Sample], sampling: Sampling, steps: int) -> list[Rollout]:
     """All rollouts of these samples, with the weights after so many steps."""
     with backend.current_weights(steps):
-        return list(backend.generate(list(samples), sampling, finished_steps=steps))
+        return without_loss(backend.generate(list(samples), sampling, finished_steps=steps))

@@ -1,5 +1,6 @@
 """What is needed to draw rollouts from fake servers: they read prompts as the learner does and have its weights."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from ds_stage2ab.codec.vocabulary import VISION_TOKENS
 from ds_stage2ab.config.sections import ServerSection
 from ds_stage2ab.config.servers import GLOO_TRANSFER
+from ds_stage2ab.errors import NoServerLeft
 from ds_stage2ab.rollout.base import request_seed, weight_version
 from ds_stage2ab.rollout.server.api import ServerApi
 from ds_stage2ab.rollout.server.backend import VllmBackend
@@ -112,4 +114,14 @@ def drawn_from(
 ) -> list:
     """Rollouts of all samples; that the weights are the learner's is no part of it."""
     backend = backend_of(bench, servers, infer_timeout_s=infer_timeout_s, **more)
-    return list(backend.generate(bench.samples, sampling, finished_steps=STEPS))
+    return without_loss(backend.generate(bench.samples, sampling, finished_steps=STEPS))
+
+
+def without_loss(drawn: Iterable[Any]) -> list:
+    """What is drawn where nobody proves a server again: raises the fault of all servers."""
+    answers = []
+    for one in drawn:
+        if isinstance(one, NoServerLeft):
+            raise one
+        answers.append(one)
+    return answers
