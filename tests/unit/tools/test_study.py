@@ -58,7 +58,7 @@ def test_every_word_of_the_shipped_rows_is_a_valid_setting(monkeypatch):
 
 def test_every_run_has_a_folder_of_its_own():
     names = [run.name for run in all_runs(SHIPPED)]
-    assert len(set(names)) == len(names) == 14 * 2 * 5
+    assert len(set(names)) == len(names) == 15 * 2 * 5
     assert names[0] == "a.rate-1.seed-42"
 
 
