@@ -161,7 +161,13 @@ def test_a_sync_of_adapters(shipped, checkpoint, tmp_path, capsys):
         for name, (_, *seconds) in taken.items():
             told = f"{min(seconds):.2f} s, {statistics.median(seconds):.2f} s"
             print(f"{name}: {num_bytes[name] / 1e6:.0f} MB, {told}")
-    fastest = {name: min(seconds[1:]) for name, seconds in taken.items()}
+    everything, trains, slower = (seconds[1:] for seconds in taken.values())
+    to_everything, to_slower = (
+        statistics.median(one / other for one, other in zip(trains, others, strict=True))
+        for others in (everything, slower)
+    )
+    with capsys.disabled():
+        print(f"medians of a turn: what trains / everything {to_everything:.2f}, / one by one {to_slower:.2f}")
     assert num_bytes["what trains"] == num_bytes["one by one"] < 0.8 * num_bytes["everything"]
-    assert fastest["what trains"] < fastest["everything"]
-    assert fastest["what trains"] <= 1.1 * fastest["one by one"]
+    assert to_everything < 1
+    assert to_slower < 1.1, "what is made ahead costs nothing"
