@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from ds_stage2ab.config.decoding_rules import BEST_OF
 from ds_stage2ab.config.sections import Config
 from ds_stage2ab.config.servers import BACKEND
 from ds_stage2ab.errors import ConfigError
 from ds_stage2ab.preflight.report import PreflightReport
 from ds_stage2ab.simulation.choices import Choice, simulated, sizes, splits
-from ds_stage2ab.simulation.costs import Setup
+from ds_stage2ab.simulation.costs import ONE_EACH, Setup
 from ds_stage2ab.simulation.stated import Inputs, read_inputs
 
 MOST_REQUESTS = 2048
@@ -52,7 +53,7 @@ def simulate(report: PreflightReport, paths: Sequence[Path], devices: int | None
     inputs, config = read_inputs(paths), report.config
     setup = _setup(report, inputs)
     samples, b_ratio = report.plan.effective_batch_size, report.plan.b_ratio
-    _refuse_another_backend(config, inputs)
+    _refuse_other_decoding(config, inputs)
     limits = (config.rollout_matching.max_new_tokens, report.plan.global_max_length)
     steps = inputs.steps(samples, max(1, MOST_REQUESTS // samples), *limits)
     per_server = _devices_of_a_replica(config)
@@ -92,11 +93,13 @@ def _devices_of_a_replica(config: Config) -> int:
     return max((one.tensor_parallel_size for one in servers), default=1)
 
 
-def _refuse_another_backend(config: Config, inputs: Inputs) -> None:
+def _refuse_other_decoding(config: Config, inputs: Inputs) -> None:
     wanted = config.rollout_matching.rollout_backend
     if wanted == "replay":
         words = "a replay decodes nothing: there is nothing to simulate"
         raise ConfigError(words, where=BACKEND, fix="set it to vllm or hf, as it was when the run was recorded")
+    if config.rollout_matching.best_of > 1:
+        raise ConfigError(ONE_EACH, where=BEST_OF, fix="leave it out: n rollouts of each take about as long as n samples")
     if inputs.runs and inputs.runs[0].backend != wanted:
         raise ConfigError(
             f"the config has rollout_backend {wanted}, and the recorded run {inputs.runs[0].backend}: decoding takes"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ONE_EACH = "several rollouts of a sample are not simulated"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:

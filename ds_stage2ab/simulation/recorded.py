@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ds_stage2ab.config.decoding_rules import BEST_OF
 from ds_stage2ab.config.servers import server_slots
 from ds_stage2ab.engine.run_folder import CONFIG_FILE, ENVIRONMENT_FILE
 from ds_stage2ab.errors import DataError
@@ -18,7 +19,7 @@ from ds_stage2ab.rollout import record
 from ds_stage2ab.rollout.record import UNTOLD, RecordedRollout
 from ds_stage2ab.rollout.replay import read_recording
 from ds_stage2ab.run_report.runs import mapping_of
-from ds_stage2ab.simulation.costs import LearnerCosts, Request, Setup, TransferCosts
+from ds_stage2ab.simulation.costs import ONE_EACH, LearnerCosts, Request, Setup, TransferCosts
 from ds_stage2ab.simulation.fit import Asked, Decoded, at_server, decoded_alone
 from ds_stage2ab.simulation.learning import learner_costs, median_of, transfer_costs
 
@@ -130,8 +131,10 @@ def _rollouts(folder: Path) -> dict[int, Step]:
     recording = read_recording(folder)
     ranks = [int(record.FILE_NAME.fullmatch(path.name)[1]) for path in recording.files]
     steps: dict[int, Step] = {}
+    if any(recording.indices):
+        raise DataError(ONE_EACH, where=str(folder), fix=f"name a run without {BEST_OF}")
     for place, draw in enumerate(recording.draws):
-        found = recording.find(draw)
+        found = recording.find(draw, index=0)
         steps.setdefault(found.finished_steps, []).append((ranks[recording.file_of[place]], found))
     return steps
 

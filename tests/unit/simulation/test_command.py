@@ -65,6 +65,18 @@ def test_a_recording_of_another_backend_is_refused(capsys, tmp_path):
     assert code == 2 and "the config has rollout_backend hf, and the recorded run vllm" in said.err
 
 
+def test_several_rollouts_of_a_sample_are_refused(capsys, tmp_path):
+    write_run(tmp_path / "run", PRICE, SETUP)
+    words = ("--set", f"{MATCHING}.best_of=2", "--set", f"{MATCHING}.decoding.temperature=1")
+    code, said = planned(capsys, "--simulate", str(tmp_path / "run"), *words)
+    assert code == 2 and "several rollouts of a sample are not simulated" in said.err and "best_of" in said.err
+    lines = tmp_path / "run" / "rollouts" / "rank-00000.jsonl"
+    first = lines.read_text().splitlines()[0]
+    lines.write_text(lines.read_text() + first.replace('"run_attempt"', '"index": 1, "run_attempt"') + "\n")
+    code, said = planned(capsys, "--simulate", str(tmp_path / "run"))
+    assert code == 3 and "name a run without custom.extra.rollout_matching.best_of" in said.err
+
+
 def test_one_size_of_learners_that_decode_tells_nothing_of_others(capsys, tmp_path):
     for name, size in (("one", 4), ("two", 8)):
         write_run(tmp_path / name, PRICE, replace(SETUP, decode_batch_size=size))
