@@ -99,7 +99,7 @@ def _refuse_other_decoding(config: Config, inputs: Inputs) -> None:
         words = "a replay decodes nothing: there is nothing to simulate"
         raise ConfigError(words, where=BACKEND, fix="set it to vllm or hf, as it was when the run was recorded")
     if config.rollout_matching.best_of > 1:
-        raise ConfigError(ONE_EACH, where=BEST_OF, fix="leave it out: n rollouts of each take about as long as n samples")
+        raise ConfigError(ONE_EACH, where=BEST_OF, fix="leave it out: n of each take about as long as n samples")
     if inputs.runs and inputs.runs[0].backend != wanted:
         raise ConfigError(
             f"the config has rollout_backend {wanted}, and the recorded run {inputs.runs[0].backend}: decoding takes"
