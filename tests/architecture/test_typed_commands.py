@@ -1,7 +1,7 @@
 """What users are told to type and answers in seconds is typed here, word by word as the documents have it.
 
-Validating and planning as they stand, but for what is simulated; of a training run the plan that it would follow, with
-the same file, ranks and `--set` words, but not `--resume`.
+Validating and planning as they stand; of a training run the plan that it would follow, with the same file, ranks and
+`--set` words, but not `--resume`.
 """
 
 import os
@@ -16,8 +16,6 @@ from tests.architecture.sources import ROOT, relative, repository_files
 
 BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 QUICK = re.compile(r"(?:python -m ds_stage2ab\.validate|ds-stage2ab plan) .*")
-SIMULATED = re.compile(r" --simulate \S+| --devices \d+")
-"""What needs the folder of a run that was measured."""
 TRAINING = re.compile(
     r"(?:\w+=\S+ )?deepspeed --num_gpus (\d+) ds_stage2ab/train\.py --config ([^$]*?)(?: --resume \w+)?"
 )
@@ -31,8 +29,7 @@ def typed(text: str) -> list[str]:
     commands = [line.split(" #")[0].strip() for line in lines]
     trained = [found for command in commands if (found := TRAINING.fullmatch(command))]
     planned = [f"ds-stage2ab plan {words} --learners {ranks}" for ranks, words in (one.groups() for one in trained)]
-    quick = [SIMULATED.sub("", command) for command in commands if QUICK.fullmatch(command)]
-    return list(dict.fromkeys([*quick, *planned]))
+    return list(dict.fromkeys([*(command for command in commands if QUICK.fullmatch(command)), *planned]))
 
 
 def all_typed() -> list:
