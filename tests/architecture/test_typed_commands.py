@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.architecture.sources import ROOT, relative, repository_files
+from tests.unit.simulation.recordings import write_run
+from tests.unit.simulation.test_recorded import PRICE, SETUP
 
 BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 QUICK = re.compile(r"(?:python -m ds_stage2ab\.validate|ds-stage2ab plan) .*")
@@ -42,7 +44,10 @@ def all_typed() -> list:
 @pytest.mark.parametrize("command", all_typed())
 def test_it_does_what_it_says(command, tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
     (tmp_path / "my.yaml").write_text(OWN, encoding="utf-8")
+    (tmp_path / "runs").mkdir()
+    write_run(tmp_path / "runs" / "my", PRICE, SETUP)
     command = command.replace("<name>", "some-name")
     variables = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
