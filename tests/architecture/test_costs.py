@@ -20,7 +20,7 @@ BUDGETS = {
     # many runs of two ranks
     "tests/equivalence/test_same_run.py": 95,
     "tests/faults/test_lost_ranks.py": 45,
-    "tests/faults/test_launcher.py": 36,
+    "tests/faults/test_launcher.py": 40,
     "tests/faults/test_resume.py": 90,
     "tests/test_keyed.py": 46,
     "tests/unit/engine/test_accumulation.py": 36,
