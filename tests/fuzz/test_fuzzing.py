@@ -1,4 +1,4 @@
-"""The corpus that fuzzing found worth keeping, replayed; in `make soak` ten minutes of fuzzing from it.
+"""The corpus that fuzzing found worth keeping, replayed; in `make soak` five minutes of fuzzing from it.
 
 `corpus.txt` holds one input per line, in hexadecimal. What a run of the fuzzer finds belongs there: its message names
 the file that it wrote.
@@ -18,7 +18,7 @@ from tests.fuzz.parser import one_input, response_of, vocabulary
 from tests.parts import ROOT
 
 CORPUS = Path(__file__).with_name("corpus.txt")
-SECONDS = 600
+SECONDS = 300
 MISSING = "the fuzzer is missing; install it: pip install atheris"
 
 
@@ -48,7 +48,7 @@ def test_the_corpus_reaches_everything():
 
 
 @pytest.mark.soak
-def test_ten_minutes_find_nothing(tmp_path, capsys):
+def test_five_minutes_find_nothing(tmp_path, capsys):
     assert find_spec("atheris"), MISSING
     for place, data in enumerate(corpus()):
         (tmp_path / f"{place:04d}").write_bytes(data)

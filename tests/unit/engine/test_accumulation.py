@@ -47,8 +47,7 @@ def test_a_bad_step_moves_nothing_and_leaves_nothing_in_the_sum(build, zero_stag
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("num_packs", [64, 256])
-@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+@pytest.mark.parametrize(("zero_stage", "num_packs"), [(1, 64), (2, 64), (3, 64), (1, 256)])
 def test_many_packs(build, num_packs, zero_stage):
     """In bf16 1e-2 off after 64, 4e-2 after 256."""
     assert error_of(build, num_packs, zero_stage) < TOLERANCE
