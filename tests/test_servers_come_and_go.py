@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
+import requests
 
+from ds_stage2ab.rollout.server.handshake import SETTINGS
 from tests.equivalence.runs import Runs
 from tests.served_runs import finished_steps
 from tests.vllm_process import MATCHING, running, server_changes
@@ -49,6 +51,8 @@ def test_a_run_loses_both_servers_and_learns_the_same(shipped, server, tmp_path,
     folder = tmp_path / "runs" / "disturbed"
     with running(shipped, tmp_path) as other, ThreadPoolExecutor(1) as pool, ExitStack() as again:
         urls = (server.base_url, other.base_url)
+        for url in urls:  # a server takes long to tell its settings for the first time
+            requests.get(f"{url}{SETTINGS}", timeout=LONGEST_S).raise_for_status()
         both = {f"{MATCHING}.vllm.server.servers": [{"base_url": url} for url in urls]}
         run = pool.submit(launched, "disturbed", RANKS, {**both, **PATIENCE})
         again.callback(other.signal, signal.SIGCONT)

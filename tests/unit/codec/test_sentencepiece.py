@@ -3,12 +3,13 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from ds_stage2ab.carriers import Truth
+from ds_stage2ab.codec.added_tokens import unwritable
 from ds_stage2ab.codec.text import CODECS, encode_answer
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.errors import EnvironmentFault
@@ -67,7 +68,9 @@ def test_every_byte_has_a_token(vocabulary):
 @pytest.mark.parametrize("name", CODECS)
 @given(descs=st.lists(DESCS, max_size=3))
 def test_what_was_encoded_is_read_back(vocabulary, name, descs):
-    truths = [Truth(desc=desc + "x", box=BOX) for desc in descs]
+    written = [desc + "x" for desc in descs]
+    assume(not any(unwritable(vocabulary.normalise(desc), (), name) for desc in written))
+    truths = [Truth(desc=desc, box=BOX) for desc in written]
     answer = encode_answer(truths, vocabulary, CODECS[name])
     parsed = parse_rollout(answer.ids[:-1].tolist(), vocabulary, CODECS[name])
     assert [found.desc for found in parsed.objects] == [truth.desc for truth in truths]
