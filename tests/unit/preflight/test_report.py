@@ -293,8 +293,9 @@ def test_held_out_data_that_cannot_be_read_are_the_datas_fault(tmp_path, codec, 
     if line is not None:
         (tmp_path / "held_out.jsonl").write_text(f"{line}\n")
     held_out = tmp_path if line is None else tmp_path / "held_out.jsonl"
+    absent = f"data.train={tmp_path / 'absent.jsonl'}"  # also where the quickstart's has been made
     with pytest.raises(DataError) as raised:
-        look(QUICKSTART, f"data.codec={codec}", f"data.validation={held_out}", records=64)
+        look(QUICKSTART, absent, f"data.codec={codec}", f"data.validation={held_out}", records=64)
     assert raised.value.where.startswith(str(held_out))
 
 
