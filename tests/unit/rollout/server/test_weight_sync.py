@@ -1,4 +1,4 @@
-"""New weights to servers: what arrives there and what is told of it, over real Gloo."""
+"""New weights to servers: what arrives there and what is reported of it, over real Gloo."""
 
 import time
 from contextlib import contextmanager, nullcontext
