@@ -19,9 +19,9 @@ THIRD_TRANSFER = 3
 IMPATIENT = {f"{MATCHING}.vllm.sync.timeout_s": 10, f"{MATCHING}.vllm.server.recover_s": 60}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def fresh(shipped, tmp_path_factory):
-    """A server with its initial weights, until a run sends it some."""
+    """A server with its initial weights, until a run sends it some: each test has its own."""
     with running(shipped, tmp_path_factory.mktemp("fresh")) as started:
         yield started
 
