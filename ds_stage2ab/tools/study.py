@@ -59,6 +59,8 @@ class Bench:
     learning_rate: float
     page: str
     # name of the files with its table and picture
+    learners: int = 1
+    # of each run
 
     def file(self, part: str) -> Path:
         """The JSONL of a part of the held-out scenes."""
@@ -75,8 +77,8 @@ class Bench:
         """
         folder = self.root / name
         settings = [*words, f"logging.root={self.root}", f"logging.name={name}"]
-        launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "1", "--log_level", "error"]
-        launcher += ["--master_port", str(_free_port())]
+        launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(self.learners)]
+        launcher += ["--log_level", "error", "--master_port", str(_free_port())]
         trainer = ["ds_stage2ab/train.py", "--config", str(self.domain.config), "--resume", "auto"]
         code = subprocess.run([*launcher, *trainer, *_set(settings)], check=False).returncode
         if code == EXIT_STOPPED:
@@ -287,11 +289,11 @@ def write(study: Study, whole: Bench, bench: Bench, steps: int) -> None:
     write_page(PAGES / bench.page, study, bench.domain, measured, rounds, results, steps)
 
 
-def bench_of(domain: Domain) -> Bench:
+def bench_of(domain: Domain, learners: int) -> Bench:
     """What a domain's config says of its folders and its learning rate."""
     config = load_config(domain.config).config
     there = {"data": config.data.train.parent, "root": config.logging.root, "page": domain.name}
-    return Bench(domain=domain, learning_rate=config.training.learning_rate, **there)
+    return Bench(domain=domain, learners=learners, learning_rate=config.training.learning_rate, **there)
 
 
 def after_rounds(study: Study, bench: Bench, rounds: int | None) -> tuple[Study, Bench]:
@@ -311,12 +313,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, metavar="N", help="the first so many seeds (default: all)")
     parser.add_argument("--steps", type=int, metavar="N", help="of each run (default: the file's)")
     parser.add_argument("--rounds", type=int, metavar="N", help="of Channel A at most (default: the file's)")
+    parser.add_argument("--learners", type=int, default=1, metavar="N", help="ranks of each run (default: 1)")
     what = "and then measure the chosen runs on the scenes kept for the end"
     parser.add_argument("--open-sealed", action="store_true", help=what)
     options = parser.parse_args(arguments)
     try:
         study = read_study(ROWS)
-        whole = bench_of(_named(study.domains, options.domain, "--domain"))
+        whole = bench_of(_named(study.domains, options.domain, "--domain"), options.learners)
         study, bench = after_rounds(study, whole, options.rounds)
         names = options.rows.split(",") if options.rows else [row.name for row in study.rows]
         wanted = [_named(study.rows, name, "--rows") for name in names]
