@@ -108,7 +108,7 @@ class RolloutMatching:
                 server refuses a sample.
         """
         asked = [replace(sample, index=index) for sample in samples for index in range(self.section.best_of)]
-        with self.backend.current_weights(step):
+        with self.backend.current_weights(step, generates_once=True):
             with clock("rollout"):
                 rollouts = self.backend.generate(asked, self.sampling, finished_steps=step)
             coming = iter(samples)

@@ -101,10 +101,14 @@ class RolloutBackend(Protocol):
     # what a batch goes on after that has yielded NoServerLeft, with the number of finished steps; collective. None:
     # `generate` never does
 
-    def current_weights(self, finished_steps: int) -> AbstractContextManager[None]:
+    def current_weights(self, finished_steps: int, *, generates_once: bool = False) -> AbstractContextManager[None]:
         """Collective; inside, `generate` uses the weights after so many steps.
 
         Inside, each rank may generate any number of times, for any number of samples.
+
+        Args:
+            generates_once: every rank generates once inside, and at once. The first of its rollouts is then collective:
+                what proves the weights may be awaited there, while requests are under way.
         """
         ...
 

@@ -81,7 +81,7 @@ class HfBackend:
         # empty once a pass could not be captured
 
     @contextmanager
-    def current_weights(self, finished_steps: int) -> Iterator[None]:
+    def current_weights(self, finished_steps: int, *, generates_once: bool = False) -> Iterator[None]:
         """Inside, the full parameters are there: the learner's own, so always current."""
         with self.whole_model() as self.model:
             try:

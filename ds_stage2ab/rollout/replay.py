@@ -167,7 +167,7 @@ class ReplayBackend:
         self.start_id = start_id
         self.seed = seed
 
-    def current_weights(self, finished_steps: int) -> AbstractContextManager[None]:
+    def current_weights(self, finished_steps: int, *, generates_once: bool = False) -> AbstractContextManager[None]:
         """Nothing to do: reading needs no weights."""
         return nullcontext()
 

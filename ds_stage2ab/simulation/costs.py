@@ -39,10 +39,10 @@ class ServerCosts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferCosts:
-    """Of the weights to the servers, and of what proves them."""
+    """Of the weights to the servers, and of what proves that they have them."""
 
     fixed_s: float
-    # pausing, emptying caches, versions, probe, and what does not depend on the servers' number
+    # pausing, emptying caches, versions, and what does not depend on the servers' number
     version_s: float
     # more for each server: every rank asks one after another
     num_bytes: float

@@ -20,7 +20,7 @@ def median_of(steps: Sequence[StepRecord], name: str) -> float:
 
 
 def transfer_costs(b_steps: Sequence[StepRecord], *, served: bool) -> TransferCosts:
-    """What all wait for before the rollouts: transfer, versions and probe are `time/segments_s` of a B step."""
+    """What all wait for before the rollouts: transfer and versions are `time/segments_s` of a B step."""
     return TransferCosts(
         fixed_s=median_of(b_steps, "time/segments_s") if served else 0.0,
         version_s=0.0,

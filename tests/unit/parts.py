@@ -136,7 +136,7 @@ class WrittenBackend:
         self.steps_behind = steps_behind
         self.asked = []
 
-    def current_weights(self, finished_steps):
+    def current_weights(self, finished_steps, *, generates_once=False):
         return nullcontext()
 
     def generate(self, samples, sampling, *, finished_steps):

@@ -186,7 +186,8 @@ def probed(bench, world: World) -> float:
     requirements = replace(needs_of(bench), room=len(sample.prompt_ids) + 8)
     probe = Probe(bench.model, world, requirements, position_index(bench.model), tolerance=math.inf)
     with FakeServer(**settings) as server:
-        return probe([ServerApi(server.base_url, timeout_s=LONG, connections=1)], [1], read_s=LONG)
+        apis = [ServerApi(server.base_url, timeout_s=LONG, connections=1)]
+        return list(probe.judge(probe.ask(apis, [1], read_s=LONG)).values())
 
 
 def test_the_probe(bench, on_host, away, world):

@@ -87,14 +87,14 @@ class VllmBackend:
         return self.servers.gap
 
     @contextmanager
-    def current_weights(self, finished_steps: int) -> Iterator[None]:
-        """Inside, every server that serves has the current weights; collective.
+    def current_weights(self, finished_steps: int, *, generates_once: bool = False) -> Iterator[None]:
+        """Inside, every server that serves has the current weights; collective. See `RolloutBackend`.
 
         Raises:
             ServerFault: on every rank, no server is left, or one fails at the start of the run.
         """
         begun = time.monotonic()
-        self.servers.prove(finished_steps)
+        self.servers.prove(finished_steps, leaves_open=generates_once)
         self.servers.proving_s += time.monotonic() - begun
         yield
 
@@ -135,8 +135,14 @@ class VllmBackend:
         """
         sent: Counter[int] = Counter()
         answered = losses = 0
+        self.drawn = self._draw(samples, sampling, range(len(samples)), finished_steps, sent)
+        is_open = self._is_proven()
+        if not self.servers.fleet.serving:
+            yield self.servers.none_left()
         while answered < len(samples):
-            self.drawn = self._draw(samples, sampling, range(answered, len(samples)), finished_steps, sent)
+            if not is_open:
+                self.drawn = self._draw(samples, sampling, range(answered, len(samples)), finished_steps, sent)
+            is_open = False
             try:
                 for answer in self._in_order(*self.drawn):
                     answered += 1
@@ -148,6 +154,18 @@ class VllmBackend:
                 if losses > MOST_LOSSES:
                     raise
                 yield lost
+
+    def _is_proven(self) -> bool:
+        """Whether the batch goes on when the probe that is open has been judged, if one is; collective then.
+
+        Answers of a server that fails it are not read: the batch ends, and all of it is drawn again.
+        """
+        urls, pool = self.drawn
+        faults = self.servers.judge_probe()
+        if faults:
+            pool.interrupt()
+            self._note(urls, pool)
+        return not faults
 
     def _draw(
         self, samples: list[Sample], sampling: Sampling, asked: range, finished_steps: int, sent: Counter[int]

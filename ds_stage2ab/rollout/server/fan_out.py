@@ -7,8 +7,8 @@ from typing import TypeVar
 R = TypeVar("R")
 
 
-def at_once(calls: Sequence[Callable[[], R]], *, within_s: float) -> list[R]:
-    """The results, in order; of several errors the first in that order is raised.
+def begun(calls: Sequence[Callable[[], R]], *, within_s: float) -> Callable[[], list[R]]:
+    """Start the calls; what is returned waits for the results, in order, and raises the first error in that order.
 
     Args:
         calls: each has its own time-out.
@@ -17,5 +17,14 @@ def at_once(calls: Sequence[Callable[[], R]], *, within_s: float) -> list[R]:
     pool = ThreadPoolExecutor(max_workers=len(calls), thread_name_prefix="servers")
     running = [pool.submit(call) for call in calls]
     pool.shutdown(wait=False)
-    wait(running, timeout=within_s)
-    return [one.result(timeout=0) for one in running]
+
+    def results() -> list[R]:
+        wait(running, timeout=within_s)
+        return [one.result(timeout=0) for one in running]
+
+    return results
+
+
+def at_once(calls: Sequence[Callable[[], R]], *, within_s: float) -> list[R]:
+    """The results of `begun`."""
+    return begun(calls, within_s=within_s)()

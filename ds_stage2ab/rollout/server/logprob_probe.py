@@ -4,7 +4,8 @@ Versions and checksums can be right while a server computes with something else,
 its log-probabilities would show it. All ranks score together, since under ZeRO 3 a forward is a collective.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -14,13 +15,24 @@ from ds_stage2ab.errors import ServerFault
 from ds_stage2ab.rollout.scoring import Positions, answer_logits
 from ds_stage2ab.rollout.server.api import ServerApi, as_server_fault
 from ds_stage2ab.rollout.server.chat import Answer, other_prompt, read_answer
-from ds_stage2ab.rollout.server.fan_out import at_once
+from ds_stage2ab.rollout.server.fan_out import begun
 from ds_stage2ab.rollout.server.handshake import IS_VLLM, Requirements
 from ds_stage2ab.runtime.ranks import World
 
 PROBE_TOKENS = 32
 """At most: fewer if the prompt leaves less room."""
 PROBE_SEED = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Servers that are asked the probe."""
+
+    urls: tuple[str, ...]
+    replicas: tuple[tuple[str, int | None], ...]
+    # each that is asked, by its server and its number
+    answers: Callable[[], list[Answer | ServerFault]]
+    # waits for them; rank 0's
 
 
 class Probe:
@@ -52,31 +64,35 @@ class Probe:
         self.tolerance = tolerance
         self.num_tokens = min(PROBE_TOKENS, requirements.room - len(requirements.sample.prompt_ids))
 
-    def __call__(
-        self, servers: Sequence[ServerApi], replicas: Sequence[int], *, read_s: float
-    ) -> list[float | ServerFault]:
-        """Of each server the largest gap of its replicas, nats per token, or its fault; collective.
-
-        The same on every rank. A fault: it computes with other weights, or does not answer.
+    def ask(self, servers: Sequence[ServerApi], replicas: Sequence[int], *, read_s: float) -> Asked:
+        """Send the probe, from rank 0, and wait for nothing.
 
         Args:
-            servers: called on rank 0 alone.
             replicas: of each.
             read_s: longest wait for a server's answer.
         """
-        asked = [(place, one) for place, count in enumerate(replicas) for one in _numbers(count)]
-        answers: list[Answer | ServerFault] = []
+        pairs = [(server, one) for server, count in zip(servers, replicas, strict=True) for one in _numbers(count)]
+        answers: Callable[[], list[Answer | ServerFault]] = list
+        if self.world.rank == 0:
+            calls = [partial(self._asked, server, one, read_s) for server, one in pairs]
+            answers = begun(calls, within_s=max(server.longest_s(read_s) for server in servers))
+        urls = tuple(server.url for server in servers)
+        return Asked(urls=urls, replicas=tuple((server.url, one) for server, one in pairs), answers=answers)
+
+    def judge(self, asked: Asked) -> dict[str, float | ServerFault]:
+        """Of each server the largest gap of its replicas, nats per token, or its fault; collective.
+
+        The same on every rank. A fault: it computes with other weights, or does not answer.
+        """
         with self.world.raise_together("probing the servers' weights"):
-            if self.world.rank == 0:
-                calls = [partial(self._asked, servers[place], one, read_s) for place, one in asked]
-                answers = at_once(calls, within_s=max(server.longest_s(read_s) for server in servers))
+            answers = asked.answers()
         answers = self.world.broadcast_object(answers)
-        found: list[float | ServerFault] = [0.0 for _ in servers]
-        for (place, one), answer in zip(asked, answers, strict=True):
-            seen = answer if isinstance(answer, ServerFault) else self._judged(servers[place].url, one, answer)
-            before = found[place]
+        found: dict[str, float | ServerFault] = dict.fromkeys(asked.urls, 0.0)
+        for (url, one), answer in zip(asked.replicas, answers, strict=True):
+            seen = answer if isinstance(answer, ServerFault) else self._judged(url, one, answer)
+            before = found[url]
             if not isinstance(before, ServerFault):
-                found[place] = seen if isinstance(seen, ServerFault) else max(before, seen)
+                found[url] = seen if isinstance(seen, ServerFault) else max(before, seen)
         return self.world.broadcast_object(found)
 
     def _judged(self, url: str, replica: int | None, answer: Answer) -> float | ServerFault:

@@ -2,7 +2,8 @@
 
 Before rollouts are sampled all ranks meet in `Servers.prove`. Rank 0 asks lost servers whether they can serve again,
 and sends the weights; every rank reads every server's version; all score the probe. A server that fails any of it is
-lost, which every rank is told, and the others are used. None is used again before it has passed all of it.
+lost, which every rank is told, and the others are used. None is used again before it has passed all of it. The first
+requests may be sent beside the probe: `judge_probe` then says whose answers may be read.
 """
 
 import time
@@ -12,7 +13,7 @@ from functools import partial
 
 from ds_stage2ab.config.sections import ServerSection
 from ds_stage2ab.config.servers_file import Named
-from ds_stage2ab.errors import ConfigError, ServerFault
+from ds_stage2ab.errors import ConfigError, NoServerLeft, ServerFault
 from ds_stage2ab.metrics.servers import FleetChanges
 from ds_stage2ab.rollout.base import weight_version
 from ds_stage2ab.rollout.server import fleet as fleets
@@ -20,8 +21,8 @@ from ds_stage2ab.rollout.server.api import ServerApi, as_server_fault
 from ds_stage2ab.rollout.server.fan_out import at_once
 from ds_stage2ab.rollout.server.fleet import Fleet, Member
 from ds_stage2ab.rollout.server.handshake import MOST_CALLS, Requirements, ServerInfo, check_servers
-from ds_stage2ab.rollout.server.logprob_probe import Probe
-from ds_stage2ab.rollout.server.versions import other_version, version_at
+from ds_stage2ab.rollout.server.logprob_probe import Asked, Probe
+from ds_stage2ab.rollout.server.versions import other_versions
 from ds_stage2ab.rollout.server.weight_sync import Target, WeightSync
 from ds_stage2ab.runtime.ranks import World
 
@@ -95,6 +96,8 @@ class Servers:
         self.sent = 0  # transfers
         self.probed = ""  # version of the weights that all that serve were probed with
         self.misread = ""  # what is wrong with the file of servers
+        self.open_probe: Asked | None = None
+        # what servers are asked beside the first requests, until `judge_probe`
         self.proven = False  # once: from then on a server may be lost
         if world.rank == 0:
             self.targets = {
@@ -172,30 +175,37 @@ class Servers:
 
     # --- the proof ----------------------------------------------------------------------------------------------
 
-    def prove(self, finished_steps: int, *, probes_all: bool = False) -> None:
+    def prove(self, finished_steps: int, *, probes_all: bool = False, leaves_open: bool = False) -> None:
         """Afterwards the servers that serve have the weights after so many steps, proven; collective.
 
         Args:
             probes_all: probe each of them, unless that was done with these weights.
+            leaves_open: do not wait for the probe of servers that have served before; `judge_probe` does.
 
         Raises:
             ServerFault: none serves, and none came back in time; or one fails before all have served once.
         """
+        self.open_probe = None
         self._agree_on_losses()
         self._rename()
-        self._prove_once(finished_steps, everyone=False, probes_all=probes_all)
+        self._prove_once(finished_steps, everyone=False, probes_all=probes_all, leaves_open=leaves_open and self.proven)
         begun, pause = time.monotonic(), fleets.FIRST_PAUSE_S
         while not self.fleet.serving:
             left = self.world.broadcast_object(begun + self.recover_s - time.monotonic())
             if left <= 0:
-                raise self._none_left()
+                raise self._none_in_time()
             self._wait(pause, left)
             pause = min(2 * pause, LONGEST_WAIT_S)
             self._rename()
             self._prove_once(finished_steps, everyone=True, probes_all=probes_all)
         self.proven = True
 
-    def _none_left(self) -> ServerFault:
+    def none_left(self) -> NoServerLeft:
+        """Of servers of which none serves."""
+        fault = fleets.last_fault(self.fleet)
+        return NoServerLeft(fault.why, where=fault.where, fix=fault.fix)
+
+    def _none_in_time(self) -> ServerFault:
         fault = fleets.last_fault(self.fleet)
         if not self.recover_s:
             return fault
@@ -231,19 +241,21 @@ class Servers:
         self.misread = ""
         return self.fleet if wanted is None else fleets.named(self.fleet, wanted)
 
-    def _prove_once(self, finished_steps: int, *, everyone: bool, probes_all: bool) -> None:
+    def _prove_once(
+        self, finished_steps: int, *, everyone: bool, probes_all: bool, leaves_open: bool = False
+    ) -> None:
         new = self._shaken_hands(everyone=everyone)
         serving = [member.url for member in self.fleet.serving]
         wanted = [member.url for member in self.fleet.members if member.url in {*serving, *new}]
         version = weight_version(self.sync.start_id, finished_steps)
         sent, left = self._send(finished_steps, wanted)
-        others, faults = self._other_versions(version, left)
+        others, faults = self._others(version, left)
         if others:  # once more
             sent = True
             for url in others if self.world.rank == 0 else ():
                 self.targets[url].forget()
             _, left = self._send(finished_steps, left)
-            others, faults = self._other_versions(version, left)
+            others, faults = self._others(version, left)
         left = self._without({**faults, **others}, left)
         if sent:
             self.sent, self.probed = self.sent + 1, ""
@@ -251,9 +263,10 @@ class Servers:
         replicas |= {url: info.replicas for url, info in new.items()}
         due = (sent and self.sent % self.probe_every == 0) or (probes_all and self.probed != version)
         probed = {url: replicas[url] for url in left if due or url not in serving}
-        left = self._probe(probed, left)
-        for url in set(left) & set(probed) if self.world.rank == 0 else ():
-            self.targets[url].has_all = True
+        self.open_probe = self._ask(probed)
+        if not leaves_open or new:
+            faults = self.judge_probe()
+            left = [url for url in left if url not in faults]
         if due:
             self.probed = version
         self.fleet = fleets.joined(self.fleet, {url: replicas[url] for url in left}, version)
@@ -303,40 +316,33 @@ class Servers:
         faults = self.sync.sync_weights(finished_steps, targets)
         return faults is not None, self._without(faults or {}, urls)
 
-    def _other_versions(
-        self, version: str, urls: Sequence[str]
-    ) -> tuple[dict[str, ServerFault], dict[str, ServerFault]]:
-        """The faults of servers that any rank sees with another version, and of those that it cannot ask."""
-        mine: tuple[dict[str, ServerFault], dict[str, ServerFault]] = ({}, {})
-        for url in urls:
-            try:
-                seen = version_at(self.api(url))
-            except ServerFault as fault:
-                mine[1][url] = fault
-                continue
-            if seen != version:
-                mine[0][url] = other_version(url, seen, version)
-        others: dict[str, ServerFault] = {}
-        faults: dict[str, ServerFault] = {}
-        for one in self.world.gather(mine):
-            others, faults = {**one[0], **others}, {**one[1], **faults}
-        return others, faults
+    def _others(self, version: str, urls: Sequence[str]) -> tuple[dict[str, ServerFault], dict[str, ServerFault]]:
+        return other_versions(self.world, [self.api(url) for url in urls], version)
 
-    def _probe(self, probed: Mapping[str, int], urls: Sequence[str]) -> list[str]:
-        """Of `urls` those that compute with the learner's weights, as far as they are probed.
+    def _ask(self, probed: Mapping[str, int]) -> Asked | None:
+        """Ask servers the probe.
 
         Args:
             probed: address -> replicas.
         """
-        if not probed:
-            return list(urls)
         apis = [self.api(url) for url in probed]
-        seen = self.probe(apis, list(probed.values()), read_s=self.requirements.infer_timeout_s)
-        gaps = [one for one in seen if not isinstance(one, ServerFault)]
+        read_s = self.requirements.infer_timeout_s
+        return self.probe.ask(apis, list(probed.values()), read_s=read_s) if probed else None
+
+    def judge_probe(self) -> dict[str, ServerFault]:
+        """The servers that fail the probe that is open, and are lost; collective."""
+        asked, self.open_probe = self.open_probe, None
+        if asked is None:
+            return {}
+        found = self.probe.judge(asked)
+        gaps = [one for one in found.values() if not isinstance(one, ServerFault)]
         if gaps:
             self.gap = max(gaps)
-        faults = {url: one for url, one in zip(probed, seen, strict=True) if isinstance(one, ServerFault)}
-        return self._without(faults, urls)
+        faults = {url: one for url, one in found.items() if isinstance(one, ServerFault)}
+        for url in set(found) - set(faults) if self.world.rank == 0 else ():
+            self.targets[url].has_all = True
+        self._lose(faults)
+        return faults
 
 
 def countdown(left_s: float) -> str:

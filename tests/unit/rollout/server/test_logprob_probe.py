@@ -49,8 +49,12 @@ def probed(bench, world, server: Replicas, replicas: int, tolerance: float, *, a
     positions = position_index(bench.model)
     requirements = replace(needs_of(bench), room=len(bench.samples[0].prompt_ids) + answer_room)
     probe = Probe(bench.model, world, requirements, positions, tolerance=tolerance)
-    (found,) = probe([ServerApi(server.base_url, timeout_s=LONG, connections=1)], [replicas], read_s=LONG)
-    return found
+    return judged(probe, [server], [replicas])[server.base_url]
+
+
+def judged(probe, servers, replicas):
+    apis = [ServerApi(server.base_url, timeout_s=LONG, connections=1) for server in servers]
+    return probe.judge(probe.ask(apis, replicas, read_s=LONG))
 
 
 def test_one_replica_is_asked_as_it_comes(bench, world):
@@ -97,13 +101,11 @@ def test_servers_are_probed_at_the_same_time(bench, world):
     positions = position_index(bench.model)
     probe = Probe(bench.model, world, needs_of(bench), positions, tolerance=math.inf)
     with Replicas(bench, 1, seconds=wait_for_both) as one, Replicas(bench, 1, seconds=wait_for_both) as other:
-        apis = [ServerApi(server.base_url, timeout_s=LONG, connections=1) for server in (one, other)]
-        assert all(gap > 0 for gap in probe(apis, [1, 1], read_s=LONG))
+        assert all(gap > 0 for gap in judged(probe, (one, other), [1, 1]).values())
 
 
 def test_a_server_that_fails_does_not_hide_the_gap_of_another(bench, world):
     probe = Probe(bench.model, world, needs_of(bench), position_index(bench.model), tolerance=math.inf)
     with Replicas(bench, 1, faults=(Fault("404"),)) as bad, Replicas(bench, 1) as good:
-        apis = [ServerApi(server.base_url, timeout_s=LONG, connections=1) for server in (bad, good)]
-        fault, gap = probe(apis, [1, 1], read_s=LONG)
+        fault, gap = judged(probe, (bad, good), [1, 1]).values()
     assert isinstance(fault, ServerFault) and fault.where == bad.base_url and gap > 0

@@ -3,84 +3,17 @@
 from unittest import mock
 
 import pytest
-from torch import nn
 
 from ds_stage2ab.config.sections import ServerSection
-from ds_stage2ab.engine.tuner import merged_tensors
 from ds_stage2ab.errors import ConfigError, NoServerLeft, ServerFault
-from ds_stage2ab.rollout.server import fleet, http_client, proving
 from ds_stage2ab.rollout.server.backend import MOST_LOSSES
-from ds_stage2ab.rollout.server.weight_sync import WeightSync
-from tests.fakes import Fault, Settings
-from tests.faults.served import Scenes, is_rollout
-from tests.faults.test_sync_faults import ParameterProvider
-from tests.unit.parts import greedy_sampling, load_bench
-from tests.unit.serving import LONG, PLACES, backend_of, section_of
+from tests.fakes import Fault
+from tests.faults.served import is_rollout
+from tests.unit.parts import greedy_sampling
+from tests.unit.rollout.server.proofs import counts, recovered, step
+from tests.unit.serving import section_of
 
-PAUSE_S = 0.0
-
-
-@pytest.fixture(scope="module")
-def scenes(quickstart):
-    return SmallScenes(load_bench(quickstart, num_samples=6), quickstart)
-
-
-class SmallScenes(Scenes):
-    """At servers that decode as many sequences as the backend of these tests asks of one."""
-
-    def server(self, **settings):
-        server = super().server(**{"settings": Settings(max_num_seqs=PLACES), **settings})
-        server.state.image = self.bench.samples[0].vision.pixel_values.numpy().tobytes()
-        return server
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch):
-    monkeypatch.setattr(http_client, "FIRST_PAUSE_S", 0.005)
-    monkeypatch.setattr(fleet, "FIRST_PAUSE_S", PAUSE_S)
-    monkeypatch.setattr(proving, "LONGEST_WAIT_S", PAUSE_S)
-
-
-class Probing:
-    """Answers of the probe, and who was asked for them."""
-
-    def __init__(self):
-        self.asked = []
-        self.wrong = set()
-
-    def __call__(self, apis, replicas, *, read_s):
-        self.asked.append([api.url for api in apis])
-        return [ServerFault("computes", where=api.url) if api.url in self.wrong else 1e-6 for api in apis]
-
-
-@pytest.fixture
-def drawing(scenes, world):
-    """(backend, probe) of these servers."""
-
-    def opened(*servers, **more):
-        model = ParameterProvider()
-        model.model[0].requires_grad_(False)
-        sync = WeightSync(
-            model, lambda: merged_tensors(model.model), world, start_id="start", bucket_bytes=100, timeout_s=5.0
-        )
-        probe = Probing()
-        settings = {"sync": sync, "world": world, "probe": probe, "recover_s": LONG, "probe_every": 1, **more}
-        return backend_of(scenes.bench, list(servers), **settings), probe
-
-    assert isinstance(ParameterProvider().model, nn.Module)
-    return opened
-
-
-def step(backend, scenes, finished):
-    """A step's rollouts, and what has changed behind them."""
-    with backend.current_weights(finished):
-        drawn = list(backend.generate(scenes.bench.samples, greedy_sampling(), finished_steps=finished))
-    assert len(drawn) == 6 and {one.weight_version for one in drawn} == {f"start/{finished}"}
-    return {one.source.removeprefix("vllm ") for one in drawn}, backend.settle(counts=True)
-
-
-def counts(changes):
-    return changes.serving, changes.lost, changes.back
+pytestmark = pytest.mark.usefixtures("no_pauses")
 
 
 def test_a_server_is_lost_among_the_rollouts_and_comes_back_proven(drawing, scenes):
@@ -182,19 +115,6 @@ def test_at_the_start_every_server_must_work(drawing, scenes):
         with pytest.raises(ServerFault, match="pausing the server") as caught:
             backend.verify_weights(0)
     assert caught.value.where == bad.base_url
-
-
-def recovered(backend, scenes, finished, before=lambda lost: None):
-    """A step's rollouts; where no server is left all ranks, which is one here, prove servers again."""
-    drawn = []
-    with backend.current_weights(finished):
-        for one in backend.generate(scenes.bench.samples, greedy_sampling(), finished_steps=finished):
-            if isinstance(one, NoServerLeft):
-                before(one)
-                backend.recover(finished)
-            else:
-                drawn.append(one)
-    return drawn, backend.settle(counts=True)
 
 
 def test_the_only_server_is_started_again_among_the_rollouts(drawing, scenes):
