@@ -95,12 +95,12 @@ def derive(resolved: dict, learners: int | None, rollout_devices: int | None) ->
 
 
 def _in_words(shares: list[int]) -> str:
-    """`11, 11, 10 to the servers in order`; a long row as its range."""
+    """`about 11, 11, 10 to the servers in order`; a long row as its range."""
     if len(shares) == 1:
         return "to one server"
     if len(shares) > MAX_SHARES:
-        return f"to {len(shares)} servers, {min(shares)} to {max(shares)} each"
-    return f"{', '.join(str(share) for share in shares)} to the servers in order"
+        return f"to {len(shares)} servers, about {min(shares)} to {max(shares)} each"
+    return f"about {', '.join(str(share) for share in shares)} to the servers in order"
 
 
 def _share(rollouts: dict, learners: int, per_rank: int, rollout_devices: int | None) -> ServerShare:

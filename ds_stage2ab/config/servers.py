@@ -7,6 +7,7 @@ most D S sequences at any moment, and these permits are divided among the ranks 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -87,8 +88,14 @@ def server_slots(decode_batch_size: int, server_replicas: list[int], learner_ran
     return slots
 
 
+def interleaved(permits: Sequence[int]) -> list[int]:
+    """The server of each permit, so that any number of the first ones are at the servers in proportion to all."""
+    places = [((place + 0.5) / count, server) for server, count in enumerate(permits) for place in range(count)]
+    return [server for _, server in sorted(places)]
+
+
 def split_requests(n: int, server_replicas: list[int]) -> list[range]:
-    """Split a rank's n requests over the servers: contiguous, proportional to the replicas within one request.
+    """What each server gets of a rank's n requests where answers are alike: proportional to the replicas within one.
 
     By largest remainder (Hamilton's method); among equal remainders the earlier server.
 

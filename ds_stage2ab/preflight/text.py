@@ -137,7 +137,7 @@ def _rollout_rows(report: PreflightReport) -> list[tuple[str, str]]:
         shares = [len(part) for part in split_requests(plan.rollouts_per_rank, plan.server_replicas)]
         each = f"{min(shares)} to {max(shares)} for each" if servers > MAX_SHARES else " + ".join(map(str, shares))
         in_flight = f"{plan.request_window} or more in flight"
-        return [*rows, ("requests", f"{per_step} = {each} by server, {in_flight}")] if plan.b_ratio else rows
+        return [*rows, ("requests", f"{per_step}, about {each} by server, {in_flight}")] if plan.b_ratio else rows
     if plan.b_ratio and section.rollout_backend == "replay":
         return [("rollouts", f"replay: {per_step}, from {section.replay.run}")]
     if plan.b_ratio:

@@ -1,7 +1,8 @@
 """First-come list scheduling of requests onto the permits of one server, pass by pass.
 
 Invariants:
-- no rank has more requests at a server than permits, and a permit takes its rank's next request when it is free
+- no rank has more requests at a server than permits, and a permit takes its rank's next request when it is free,
+  whichever server it is of
 - a request is in as many passes as its answer takes, and each pass takes `pass_s + row_s * rows`
 - without turnaround the passes of one rank's requests are those of list scheduling: at most the bound of Graham (1969)
 """
@@ -14,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ds_stage2ab.config.servers import interleaved
 from ds_stage2ab.simulation.costs import Request, ServerCosts
 from ds_stage2ab.simulation.machine import Process
 
@@ -29,11 +31,21 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Owned:
-    """The requests of one rank at a server."""
+    """The requests of one rank at a server, each with its place among all of the rank's."""
 
-    permits: int
-    requests: Sequence[tuple[int, Request]]
-    # with the place of each among the rank's
+    first: Sequence[tuple[int, Request]]
+    # of its permits, one for each
+    waiting: deque[tuple[int, Request]]
+    # that a permit takes which is free, whichever server it is of
+
+
+def at_servers(requests: Sequence[tuple[int, Request]], permits: Sequence[int]) -> list[Owned]:
+    """A rank's requests, by server."""
+    waiting = deque(requests)
+    first: list[list[tuple[int, Request]]] = [[] for _ in permits]
+    for server in interleaved(permits)[: len(requests)]:
+        first[server].append(waiting.popleft())
+    return [Owned(mine, waiting) for mine in first]
 
 
 def decode(
@@ -45,22 +57,20 @@ def decode(
         owners: by rank.
         answered: called with (rank, place) when an answer is there.
     """
-    waiting = [deque(one.requests) for one in owners]
     coming: list[tuple[float, int, int, int]] = []
     # (moment, order, rank, prompt or place): requests on their way
     rows: list[tuple[float, int, int, int]] = []
     # (pass after which it ends, order, rank, place)
     order, now = 0, 0.0
 
-    def send(rank: int, moment: float) -> None:
+    def send(rank: int, request: tuple[int, Request], moment: float) -> None:
         nonlocal order
-        if waiting[rank]:
-            order += 1
-            heapq.heappush(coming, (moment, order, rank, waiting[rank].popleft()))
+        order += 1
+        heapq.heappush(coming, (moment, order, rank, request))
 
     for rank, one in enumerate(owners):
-        for _ in range(one.permits):
-            send(rank, 0.0)
+        for request in one.first:
+            send(rank, request, 0.0)
     while rows or coming:
         if coming and coming[0][0] <= now:
             stall = 0.0
@@ -85,4 +95,5 @@ def decode(
         while rows and rows[0][0] <= end:
             _, _, rank, place = heapq.heappop(rows)
             answered(rank, place)
-            send(rank, now + costs.turnaround_s)
+            if owners[rank].waiting:
+                send(rank, owners[rank].waiting.popleft(), now + costs.turnaround_s)

@@ -7,8 +7,7 @@ rank has one; the update comes last. Learners that decode themselves do one afte
 Invariants:
 - servers have no requests in an A step
 - what a server or a learner is busy is at most the step
-- more servers never make rollouts of equal answers take longer; of others they may, as a rank's requests are dealt to
-  servers beforehand
+- more servers never make rollouts take longer
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from ds_stage2ab.config.servers import server_slots, split_requests
+from ds_stage2ab.config.servers import server_slots
 from ds_stage2ab.packs.binpack import pack_lengths
 from ds_stage2ab.packs.online import MAX_OPEN, pack_online
 from ds_stage2ab.simulation.costs import Costs, Request, Setup, StepTime
-from ds_stage2ab.simulation.decoding import Owned, Tally, decode
+from ds_stage2ab.simulation.decoding import Tally, at_servers, decode
 from ds_stage2ab.simulation.machine import Machine, Process, Signal
 
 
@@ -124,14 +123,14 @@ def _served(requests: Sequence[Request], setup: Setup, costs: Costs) -> StepTime
         ends[server] = last[0] = machine.now
         machine.give(arrived[rank][place])
 
-    owned = [_at_servers(own, permits[rank]) for rank, own in enumerate(ranks)]
+    owned = [at_servers(list(enumerate(own)), permits[rank]) for rank, own in enumerate(ranks)]
     planned = [_online([one.segment for one in own], setup) for own in ranks]
     rounds = [Signal(setup.learners) for _ in range(max(map(len, planned)))]
     learner = partial(_learner, machine=machine, costs=costs, rounds=rounds, works=works)
     for rank in range(setup.learners):
         machine.start(learner(rank, planned[rank], arrived[rank]))
     for server, tally in enumerate(tallies):
-        owners = [Owned(permits[rank][server], owned[rank][server]) for rank in range(setup.learners)]
+        owners = [mine[server] for mine in owned]
         machine.start(decode(owners, costs.server, partial(answered, server), tally))
     pipeline, around = machine.run(), _around(setup, costs, len(requests)) * _slowed(setup)
     proof = proof_s(setup, costs)
@@ -144,12 +143,6 @@ def _served(requests: Sequence[Request], setup: Setup, costs: Costs) -> StepTime
         passes=max(tally.passes for tally in tallies),
         live=sum(tally.live for tally in tallies),
     )
-
-
-def _at_servers(requests: Sequence[Request], permits: Sequence[int]) -> list[list[tuple[int, Request]]]:
-    """A rank's requests by server, in contiguous parts; a server at which it has no permit gets none."""
-    parts = split_requests(len(requests), [int(count > 0) for count in permits])
-    return [[(place, requests[place]) for place in part] for part in parts]
 
 
 def _learner(
@@ -186,8 +179,8 @@ def _decoded_alone(requests: Sequence[Request], setup: Setup, costs: Costs) -> S
     tallies = [Tally() for _ in ranks]
     for own, tally in zip(ranks, tallies, strict=True):
         longest_first = sorted(enumerate(own), key=lambda one: -one[1].answer)
-        owner = Owned(setup.decode_batch_size, longest_first)
-        machine.start(decode([owner], costs.server, lambda rank, place: None, tally))
+        owners = at_servers(longest_first, [setup.decode_batch_size])
+        machine.start(decode(owners, costs.server, lambda rank, place: None, tally))
     rollouts, slowed = machine.run(), _slowed(setup)
     packs = [_offline([one.segment for one in own], setup) for own in ranks]
     trained, mine = _rounds(packs, costs.learner.pack_s, costs.learner.token_s)

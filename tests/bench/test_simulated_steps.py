@@ -8,7 +8,7 @@ import pytest
 from ds_stage2ab.carriers import Decoding, Sample
 from ds_stage2ab.data.records import read_records
 from ds_stage2ab.simulation.costs import Request
-from ds_stage2ab.simulation.decoding import Owned, Tally, decode
+from ds_stage2ab.simulation.decoding import Tally, at_servers, decode
 from ds_stage2ab.simulation.fit import Decoded, decoded_alone, server_costs
 from ds_stage2ab.simulation.machine import Machine
 from ds_stage2ab.tools.digit_scenes import Layout, generate
@@ -72,7 +72,7 @@ def test_decoding_in_process(shipped, tmp_path, capsys):
     for size in (2, 8, 32):
         requests = [Request(prompt=1, answer=one, segment=1, a_segment=1) for one in sorted(lengths, reverse=True)]
         machine, tally = Machine(None), Tally()
-        machine.start(decode([Owned(size, list(enumerate(requests)))], costs, lambda rank, place: None, tally))
+        machine.start(decode(at_servers(list(enumerate(requests)), [size]), costs, lambda rank, place: None, tally))
         seconds = machine.run()
         seen.append(Met(f"{size} slots, passes", tally.passes, backends[size].decoding.passes))
         seen.append(Met(f"{size} slots, CPU seconds", seconds, taken[size]))

@@ -12,13 +12,12 @@ from dataclasses import asdict
 from typing import Any
 
 from ds_stage2ab.carriers import Rollout, Sample, Transfer
-from ds_stage2ab.config.servers import split_requests
 from ds_stage2ab.errors import DataError, NoServerLeft, ServerFault
 from ds_stage2ab.metrics.servers import FleetChanges
 from ds_stage2ab.rollout.base import Sampling, weight_version
 from ds_stage2ab.rollout.scoring import Scorer
 from ds_stage2ab.rollout.server.ask import Asker
-from ds_stage2ab.rollout.server.fleet import permits_of, shares_of
+from ds_stage2ab.rollout.server.fleet import permits_of
 from ds_stage2ab.rollout.server.http_client import TRIES
 from ds_stage2ab.rollout.server.proving import Servers
 from ds_stage2ab.rollout.server.request_pool import Interrupted, RequestPool
@@ -190,11 +189,9 @@ class VllmBackend:
             return answer
 
         permits = permits_of(self.world.rank, self.world.size, replicas, self.decode_batch_size)
-        shares = shares_of(permits, replicas, avoided)
-        if not any(shares):  # this rank has no permit at a server that is left
-            permits = [max(1, count) for count in permits]
-            shares = shares_of(permits, replicas, avoided)
-        pool = RequestPool(split_requests(len(asked), shares), permits, ask, avoided=avoided)
+        if not any(count for place, count in enumerate(permits) if place not in avoided):
+            permits = [max(1, count) for count in permits]  # at the servers that are left this rank has none
+        pool = RequestPool(len(asked), permits, ask, avoided=avoided)
         return [one.url for one in serving], pool
 
     def resolved(self, sampling: Sampling) -> dict[str, Any]:

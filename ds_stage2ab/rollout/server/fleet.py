@@ -5,7 +5,7 @@ Nothing here calls a server or reads a clock: `now` is a number of seconds, and 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ds_stage2ab.config.sections import ServerSection
@@ -144,11 +144,3 @@ def permits_of(rank: int, ranks: int, replicas: Sequence[int], decode_batch_size
     if not any(dealt) and dealt:
         dealt[rank % len(dealt)] = 1
     return dealt
-
-
-def shares_of(permits: Sequence[int], replicas: Sequence[int], avoided: Collection[int]) -> list[int]:
-    """The weight of each server when a rank divides its requests: its replicas, 0 without a permit or if avoided."""
-    return [
-        count if permit and place not in avoided else 0
-        for place, (count, permit) in enumerate(zip(replicas, permits, strict=True))
-    ]

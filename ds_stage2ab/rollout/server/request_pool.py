@@ -1,8 +1,8 @@
 """A rank's requests to several servers: at each server as many in flight as this rank has permits, never more.
 
-Each permit has a thread that takes the next request of its server as soon as it has an answer. When a server fails a
-request for good, its remaining requests go to the other servers, which keep their own permits. When none is left, the
-batch ends.
+Each permit has a thread that takes the next request of the batch as soon as it has an answer: none is free while a
+request waits, and answers come about in their order. When a server fails a request for good, the other servers take
+that one next, within their own permits. When none is left, the batch ends.
 """
 
 import threading
@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Generic, TypeVar
 
+from ds_stage2ab.config.servers import interleaved
 from ds_stage2ab.errors import NoServerLeft, ServerFault
 
 R = TypeVar("R")
@@ -19,6 +20,8 @@ R = TypeVar("R")
 LOOK_S = 0.5
 """How long a thread waits before it looks again, for a request or whether the run shall stop."""
 
+Taken = tuple[int, int]
+"""(request, servers that it was sent to, the next one counted)."""
 Ask = Callable[[int, int, int], R]
 """(request, server, attempt) -> its result; may raise `ServerLost`, or any other error, which ends the batch."""
 
@@ -35,7 +38,7 @@ class RequestPool(Generic[R]):
     """One batch of requests; `results` yields them in order.
 
     Args:
-        shares: the requests of each server, ascending.
+        count: of the requests.
         permits: how many requests of this rank each server may have in flight.
         ask: sends one request.
         avoided: servers that get none.
@@ -43,7 +46,7 @@ class RequestPool(Generic[R]):
 
     def __init__(
         self,
-        shares: Sequence[range],
+        count: int,
         permits: Sequence[int],
         ask: Ask,
         *,
@@ -51,8 +54,8 @@ class RequestPool(Generic[R]):
     ) -> None:
         self.ask = ask
         self.permits = list(permits)
-        self.waiting = [deque((request, 1) for request in share) for share in shares]
-        self.futures: list[Future] = [Future() for share in shares for _ in share]
+        self.waiting: deque[Taken] = deque((request, 1) for request in range(count))
+        self.futures: list[Future] = [Future() for _ in range(count)]
         self.open = len(self.futures)
         self.lost: set[int] = set(avoided)
         # servers that have failed a request for good
@@ -62,14 +65,16 @@ class RequestPool(Generic[R]):
         self.busy: dict[int, float] = {}
         # seconds from the beginning to each server's last answer
         self.changed = threading.Condition()
-        for server, count in enumerate(self.permits):
-            if server not in self.lost:
-                self._open_places(server, count)
+        first: dict[int, list[Taken | None]] = {}
+        for server in interleaved([0 if one in self.lost else count for one, count in enumerate(permits)]):
+            first.setdefault(server, []).append(self.waiting.popleft() if self.waiting else None)
+        for server, mine in first.items():
+            self._open_places(server, mine)
 
-    def _open_places(self, server: int, count: int) -> None:
-        pool = ThreadPoolExecutor(max_workers=max(1, count), thread_name_prefix="rollouts")
-        for _ in range(count):
-            pool.submit(self._place, server).add_done_callback(self._on_exit)
+    def _open_places(self, server: int, first: Sequence[Taken | None]) -> None:
+        pool = ThreadPoolExecutor(max_workers=len(first), thread_name_prefix="rollouts")
+        for one in first:
+            pool.submit(self._place, server, one).add_done_callback(self._on_exit)
         pool.shutdown(wait=False)
 
     def results(self, *, within_s: float, check: Callable[[], None] = lambda: None) -> Iterator[R]:
@@ -103,8 +108,9 @@ class RequestPool(Generic[R]):
             self._end(error)
             raise
 
-    def _place(self, server: int) -> None:
-        while (taken := self._take(server)) is not None:
+    def _place(self, server: int, first: Taken | None) -> None:
+        taken = first if first and self.open else self._take(server)
+        while taken is not None:
             request, attempt = taken
             try:
                 result = self.ask(request, server, attempt)
@@ -117,6 +123,7 @@ class RequestPool(Generic[R]):
                         self.open -= 1
                         self.busy[server] = time.monotonic() - self.begun
                     self.changed.notify_all()
+            taken = self._take(server)
 
     def _on_exit(self, thread: Future) -> None:
         """Any error other than a lost server cancels the batch; it is raised where the result is awaited."""
@@ -124,12 +131,12 @@ class RequestPool(Generic[R]):
         if error is not None:
             self._end(error)
 
-    def _take(self, server: int) -> tuple[int, int] | None:
-        """The next request of this server; None when there will be none any more."""
+    def _take(self, server: int) -> Taken | None:
+        """The next request; None when there will be none for this server any more."""
         with self.changed:
             while self.open > 0 and server not in self.lost:
-                if self.waiting[server]:
-                    return self.waiting[server].popleft()
+                if self.waiting:
+                    return self.waiting.popleft()
                 self.changed.wait(timeout=LOOK_S)
             return None
 
@@ -138,7 +145,7 @@ class RequestPool(Generic[R]):
         self._end(Interrupted())
 
     def _give_up(self, server: int, request: int, attempt: int, error: ServerLost) -> None:
-        """Move this server's remaining requests to the others; without any the batch ends with the cause.
+        """Leave this request to the other servers; without any the batch ends with the cause.
 
         A rank without a permit at those that are left takes one of each: they let it wait.
         """
@@ -148,26 +155,21 @@ class RequestPool(Generic[R]):
                 return
             self.lost.add(server)
             self.causes[server] = cause
-            rest = [(request, attempt + 1), *self.waiting[server]]
-            self.waiting[server].clear()
+            self.waiting.appendleft((request, attempt + 1))
             left = [index for index in range(len(self.permits)) if index not in self.lost]
-            others = [index for index in left if self.permits[index]]
-            borrowed = [] if others else left
+            borrowed = [] if any(self.permits[index] for index in left) else left
             for index in borrowed:
                 self.permits[index] = 1
-            for place, one in enumerate(rest if left else ()):
-                self.waiting[(others or left)[place % len(others or left)]].append(one)
             self.changed.notify_all()
         for index in borrowed:
-            self._open_places(index, 1)
+            self._open_places(index, [None])
         if not left:
             self._end(_none_left(cause))
 
     def _end(self, error: BaseException) -> None:
         with self.changed:
             self.open = 0
-            for queue in self.waiting:
-                queue.clear()
+            self.waiting.clear()
             for future in self.futures:
                 if not future.done():
                     future.set_exception(error)

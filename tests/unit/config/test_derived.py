@@ -19,7 +19,7 @@ def test_six_servers_beside_two_learners():
     assert derived.sentence == (
         "128 samples per step = 1 per rank x 2 ranks x 64 micro-steps; 64 samples per rank and step; b_ratio 0.5; "
         "6 server replicas, request window 12 per rank, "
-        "whose 64 rollouts go 11, 11, 11, 11, 10, 10 to the servers in order"
+        "whose 64 rollouts go about 11, 11, 11, 11, 10, 10 to the servers in order"
     )
     assert derived.numbers["servers"] == {
         "replicas": [1] * 6,
@@ -48,7 +48,7 @@ def test_the_best_of_several_takes_as_many_times_the_rollouts():
     # 64 samples x 3 = 192 rollouts of 6 servers: 32 each
     matching = {**MIXED["custom"]["extra"]["rollout_matching"], "best_of": 3}
     derived = derive({**MIXED, "custom": {"extra": {"rollout_matching": matching}}}, 2, 6)
-    assert derived.sentence.endswith("whose 192 rollouts go 32, 32, 32, 32, 32, 32 to the servers in order")
+    assert derived.sentence.endswith("whose 192 rollouts go about 32, 32, 32, 32, 32, 32 to the servers in order")
     assert (derived.numbers["samples_per_rank"], derived.numbers["rollouts_per_rank"]) == (64, 192)
 
 
@@ -58,7 +58,7 @@ def test_a_long_row_of_servers_is_told_as_a_range():
     matching["vllm"] = {"server": {"servers": servers}}
     # 64 rollouts over 10 servers: 6 or 7 each
     sentence = derive({**MIXED, "custom": {"extra": {"rollout_matching": matching}}}, 2, None).sentence
-    assert sentence.endswith("whose 64 rollouts go to 10 servers, 6 to 7 each")
+    assert sentence.endswith("whose 64 rollouts go to 10 servers, about 6 to 7 each")
 
 
 def test_a_topology_that_does_not_fit_has_no_numbers():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ds_stage2ab.config.servers import is_loopback, request_window, server_slots, split_requests
+from ds_stage2ab.config.servers import interleaved, is_loopback, request_window, server_slots, split_requests
 from ds_stage2ab.errors import ConfigError
 
 WORLDS = range(1, 65)
@@ -17,6 +17,15 @@ def test_the_shipped_topology():
     assert request_window(4, [6], 2) == 12
     assert server_slots(4, [6], 2) == [[12], [12]]
     assert split_requests(32, [4, 2]) == [range(21), range(21, 32)]
+
+
+@given(st.lists(st.integers(0, 9), max_size=6))
+def test_the_first_permits_are_everywhere_in_proportion(permits):
+    dealt = interleaved(permits)
+    assert [dealt.count(server) for server in range(len(permits))] == permits
+    for first in range(len(dealt)):
+        share = first / len(dealt)
+        assert all(abs(dealt[:first].count(n) - share * count) <= 1 for n, count in enumerate(permits))
 
 
 def test_remainders_go_on_where_the_server_before_ended():

@@ -10,7 +10,7 @@ from ds_stage2ab.carriers import Rollout
 from ds_stage2ab.metrics.journal import StepRecord, to_line
 from ds_stage2ab.rollout.record import RolloutLog
 from ds_stage2ab.simulation.costs import Costs, Request, Setup
-from ds_stage2ab.simulation.decoding import Owned, Tally, decode
+from ds_stage2ab.simulation.decoding import Tally, at_servers, decode
 from ds_stage2ab.simulation.machine import Machine
 from ds_stage2ab.simulation.step import a_step, b_step, proof_s
 
@@ -26,8 +26,8 @@ def asked(seed: int, number: int) -> list[Request]:
 def seconds_of(requests: Sequence[Request], permits: int, costs: Costs) -> list[float]:
     """Of each, from its sending to its answer, at one server."""
     machine, ends = Machine(None), {}
-    owner = Owned(permits, list(enumerate(requests)))
-    machine.start(decode([owner], costs.server, lambda rank, place: ends.update({place: machine.now}), Tally()))
+    owners = at_servers(list(enumerate(requests)), [permits])
+    machine.start(decode(owners, costs.server, lambda rank, place: ends.update({place: machine.now}), Tally()))
     machine.run()
     free, taken = [0.0] * permits, []
     for place in range(len(requests)):

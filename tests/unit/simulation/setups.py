@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ds_stage2ab.simulation.costs import Costs, LearnerCosts, Request, ServerCosts, Setup, TransferCosts
-from ds_stage2ab.simulation.decoding import Owned, Tally, decode
+from ds_stage2ab.simulation.decoding import Tally, at_servers, decode
 from ds_stage2ab.simulation.machine import Machine
 
 NOTHING = Costs(
@@ -48,7 +48,7 @@ def requests(*answers: int, prompt: int = 10, segment: int = 20) -> list[Request
 def simulated(lengths: Sequence[int], slots: int) -> tuple[float, float]:
     """Passes, and rows of all of them, of answers of these lengths in this order."""
     machine, tally = Machine(None), Tally()
-    owner = Owned(slots, list(enumerate(requests(*lengths))))
-    machine.start(decode([owner], costs(server_pass_s=1.0).server, lambda rank, place: None, tally))
+    owners = at_servers(list(enumerate(requests(*lengths))), [slots])
+    machine.start(decode(owners, costs(server_pass_s=1.0).server, lambda rank, place: None, tally))
     machine.run()
     return tally.passes, tally.live

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ds_stage2ab.simulation.decoding import Owned, Tally, decode
+from ds_stage2ab.simulation.decoding import Owned, Tally, at_servers, decode
 from ds_stage2ab.simulation.machine import Machine
 from tests.unit.simulation.setups import costs, requests
 
@@ -21,8 +21,9 @@ def decoded(owners, server):
     return machine.run(), tally, seen
 
 
-def owned(permits, *answers):
-    return Owned(permits, list(enumerate(requests(*answers))))
+def owned(permits, *answers) -> Owned:
+    (one,) = at_servers(list(enumerate(requests(*answers))), [permits])
+    return one
 
 
 def list_scheduling(lengths, machines):
@@ -66,6 +67,13 @@ def test_each_rank_keeps_to_its_permits():
     """Rank 1 has one permit: its second request waits for its first, though rank 0 has two permits and one request."""
     _, _, seen = decoded([owned(2, 1), owned(1, 4, 4)], costs(server_pass_s=1.0).server)
     assert seen == {(0, 0): 1.0, (1, 0): 4.0, (1, 1): 8.0}
+
+
+def test_servers_begin_in_proportion_and_take_what_waits():
+    """Permits 1 and 3: four begin, one of them there; the fifth goes to whichever is free."""
+    first, second = at_servers(list(enumerate(requests(1, 2, 3, 4, 5))), [1, 3])
+    assert [[place for place, _ in one.first] for one in (first, second)] == [[1], [0, 2, 3]]
+    assert [place for place, _ in first.waiting] == [4] and first.waiting is second.waiting
 
 
 def test_drafts_make_fewer_passes_of_an_answer():

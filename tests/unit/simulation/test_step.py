@@ -95,13 +95,12 @@ def test_idle_shares_are_shares_and_more_servers_are_no_slower(lengths, number):
     found = b_step(requests(*lengths), setup, price)
     assert 0 <= found.servers_busy <= found.rollouts <= found.whole
     assert 0 <= found.learners_busy <= found.whole
-    alike = requests(*[max(lengths)] * len(lengths))
-    fewer, more = (b_step(alike, replace(setup, servers=count), price) for count in (number, 2 * number))
-    assert more.rollouts <= fewer.rollouts + 1e-9
+    more = b_step(requests(*lengths), replace(setup, servers=2 * number), price)
+    assert more.rollouts <= found.rollouts + 1e-9
 
 
-def test_more_servers_may_be_slower_where_answers_are_not_alike():
-    """One row each. Two servers: 1 1 9 and 9 1 1 passes; three: 1 1, 9 9 and 1 1."""
+def test_a_server_that_is_free_takes_what_waits():
+    """One row each. Two servers: 1 9 1 and 1 9 1 passes; three: 1 9, 1 1 1 and 9."""
     price, one_row = costs(server_pass_s=1.0), replace(ONE, decode_batch_size=1)
     asked = requests(1, 1, 9, 9, 1, 1)
-    assert [b_step(asked, replace(one_row, servers=count), price).rollouts for count in (2, 3)] == [11.0, 18.0]
+    assert [b_step(asked, replace(one_row, servers=count), price).rollouts for count in (2, 3)] == [11.0, 10.0]

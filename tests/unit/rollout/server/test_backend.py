@@ -26,7 +26,7 @@ def test_rollouts_of_two_servers(bench):
     with first, second:
         rollouts = drawn_from(bench, [first, second], greedy_sampling())
     assert [one.sample_id for one in rollouts] == [sample.id for sample in bench.samples]
-    assert [one.source for one in rollouts] == [f"vllm {first.base_url}"] * 3 + [f"vllm {second.base_url}"] * 3
+    assert [one.source for one in rollouts[:4]] == [f"vllm {one.base_url}" for one in (first, second, first, second)]
     assert {(one.response_ids, one.finish, one.attempt) for one in rollouts} == {((11, 12), "stop", 1)}
     assert {one.weight_version for one in rollouts} == {"start/3"}
     assert [one.seed for one in rollouts] == seeds_of(bench)
@@ -40,19 +40,19 @@ def test_the_requests_of_a_lost_server_go_to_the_other(bench, kind: str):
         asked = {request.body["seed"] for request in bad.chats}
     assert [one.prompt_ids for one in rollouts] == [sample.prompt_ids for sample in bench.samples]
     assert {one.source for one in rollouts} == {f"vllm {good.base_url}"}
-    assert 1 <= len(asked) <= 3  # its share is three, two at once
+    assert 1 <= len(asked) <= 2  # two at once
     assert [one.attempt for one in rollouts] == [2 if one.seed in asked else 1 for one in rollouts]
     assert len(good.chats) == 6
 
 
 def test_a_server_that_breaks_later_keeps_what_it_gave(bench):
-    """The third request, the last that it takes, fails for good."""
+    """The third request, one of the first two that it takes, fails for good."""
     third = seeds_of(bench)[2]
     bad, good = fake_of(bench, faults=(Fault("500", when=lambda number, body: body["seed"] == third),)), fake_of(bench)
     with bad, good:
         rollouts = drawn_from(bench, [bad, good], greedy_sampling())
     assert [one.attempt for one in rollouts] == [1, 1, 2, 1, 1, 1]
-    assert [one.source for one in rollouts[:3]] == [f"vllm {one.base_url}" for one in (bad, bad, good)]
+    assert [one.source for one in rollouts[:3]] == [f"vllm {one.base_url}" for one in (bad, good, good)]
 
 
 def test_no_answer_is_used_of_a_server_that_has_other_weights_behind_it(bench):
@@ -94,8 +94,9 @@ def test_a_server_that_makes_another_prompt_is_lost(bench):
         backend = backend_of(bench, [bad, good])
         assert len(list(backend.generate(bench.samples, greedy_sampling(), finished_steps=3))) == 6
     (fault,) = backend.servers.noted.values()
-    place = len(bench.samples[0].prompt_ids) - 1  # the fault changes the last id
-    assert fault.where == bad.base_url and f"the first difference at place {place}" in fault.why
+    places = {len(sample.prompt_ids) - 1 for sample in bench.samples[:3]}  # the fault changes the last id
+    assert fault.where == bad.base_url
+    assert any(f"the first difference at place {place}" in fault.why for place in places)
 
 
 def test_a_refused_sample_is_an_error_in_its_place(bench):
@@ -107,7 +108,7 @@ def test_a_refused_sample_is_an_error_in_its_place(bench):
         drawn = drawn_from(bench, [first, second], greedy_sampling())
     assert [type(one) for one in drawn] == [Rollout, Rollout, DataError, Rollout, Rollout, Rollout]
     assert [one.attempt for one in drawn if isinstance(one, Rollout)] == [1] * 5
-    assert len(first.chats) == len(second.chats) == 3
+    assert len(first.chats) + len(second.chats) == 6
     error = drawn[2]
     assert error.where == f"sample {bench.samples[2].id}" and "data.on_bad_sample" in error.fix
     assert error.why.startswith(f"the rollout server {first.base_url} refused /v1/chat/completions with 400: ")

@@ -17,7 +17,6 @@ from ds_stage2ab.rollout.server.fleet import (
     pause_s,
     permits_of,
     reported,
-    shares_of,
     steadied,
     without,
 )
@@ -134,7 +133,3 @@ def test_every_rank_has_a_permit_whatever_is_left(ranks, replicas):
 
 def test_no_permit_without_a_server():
     assert permits_of(0, 2, [], 4) == []
-
-
-def test_an_avoided_server_has_no_share():
-    assert shares_of([2, 0, 2], [4, 5, 6], {2}) == [4, 0, 0]

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ds_stage2ab.config.servers import server_slots, split_requests
+from ds_stage2ab.config.servers import server_slots
 from ds_stage2ab.errors import EXIT_ENVIRONMENT, DataError, NoServerLeft, ServerFault
 from ds_stage2ab.rollout.server.api import ServerApi
 from ds_stage2ab.rollout.server.request_pool import Interrupted, RequestPool, ServerLost
@@ -46,8 +46,25 @@ def test_results_come_in_order_whichever_ends_first():
         time.sleep(0.002 * (7 - request))  # the later ones are ready first
         return request, server, attempt
 
-    answers = results(RequestPool([range(5), range(5, 7)], [3, 1], ask))
-    assert answers == [(n, 0 if n < 5 else 1, 1) for n in range(7)]
+    answers = results(RequestPool(7, [3, 1], ask))
+    assert [(request, attempt) for request, _, attempt in answers] == [(n, 1) for n in range(7)]
+    assert [server for _, server, _ in answers[:4]] == [0, 0, 1, 0]
+
+
+def test_a_permit_that_is_free_takes_what_waits_whichever_server_is_slow():
+    go, taken = threading.Event(), []
+
+    def ask(request, server, attempt):
+        if server == 0:
+            go.wait(LONG)
+        taken.append((request, server))
+        return request
+
+    pool = RequestPool(8, [1, 1], ask)
+    until(lambda: len(taken) == 7)
+    assert taken == [(n, 1) for n in range(1, 8)]
+    go.set()
+    assert results(pool) == list(range(8))
 
 
 def test_each_is_given_out_before_the_later_ones_are_there():
@@ -56,14 +73,14 @@ def test_each_is_given_out_before_the_later_ones_are_there():
     def ask(request, server, attempt):
         return request if request == 0 else go.wait(LONG)
 
-    drawn = RequestPool([range(3)], [2], ask).results(within_s=LONG)
+    drawn = RequestPool(3, [2], ask).results(within_s=LONG)
     assert next(drawn) == 0 and not go.is_set()
     go.set()
     assert list(drawn) == [True, True]
 
 
 def test_nothing_is_asked_for_nothing():
-    assert results(RequestPool([range(0), range(0)], [2, 2], lambda *asked: pytest.fail("asked"))) == []
+    assert results(RequestPool(0, [2, 2], lambda *asked: pytest.fail("asked"))) == []
 
 
 def test_no_longer_wait_than_said():
@@ -74,7 +91,7 @@ def test_no_longer_wait_than_said():
         sent.append(request)
         return request if request == 0 else go.wait(LONG)
 
-    drawn = RequestPool([range(3)], [1], ask).results(within_s=2)
+    drawn = RequestPool(3, [1], ask).results(within_s=2)
     assert next(drawn) == 0
     with pytest.raises(ServerFault, match="request 2 of 3 has no answer after 2 s, all tries") as caught:
         next(drawn)
@@ -85,7 +102,7 @@ def test_no_longer_wait_than_said():
 
 
 def test_what_a_lost_server_has_left_goes_to_the_others():
-    """Requests 0 and 1 are at server 0 when both fail: second attempts. 2 and 3 were never sent: first ones."""
+    """Requests 0 and 2 are at server 0 when both fail: second attempts. The rest was never sent: first ones."""
     both = threading.Barrier(2)
 
     def ask(request, server, attempt):
@@ -94,8 +111,8 @@ def test_what_a_lost_server_has_left_goes_to_the_others():
             raise ServerLost
         return request, server, attempt
 
-    answers = results(RequestPool([range(4), range(4, 6)], [2, 1], ask))
-    assert answers == [(0, 1, 2), (1, 1, 2), (2, 1, 1), (3, 1, 1), (4, 1, 1), (5, 1, 1)]
+    answers = results(RequestPool(6, [2, 1], ask))
+    assert answers == [(0, 1, 2), (1, 1, 1), (2, 1, 2), (3, 1, 1), (4, 1, 1), (5, 1, 1)]
 
 
 def test_a_server_without_permits_takes_over_nothing():
@@ -104,7 +121,7 @@ def test_a_server_without_permits_takes_over_nothing():
             raise ServerLost
         return request, server
 
-    assert results(RequestPool([range(3), range(0), range(3, 4)], [1, 0, 1], ask)) == [(n, 2) for n in range(4)]
+    assert results(RequestPool(4, [1, 0, 1], ask)) == [(n, 2) for n in range(4)]
 
 
 def test_without_another_place_the_batch_ends():
@@ -113,7 +130,7 @@ def test_without_another_place_the_batch_ends():
 
     begun = time.monotonic()
     with pytest.raises(NoServerLeft, match="request 0"):
-        results(RequestPool([range(3), range(0)], [1, 0], ask))
+        results(RequestPool(3, [1, 0], ask))
     assert time.monotonic() - begun < 2
 
 
@@ -123,7 +140,7 @@ def test_a_rank_without_a_permit_at_what_is_left_takes_one():
             raise ServerLost
         return request, server, attempt
 
-    assert results(RequestPool([range(3), range(0)], [2, 0], ask))[2] == (2, 1, 1)
+    assert results(RequestPool(3, [2, 0], ask))[2] == (2, 1, 1)
 
 
 def test_an_interrupted_batch_gives_out_what_is_there_and_asks_nothing_more():
@@ -137,7 +154,7 @@ def test_an_interrupted_batch_gives_out_what_is_there_and_asks_nothing_more():
             raise ServerLost
         return request
 
-    pool = RequestPool([range(3)], [1], ask)
+    pool = RequestPool(3, [1], ask)
     until(lambda: sent == [0, 1])
     pool.interrupt()
     drawn = pool.results(within_s=LONG)
@@ -163,7 +180,7 @@ def test_the_others_keep_their_own_permits():
         with lock:
             at_once -= 1
 
-    results(RequestPool([range(12), range(12, 18)], [4, 2], ask))
+    results(RequestPool(18, [4, 2], ask))
     assert most == 2
 
 
@@ -179,7 +196,7 @@ def test_another_exception_ends_it_at_once():
 
     begun = time.monotonic()
     with pytest.raises(DataError, match="no picture"):
-        results(RequestPool([range(10)], [2], ask))
+        results(RequestPool(10, [2], ask))
     assert time.monotonic() - begun < 2
     go.set()
     until(lambda: permits_left() == 0)
@@ -197,7 +214,7 @@ def test_a_server_lost_after_the_end_starts_nothing_again():
         raise ServerLost
 
     with pytest.raises(DataError):
-        results(RequestPool([range(1), range(1, 2), range(2, 3)], [1, 1, 1], ask))
+        results(RequestPool(3, [1, 1, 1], ask))
     go.set()
     until(lambda: permits_left() == 0)
     assert all(server == request for request, server in sent)
@@ -231,8 +248,7 @@ def draw_as_rank(rank: int, servers: list[FakeServer], replicas: list[int], perm
         body = {"messages": [], "return_token_ids": True, "rank": rank, "request": request}
         return apis[server].chat(body, read_s=LONG)["choices"][0]["token_ids"]
 
-    mine = [count if permit else 0 for count, permit in zip(replicas, permits, strict=True)]
-    return results(RequestPool(split_requests(3 * sum(permits), mine), permits, ask))
+    return results(RequestPool(3 * sum(permits), permits, ask))
 
 
 def most_of(rank: int, server: FakeServer) -> int:
