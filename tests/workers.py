@@ -34,6 +34,8 @@ BESIDE = (
     *("tests/unit/", "tests/architecture/", "tests/fuzz/", "tests/test_rollout_matching_sft.py"),
     # mostly wait
     *("tests/faults/test_launcher.py", "tests/faults/test_server_faults.py", "tests/faults/test_sync_faults.py"),
+    # of soak alone: one long command each
+    *("tests/test_gpu_check.py", "tests/test_study.py"),
 )
 """Files whose tests run beside both."""
 
