@@ -17,7 +17,7 @@ from tests.equivalence.runs import Runs
 from tests.unit.parts import greedy_sampling
 from tests.vllm_process import MATCHING, running, server_changes
 
-SCENES, STEPS, NUM_TOKENS = 32, 6, 96
+SCENES, STEPS, NUM_TOKENS = 64, 4, 96
 RATIO, SPARE_S = 1.10, 0.2
 ROOM = 6  # cores: a learner, two workers, their engines, which spin meanwhile, and what takes requests
 SHARED = 2.0
