@@ -80,7 +80,8 @@ def test_the_words_of_a_run_on_servers():
         "pack": "several samples, at most 8,192 tokens",
         "room": "8,192 tokens for prompt and answer: 3,072 for the answer, 5,120 for image and words",
         "rollouts": "vllm: 6 servers, 6 replicas, at most 4 at once on each replica",
-        "requests": "64 rollouts of a rank in a B step, about 11 + 11 + 11 + 11 + 10 + 10 by server, 12 or more in flight",
+        "requests": "64 rollouts of a rank in a B step, about 11 + 11 + 11 + 11 + 10 + 10 by server,"
+        " 12 or more in flight",
         "evaluation": "before the first step, then after step 100, 200, 300, ..., 781 (8 times)",
         "checkpoint": "after step 100, 200, 300, ..., 781 (8 times); the newest 3 are kept",
         "engine": "DeepSpeed, ZeRO stage 2, bf16",
@@ -176,7 +177,8 @@ def test_the_best_of_several_takes_as_many_times_the_rollouts():
     assert rows(alone)["rollouts"] == f"hf: {wanted}, in 6 decode calls of at most 8"
     assert (as_data(alone)["samples_per_rank"], as_data(alone)["rollouts"]["per_rank"]) == (16, 48)
     served = look(PROD, *best, rollout_devices=6)
-    assert rows(served)["requests"].startswith("192 rollouts of a rank in a B step, 3 for each sample, about 32 + 32 + ")
+    wanted = "192 rollouts of a rank in a B step, 3 for each sample, about 32 + 32 + "
+    assert rows(served)["requests"].startswith(wanted)
     assert as_data(served)["rollouts"]["servers"]["requests_per_server"] == [32] * 6
 
 
