@@ -13,9 +13,8 @@ from rich.text import Text
 
 from ds_stage2ab.errors import ConfigError, EnvironmentFault, printable
 from ds_stage2ab.metrics.curves import draw_curves
-from ds_stage2ab.metrics.declared import Better
 from ds_stage2ab.metrics.journal import FILE_NAME, EvaluationRecord, History, StepRecord, read_history
-from ds_stage2ab.metrics.registry import METRICS
+from ds_stage2ab.metrics.registry import METRICS, Better
 from ds_stage2ab.metrics.sinks import number
 
 CURVES_NAME = "curves.png"
