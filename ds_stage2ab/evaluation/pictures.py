@@ -47,6 +47,7 @@ class Picture:
 
     name: str
     image: Image.Image
+    # as the model saw it, any mode
     predicted: tuple[Truth, ...]
     truth: tuple[Truth, ...]
     predicted_matched: tuple[bool, ...] | None = None
@@ -76,34 +77,11 @@ class _Mark:
         return TRUTH_COLOUR if self.is_truth else PREDICTION_COLOUR
 
 
-def draw_predictions(
-    image: Image.Image,
-    predicted: Sequence[Truth],
-    truth: Sequence[Truth],
-    *,
-    predicted_matched: Sequence[bool] | None = None,
-    truth_matched: Sequence[bool] | None = None,
-) -> Image.Image:
-    """An RGB picture of predictions over truth with a legend, at least `MIN_WIDTH` wide.
-
-    Args:
-        image: the image as the model saw it, any mode.
-        predicted, truth: boxes in bins 0..999; bin b lies at b / 999 * (width - 1) pixels.
-        predicted_matched, truth_matched: objects without a partner are drawn dashed.
-    """
-    picture = Picture(
-        name="",
-        image=image,
-        predicted=tuple(predicted),
-        truth=tuple(truth),
-        predicted_matched=None if predicted_matched is None else tuple(predicted_matched),
-        truth_matched=None if truth_matched is None else tuple(truth_matched),
-    )
-    return draw_picture(picture)
-
-
 def draw_picture(picture: Picture) -> Image.Image:
-    """As `draw_predictions`, with wrong names and the note."""
+    """An RGB picture of predictions over truth with a legend, at least `MIN_WIDTH` wide, the note below it.
+
+    Bin b of a box lies at b / 999 * (width - 1) pixels; objects without a partner are drawn dashed.
+    """
     body = _draw_body(picture, _scaled(picture.image), FONT_SIZE)
     legend = _draw_legend(body.width, picture)
     canvas = Image.new("RGB", (body.width, legend.height + body.height), PAPER_COLOUR)

@@ -13,7 +13,6 @@ from ds_stage2ab.evaluation.pictures import (
     WRONG_COLOUR,
     Picture,
     draw_picture,
-    draw_predictions,
     save_pictures,
 )
 
@@ -31,10 +30,14 @@ def origin(picture, image, factor):
     return MARGIN, picture.height - MARGIN - image.height * factor
 
 
+def drawing(image, predicted, truth, **known):
+    return draw_picture(Picture(name="x", image=image, predicted=tuple(predicted), truth=tuple(truth), **known))
+
+
 def test_boxes_lie_where_their_bins_say():
     # 100 x 80 pixels, enlarged by ceil(512 / 100) = 6 to 600 x 480.
     image = Image.new("RGB", (100, 80), BLUE)
-    picture = draw_predictions(image, [DOG], [CAT])
+    picture = drawing(image, [DOG], [CAT])
     left, top = origin(picture, image, 6)
     assert picture.width == 600 + 2 * MARGIN
     # Left side of the truth at 200 / 999 * 599 = 119.9, half-way down; its right side at 600 / 999 * 599 = 359.8.
@@ -50,7 +53,7 @@ def test_boxes_lie_where_their_bins_say():
 
 def test_descriptions_cover_no_box():
     image = Image.new("RGB", (100, 80), BLUE)
-    picture = draw_predictions(image, [DOG], [CAT])
+    picture = drawing(image, [DOG], [CAT])
     left, top = origin(picture, image, 6)
     for item in (CAT, DOG):
         x1, x2 = (left + round(item.box[side] / 999 * 599) for side in (0, 2))
@@ -60,7 +63,7 @@ def test_descriptions_cover_no_box():
 
 
 def test_where_prediction_and_truth_agree_both_colours_show():
-    picture = draw_predictions(Image.new("RGB", (100, 80), BLUE), [CAT], [CAT])
+    picture = drawing(Image.new("RGB", (100, 80), BLUE), [CAT], [CAT])
     without_labels = picture.crop((MARGIN + 100, 200, MARGIN + 140, 420))
     colours = {colour for _, colour in without_labels.getcolors(maxcolors=10_000)}
     assert {rgb(TRUTH_COLOUR), rgb(PREDICTION_COLOUR)} <= colours
@@ -70,7 +73,7 @@ def test_an_object_without_partner_is_dashed():
     image = Image.new("RGB", (100, 80), BLUE)
     counts = {}
     for flag in (True, False):
-        picture = draw_predictions(image, [], [CAT], truth_matched=[flag])
+        picture = drawing(image, [], [CAT], truth_matched=[flag])
         left, top = origin(picture, image, 6)
         column = [picture.getpixel((left + 120, y)) for y in range(top + 150, top + 380)]
         counts[flag] = sum(colour == BLUE for colour in column)
@@ -80,13 +83,13 @@ def test_an_object_without_partner_is_dashed():
 
 def test_flags_must_be_as_many_as_objects():
     with pytest.raises(ValueError, match="shorter"):
-        draw_predictions(Image.new("L", (64, 64)), [CAT, DOG], [], predicted_matched=[True])
+        drawing(Image.new("L", (64, 64)), [CAT, DOG], [], predicted_matched=[True])
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16"])
 @pytest.mark.parametrize("size", [(8, 8), (700, 500), (4000, 1000), (16, 900)])
 def test_any_image_becomes_a_readable_size(mode, size):
-    picture = draw_predictions(Image.new(mode, size), [CAT], [DOG])
+    picture = drawing(Image.new(mode, size), [CAT], [DOG])
     inner = picture.width - 2 * MARGIN, picture.height - 2 * MARGIN
     assert picture.mode == "RGB"
     assert max(inner) <= MAX_SIDE + 40  # the legend's height
@@ -96,7 +99,7 @@ def test_any_image_becomes_a_readable_size(mode, size):
 def test_long_and_foreign_descriptions_are_drawn():
     long = Truth(desc="a very long description\nof a thing " * 9, box=(0, 0, 999, 999))
     foreign = Truth(desc="\u0447\u0451\u0440\u043d\u044b\u0439 \u043a\u043e\u0442", box=(10, 10, 20, 20))
-    assert draw_predictions(Image.new("RGB", (64, 64)), [long, foreign], [long]).width > MIN_WIDTH
+    assert drawing(Image.new("RGB", (64, 64)), [long, foreign], [long]).width > MIN_WIDTH
 
 
 def test_no_picture_leaves_no_file(tmp_path):
