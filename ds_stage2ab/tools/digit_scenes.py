@@ -26,12 +26,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 from sklearn.datasets import load_digits
 
-from ds_stage2ab.errors import Stage2Error, exit_code
 from ds_stage2ab.tools.scene_files import (
     SPLITS,
-    already_there,
-    made_scenes,
+    make_scenes,
     scene_options,
+    scene_rng,
     tight_box,
     to_bins,
     write_data_set,
@@ -172,11 +171,6 @@ def record_of(scene: Scene, image: str, name: str) -> dict[str, object]:
     return {"id": name, "images": [image], "width": width, "height": height, "objects": objects}
 
 
-def scene_rng(seed: int, split: str, index: int) -> np.random.Generator:
-    """The generator of one scene's random numbers."""
-    return np.random.default_rng([seed, SPLITS.index(split), index])
-
-
 def to_image(scene: Scene) -> Image.Image:
     """The scene as an 8-bit grey picture."""
     return Image.fromarray(np.round(np.clip(scene.brightness, 0.0, 1.0) * 255.0).astype(np.uint8), mode="L")
@@ -212,14 +206,11 @@ def generate(
         **asdict(layout),
     }
     counts = dict(zip(SPLITS, (train_scenes, validation_scenes), strict=True))
-    if already_there(out, MANIFEST, manifest):
-        return False
     writers = {
         split: partial(write_scene, split=split, scans=scans, seed=seed, layout=layout)
         for split, scans in split_scans().items()
     }
-    write_data_set(out, MANIFEST, manifest, counts, writers, advance)
-    return True
+    return write_data_set(out, MANIFEST, manifest, counts, writers, advance)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -231,12 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--max-side", type=int, default=max(SIDES), choices=SIDES)
     options = scene_options(parser, arguments)
     layout = Layout(max_digits=options.max_digits, min_height=options.min_height, max_side=options.max_side)
-    try:
-        print(made_scenes(options, partial(generate, layout=layout)))
-    except Stage2Error as error:
-        print(error, file=sys.stderr)
-        return exit_code(error)
-    return 0
+    return make_scenes(options, partial(generate, layout=layout))
 
 
 if __name__ == "__main__":

@@ -28,12 +28,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ds_stage2ab.errors import EnvironmentFault, Stage2Error, exit_code
+from ds_stage2ab.errors import EnvironmentFault
 from ds_stage2ab.tools.scene_files import (
     SPLITS,
-    already_there,
-    made_scenes,
+    make_scenes,
     scene_options,
+    scene_rng,
     tight_box,
     to_bins,
     write_data_set,
@@ -189,11 +189,6 @@ def record_of(scene: Scene, image: str, name: str) -> dict[str, object]:
     return {"id": name, "images": [image], "width": width, "height": height, "objects": objects}
 
 
-def scene_rng(seed: int, split: str, index: int) -> np.random.Generator:
-    """The generator of one scene's random numbers."""
-    return np.random.default_rng([seed, SPLITS.index(split), index])
-
-
 def write_scene(index: int, *, folder: Path, split: str, seed: int, font: Path) -> str:
     """Write one picture into `folder`; returns its line of the JSONL."""
     scene = compose(scene_rng(seed, split, index), font, split)
@@ -221,11 +216,8 @@ def generate(
     counts = dict(zip(SPLITS, (train_scenes, validation_scenes), strict=True))
     digest = hashlib.sha256(font.read_bytes()).hexdigest()
     manifest = {"generator_version": GENERATOR_VERSION, "seed": seed, "font": digest, **counts}
-    if already_there(out, MANIFEST, manifest):
-        return False
     writers = {split: partial(write_scene, split=split, seed=seed, font=font) for split in SPLITS}
-    write_data_set(out, MANIFEST, manifest, counts, writers, advance)
-    return True
+    return write_data_set(out, MANIFEST, manifest, counts, writers, advance)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -234,12 +226,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=command, description=__doc__.splitlines()[0])
     parser.add_argument("--font", type=Path, default=FONT, metavar="FILE", help=f"Noto Color Emoji (default: {FONT})")
     options = scene_options(parser, arguments)
-    try:
-        print(made_scenes(options, partial(generate, font=options.font)))
-    except Stage2Error as error:
-        print(error, file=sys.stderr)
-        return exit_code(error)
-    return 0
+    return make_scenes(options, partial(generate, font=options.font))
 
 
 if __name__ == "__main__":

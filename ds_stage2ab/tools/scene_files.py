@@ -23,7 +23,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from ds_stage2ab.errors import DataError, unwritable
+from ds_stage2ab.errors import DataError, Stage2Error, exit_code, unwritable
 
 SPLITS = ("train", "validation")
 PLAIN_LINES = 4  # lines about progress where no terminal shows one line that changes
@@ -75,6 +75,11 @@ def to_bins(box: tuple[int, int, int, int], width: int, height: int) -> list[int
     return bins
 
 
+def scene_rng(seed: int, split: str, index: int) -> np.random.Generator:
+    """The generator of one scene's random numbers."""
+    return np.random.default_rng([seed, SPLITS.index(split), index])
+
+
 def write_split(folder: Path, split: str, num_scenes: int, write: Callable[[int], str], advance: Advance) -> None:
     """Write the JSONL of `num_scenes` scenes into `folder`; `advance` is called after each line."""
     with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as lines, _processes(num_scenes) as pool:
@@ -91,7 +96,7 @@ def _processes(num_scenes: int) -> AbstractContextManager[Pool | None]:
     return multiprocessing.get_context("fork").Pool(cores, signal.signal, (signal.SIGINT, signal.SIG_IGN))
 
 
-def already_there(out: Path, name: str, manifest: Mapping[str, Any]) -> bool:
+def _already_there(out: Path, name: str, manifest: Mapping[str, Any]) -> bool:
     """True if `out` holds the data set that `manifest` describes; raises DataError if it holds anything else."""
     if not out.exists():
         return False
@@ -117,15 +122,17 @@ def write_data_set(
     counts: Mapping[str, int],
     writers: Mapping[str, Callable[..., str]],
     advance: Advance,
-) -> None:
-    """Make the data set in `out`, whole or not at all.
+) -> bool:
+    """Make the data set in `out`, whole or not at all. False: exactly this data set was there already.
 
     Args:
-        name: the file that holds `manifest`, by which `already_there` knows it again.
+        name: the file that holds `manifest`, by which the data set is known again.
         counts: split -> scenes.
         writers: split -> `write(index, folder=...)`.
         advance: called after each scene that is written.
     """
+    if _already_there(out, name, manifest):
+        return False
     out.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
@@ -137,6 +144,7 @@ def write_data_set(
         building.replace(out)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+    return True
 
 
 def scene_options(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
@@ -151,17 +159,20 @@ def scene_options(parser: argparse.ArgumentParser, arguments: list[str] | None) 
     return options
 
 
-def made_scenes(options: argparse.Namespace, generate: Callable[..., bool]) -> str:
-    """Call `generate(out, seed=..., train_scenes=..., validation_scenes=..., advance=...)`; returns what was done.
+def make_scenes(options: argparse.Namespace, generate: Callable[..., bool]) -> int:
+    """Call `generate(out, seed=..., train_scenes=..., validation_scenes=..., advance=...)` and say what was done.
 
-    Raises:
-        Stage2Error: what `generate` raises, or the folder cannot be written.
+    Returns:
+        The exit code.
     """
     counts = {"train_scenes": options.train_scenes, "validation_scenes": options.validation_scenes}
     progress = ScenesProgress(sys.stdout, sum(counts.values()))
     try:
         made = generate(options.out, seed=options.seed, **counts, advance=progress.advance)
-    except OSError as error:
-        raise unwritable(options.out, error) from None
+    except (Stage2Error, OSError) as error:
+        fault = error if isinstance(error, Stage2Error) else unwritable(options.out, error)
+        sys.stderr.write(f"{fault}\n")
+        return exit_code(fault)
     written = f"{options.train_scenes} training and {options.validation_scenes} validation scenes"
-    return f"{options.out}: {written} {'written' if made else 'were there already'}"
+    sys.stdout.write(f"{options.out}: {written} {'written' if made else 'were there already'}\n")
+    return 0
