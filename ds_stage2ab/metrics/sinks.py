@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -21,8 +21,8 @@ SHOWN_SKIPPED = 3  # sample ids named in one console line; the journal names all
 EVALUATION_SHOWN = ("eval/f1", "eval/f1_boxes", "eval/precision", "eval/recall", "eval/parse_ok_rate", "eval/seconds")
 
 
-class Sink(Protocol):
-    """Receives each record once, in order."""
+class Sink:
+    """Receives each record once, in order; does nothing with what it does not override."""
 
     def step(self, record: StepRecord) -> None:
         """Take the record of a logging step."""
@@ -40,7 +40,7 @@ class Sink(Protocol):
         """Release files and the terminal; nothing follows."""
 
 
-class JsonlSink:
+class JsonlSink(Sink):
     """Appends to `metrics.jsonl`: each line is one unbuffered append.
 
     Args:
@@ -61,12 +61,6 @@ class JsonlSink:
     def evaluation(self, record: EvaluationRecord) -> None:
         self._write(record)
 
-    def pictures(self, step: int, files: Sequence[Path]) -> None:
-        """Ignored: they are in the run folder."""
-
-    def warning(self, text: str) -> None:
-        """Ignored: its figures are in the records."""
-
     def close(self) -> None:
         os.close(self._file)
 
@@ -86,7 +80,7 @@ def _cut_torn_line(path: Path, file: int) -> None:
     os.ftruncate(file, content.rfind(b"\n") + 1)
 
 
-class WarningsSink:
+class WarningsSink(Sink):
     """Appends each warning to `warnings.log` with its time (UTC), so that it outlives the terminal.
 
     Args:
@@ -107,12 +101,6 @@ class WarningsSink:
         if trouble := trouble_line(record):
             self.warning(trouble)
 
-    def evaluation(self, record: EvaluationRecord) -> None:
-        """Ignored: it is no warning."""
-
-    def pictures(self, step: int, files: Sequence[Path]) -> None:
-        """Ignored: they are in the run folder."""
-
     def warning(self, text: str) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
         try:
@@ -123,11 +111,8 @@ class WarningsSink:
             why = f"a warning cannot be written: {error.strerror}"
             raise EnvironmentFault(why, where=str(self._path), fix=fix) from error
 
-    def close(self) -> None:
-        """Nothing is open."""
 
-
-class ConsoleSink:
+class ConsoleSink(Sink):
     """A progress bar on a terminal, one plain line per record elsewhere.
 
     Args:
@@ -154,9 +139,6 @@ class ConsoleSink:
 
     def evaluation(self, record: EvaluationRecord) -> None:
         self._say(evaluation_line(record, self._total_steps))
-
-    def pictures(self, step: int, files: Sequence[Path]) -> None:
-        """Ignored: they are in the run folder."""
 
     def warning(self, text: str) -> None:
         self._say(f"warning: {text}")

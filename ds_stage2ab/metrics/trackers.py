@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from ds_stage2ab.errors import EnvironmentFault
 from ds_stage2ab.metrics.journal import Entry, EvaluationRecord, StepRecord
 from ds_stage2ab.metrics.registry import METRICS
+from ds_stage2ab.metrics.sinks import Sink
 
 PROJECT = "ds_stage2ab"
 """Where a tracker has projects and its own variable of the environment names none."""
@@ -64,7 +65,7 @@ class Tracker(Protocol):
         """Send what waits."""
 
 
-class TrackerSink:
+class TrackerSink(Sink):
     """A tracker as a sink. One that fails says so once, and the run goes on without it.
 
     Args:
@@ -85,9 +86,6 @@ class TrackerSink:
 
     def pictures(self, step: int, files: Sequence[Path]) -> None:
         self._try(lambda: self._tracker.pictures(files, step))
-
-    def warning(self, text: str) -> None:
-        """Ignored: its figures are in the records."""
 
     def close(self) -> None:
         self._try(self._tracker.close)
