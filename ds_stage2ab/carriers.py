@@ -285,7 +285,6 @@ class Segment:
     # long [K]: the target bin of each score
     sample_id: str
     draw: int
-    channel: str
     terms: Mapping[str, tuple[float, float]]
     # the channel's metrics of this sample: name -> (sum, count)
 

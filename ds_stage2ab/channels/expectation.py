@@ -94,7 +94,6 @@ class Expectation:
                 where=sample.id,
             ),
             self.positions,
-            channel=self.name,
             max_length=self.max_length,
             remedy="data.max_pixels",
             terms={},

@@ -159,7 +159,6 @@ class RolloutMatching:
             sample,
             target,
             self.positions,
-            channel=self.name,
             max_length=self.max_length,
             remedy="custom.extra.rollout_matching.max_new_tokens" if self.appends else "data.max_pixels",
             terms={name: term for terms in reported for name, term in terms.items()},

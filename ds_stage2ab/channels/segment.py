@@ -40,7 +40,6 @@ def make_segment(
     target: Target,
     positions: PositionIndex,
     *,
-    channel: str,
     max_length: int,
     remedy: str,
     terms: Mapping[str, tuple[float, float]],
@@ -77,6 +76,5 @@ def make_segment(
         score_bins=torch.from_numpy(target.score_bins),
         sample_id=sample.id,
         draw=sample.draw,
-        channel=channel,
         terms=terms,
     )

@@ -38,7 +38,6 @@ class CheckedConfig:
 class LoadedConfig:
     """A config without problems."""
 
-    path: Path
     name: str
     # of the run: `logging.name`, else the name of the file without its ending
     config: Config
@@ -90,7 +89,6 @@ def load_config(path: Path, overrides: Node | None = None) -> LoadedConfig:
         raise as_error(checked.problems, str(path), checked.document.sources)
     config = build_config(checked.resolved)
     return LoadedConfig(
-        path=path,
         name=config.logging.name or path.stem,
         config=config,
         resolved=checked.resolved,

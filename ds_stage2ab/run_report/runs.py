@@ -20,7 +20,6 @@ class RunFiles:
 
     name: str
     # no two of a report are the same
-    folder: Path
     history: History
     config: dict[str, Any]
     # resolved
@@ -52,7 +51,6 @@ def _read(name: str, folder: Path) -> RunFiles:
     evaluations = answer_files(folder)
     return RunFiles(
         name=name,
-        folder=folder,
         history=read_history(folder / FILE_NAME),
         config=mapping_of(folder / CONFIG_FILE),
         origins=mapping_of(folder / ORIGINS_FILE),

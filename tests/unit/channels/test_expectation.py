@@ -96,7 +96,6 @@ def test_segments_keep_order_and_names(bench):
     segments = bench.segments()
     assert [segment.sample_id for segment in segments] == [sample.id for sample in bench.samples]
     assert [segment.draw for segment in segments] == [0, 1, 2, 3]
-    assert {segment.channel for segment in segments} == {"A"}
 
 
 def test_a_sample_that_is_too_long_is_named_with_the_key(one):

@@ -231,7 +231,7 @@ def test_positions_and_image_are_the_samples(bench, answer):
     grid = sample.vision.image_grid_thw
     assert torch.equal(segment.position_ids, position_index(bench.model)(segment.input_ids, grid))
     assert segment.vision is sample.vision
-    assert (segment.sample_id, segment.draw, segment.channel) == ("train-000000", 0, "B")
+    assert (segment.sample_id, segment.draw) == ("train-000000", 0)
     of_backends = (*SERVER_TERMS, *DECODING_TERMS)
     names = (*TERM_NAMES, *BEST_OF_TERMS, *of_backends)
     assert tuple(segment.terms) == names == bench.rollout_matching(None).term_names

@@ -35,7 +35,7 @@ def bench(quickstart):
 
 
 def made(bench, target=TARGET, **changes):
-    settings = {"channel": "B", "max_length": 4096, "remedy": "data.max_pixels"}
+    settings = {"max_length": 4096, "remedy": "data.max_pixels"}
     settings |= {"terms": {"rollout/tokens": (6.0, 1.0)}} | changes
     return make_segment(bench.samples[1], target, position_index(bench.model), **settings)
 
@@ -80,9 +80,9 @@ def test_positions_are_those_of_the_whole_segment(bench):
     assert columns[0, -1] < len(segment.input_ids) - 1
 
 
-def test_the_rest_is_the_samples_and_the_channels(bench):
+def test_the_rest_is_the_samples_and_its_terms(bench):
     sample, segment = bench.samples[1], made(bench)
-    assert (segment.sample_id, segment.draw, segment.channel) == ("train-000001", 1, "B")
+    assert (segment.sample_id, segment.draw) == ("train-000001", 1)
     assert segment.vision is sample.vision
     assert segment.terms == {"rollout/tokens": (6.0, 1.0)}
 

@@ -25,7 +25,6 @@ def segment(
         score_bins=torch.arange(scores) + first,
         sample_id=name,
         draw=0,
-        channel="A",
         terms={},
     )
 
