@@ -125,9 +125,9 @@ def _names(runs: Sequence[RunFiles], drawn: Callable[[Sequence[Chart]], str]) ->
     found = [confusion(run.last_answers) for run in runs]
     titles = ["boxes by true and answered name"] if len(runs) == 1 else [text(run.name) for run in runs]
     charts = [chart for title, one in zip(titles, found, strict=True) if (chart := confusion_chart(title, one))]
-    wrong = Counter({pair: count for one in found for pair, count in one.named.items() if pair[0] != pair[1]})
+    wrong = Counter({pair: count for one in found for pair, count in one.items() if pair[0] != pair[1]})
     rows = [
-        [text(true), text(name), *(f"{one.named[true, name]:,}" for one in found)]
+        [text(true), text(name), *(f"{one[true, name]:,}" for one in found)]
         for true, name in sorted(wrong, key=lambda pair: (-wrong[pair], pair))[:MAX_CONFUSED]
     ]
     head = ["true name", "answered name", *(["boxes"] if len(runs) == 1 else map(text, (run.name for run in runs)))]

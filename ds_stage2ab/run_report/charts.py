@@ -6,6 +6,7 @@ Of one run a chart has a line for each metric and channel, of several a chart fo
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
@@ -24,7 +25,7 @@ from ds_stage2ab.metrics.curves import (
 from ds_stage2ab.metrics.health_watch import FIGURES
 from ds_stage2ab.metrics.journal import EVALUATION_CHANNEL, History
 from ds_stage2ab.pages.frame import text
-from ds_stage2ab.run_report.figures import Confusion, Thresholds
+from ds_stage2ab.run_report.figures import Thresholds
 from ds_stage2ab.run_report.runs import RunFiles
 
 MAX_POINTS = 400
@@ -185,15 +186,15 @@ def threshold_charts(found: Sequence[tuple[str, Thresholds]]) -> list[Chart]:
     ]
 
 
-def confusion_chart(title: str, found: Confusion) -> Chart | None:
+def confusion_chart(title: str, found: Counter[tuple[str, str]]) -> Chart | None:
     """Counts of matched boxes by true (down) and answered (across) name; None where nothing is matched."""
     totals: dict[str, int] = {}
-    for (true, _), count in found.named.items():
+    for (true, _), count in found.items():
         totals[true] = totals.get(true, 0) + count
     rows = sorted(totals, key=lambda name: -totals[name])[:MAX_NAMES]
-    others = [name for true, name in found.named if true in rows and name not in rows]
+    others = [name for true, name in found if true in rows and name not in rows]
     columns = [*rows, *list(dict.fromkeys(others))[: MAX_NAMES - len(rows)]]
-    counts = [[found.named.get((true, name)) for name in columns] for true in rows]
+    counts = [[found.get((true, name)) for name in columns] for true in rows]
     trace = {
         "type": "heatmap",
         "x": [text(name) for name in columns],

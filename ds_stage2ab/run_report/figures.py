@@ -2,7 +2,7 @@
 
 Invariants:
 - Below the lowest score precision, recall and F1 are those that the evaluation reports.
-- A box is counted once: as named right, as named wrong, as missed, or as spurious.
+- A box is named once at most: right or wrong.
 """
 
 from __future__ import annotations
@@ -34,15 +34,6 @@ class Thresholds:
     f1: list[float | None]
     kept: list[float]
     # share of the predicted objects
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Confusion:
-    """Matched boxes by (true name, predicted name), and those that nothing matched."""
-
-    named: Counter[tuple[str, str]]
-    missed: Counter[str]
-    spurious: Counter[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,18 +72,13 @@ def over_thresholds(answers: Sequence[Answer]) -> Thresholds | None:
     )
 
 
-def confusion(answers: Sequence[Answer]) -> Confusion:
-    """Which names the found boxes have, and what they are."""
+def confusion(answers: Sequence[Answer]) -> Counter[tuple[str, str]]:
+    """Found boxes by (true name, predicted name)."""
     named: Counter[tuple[str, str]] = Counter()
-    missed: Counter[str] = Counter()
-    spurious: Counter[str] = Counter()
     for answer in answers:
         pairs = (*answer.pairs, *wrong_names(answer.predicted, answer.truth, answer.pairs))
-        found, hit = ({pair[side] for pair in pairs} for side in (0, 1))
         named.update((name_of(answer.truth[g]), name_of(answer.predicted[p])) for p, g in pairs)
-        missed.update(name_of(one) for place, one in enumerate(answer.truth) if place not in hit)
-        spurious.update(name_of(one) for place, one in enumerate(answer.predicted) if place not in found)
-    return Confusion(named=named, missed=missed, spurious=spurious)
+    return named
 
 
 def descriptions(answers: Sequence[Answer], num_worst: int) -> list[Description]:
