@@ -108,10 +108,8 @@ def _write_page(
 def _tables(figures: SetFigures) -> list[Table | str]:
     measures = Table("", "least", "5 %", "median", "95 %", "most", box=SIMPLE)
     for name, values in figures.measures.items():
-        found = spread(values)
-        if found is not None:
-            cells = (found.least, found.low, found.median, found.high, found.most)
-            measures.add_row(name, *(f"{value:,.4g}" for value in cells))
+        if len(values):
+            measures.add_row(name, *spread(values))
     measures.columns[0].no_wrap = True
     for column in measures.columns[1:]:
         column.justify = "right"

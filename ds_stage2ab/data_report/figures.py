@@ -25,7 +25,7 @@ from ds_stage2ab.data.images import check_image
 from ds_stage2ab.errors import DataError, printable
 
 BLOCK = 2**20  # bytes read at a time
-QUANTILES = (0.05, 0.5, 0.95)
+SPREAD = (0.0, 0.05, 0.5, 0.95, 1.0)  # quantiles: the least, 5 % are below, the median, 5 % are above, the most
 
 PER_IMAGE = "objects per image"
 BOX_WIDTH, BOX_HEIGHT = "box width, bins", "box height, bins"
@@ -35,19 +35,6 @@ LOGARITHMIC = (BOX_WIDTH, BOX_HEIGHT, ASPECT)
 """Measures that are drawn over a logarithmic axis."""
 
 Measures = dict[str, NDArray[np.float64]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spread:
-    """Where the values of a measure lie."""
-
-    least: float
-    low: float
-    # 5 % are below
-    median: float
-    high: float
-    # 5 % are above
-    most: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,13 +94,9 @@ def summary(figures: SetFigures) -> str:
     return f"{images}, {figures.empty:,} without objects; {objects} of {names}{prompts}"
 
 
-def spread(values: NDArray[np.float64]) -> Spread | None:
-    """None if there are no values."""
-    if not len(values):
-        return None
-    low, median, high = np.quantile(values, QUANTILES)
-    least, most = values.min(), values.max()
-    return Spread(least=float(least), low=float(low), median=float(median), high=float(high), most=float(most))
+def spread(values: NDArray[np.float64]) -> list[str]:
+    """Where the values of a measure lie, as the cells of a row: its quantiles of `SPREAD`."""
+    return [f"{value:,.4g}" for value in np.quantile(values, SPREAD)]
 
 
 def unusable_images(records: Iterable[Record]) -> Iterator[str]:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ds_stage2ab.carriers import Record
 from ds_stage2ab.config.batch import counted
 from ds_stage2ab.data.images import load_image
@@ -38,18 +35,12 @@ def data_page(
 def _section(figures: SetFigures, caps: Mapping[str, Sequence[float]]) -> Iterator[str]:
     yield f"<h2>{text(str(figures.file))}</h2>"
     yield f"<p>{summary(figures)}</p>"
-    rows = [_row(name, values) for name, values in figures.measures.items() if len(values)]
+    rows = [[text(name), *spread(values)] for name, values in figures.measures.items() if len(values)]
     yield table(["", "least", "5 %", "median", "95 %", "most"], rows)
     charts = [histogram(name, values, caps.get(name) or ()) for name, values in figures.measures.items() if len(values)]
     charts += [class_bars(figures.classes)] if figures.classes else []
     yield f"<div class=charts>{''.join(charts)}</div>"
     yield f"<h3>pictures</h3><div class=pictures>{''.join(map(_picture, _chosen(figures.records)))}</div>"
-
-
-def _row(name: str, values: NDArray[np.float64]) -> list[str]:
-    found = spread(values)
-    cells = (found.least, found.low, found.median, found.high, found.most)
-    return [text(name), *(f"{value:,.4g}" for value in cells)]
 
 
 def _chosen(records: Sequence[Record]) -> list[Record]:
