@@ -18,7 +18,8 @@ from ds_stage2ab.config.sections import Config
 from ds_stage2ab.data.records import read_records
 from ds_stage2ab.data_report.figures import SetFigures, set_figures, spread, summary, unusable_images
 from ds_stage2ab.data_report.findings import of_images, of_one_set
-from ds_stage2ab.errors import ConfigError, printable, unwritable
+from ds_stage2ab.errors import ConfigError, printable
+from ds_stage2ab.runtime.files import write_whole
 from ds_stage2ab.runtime.progress import with_bar
 
 RECORDS = ".jsonl"
@@ -97,11 +98,7 @@ def _write_page(
     from ds_stage2ab.data_report.page import data_page
 
     page = data_page(", ".join(one.file.name for one in sets), sets, findings, caps)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(page, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise unwritable(file, error) from None
+    write_whole(file, page)
     return f"{printable(str(file))}: the same with histograms and pictures, in one file"
 
 

@@ -8,7 +8,6 @@ data contract has truth alone. Boxes are of continuous areas: bin k of a side of
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,10 +16,11 @@ from typing import Any
 
 from ds_stage2ab.codec.bins import MAX_BIN, fraction_of
 from ds_stage2ab.codec.names import compared
-from ds_stage2ab.errors import ConfigError, DataError, unwritable
+from ds_stage2ab.errors import ConfigError, DataError
 from ds_stage2ab.formats.boxes import numbers
 from ds_stage2ab.formats.coco import items
 from ds_stage2ab.formats.json_lines import read_lines, whole
+from ds_stage2ab.runtime.files import write_whole
 
 EVALUATIONS = "evaluations"
 """Folder of a run with a JSONL of predictions for each evaluation."""
@@ -98,7 +98,7 @@ def export_coco(source: Path, out: Path, annotations: Path | None) -> list[tuple
         if path.exists():
             raise ConfigError("exists already", where=str(path), fix="give another --out, or move it away")
     for path, values, _ in written:
-        _write(path, values)
+        write_whole(path, json.dumps(values, ensure_ascii=False))
     return [(path, what) for path, _, what in written]
 
 
@@ -250,13 +250,3 @@ def _annotations(images: list[_Image], ids: _Ids) -> dict:
         "categories": [{"id": key, "name": name} for key, name in ids.categories.values()],
         "annotations": [{"id": number, **entry} for number, entry in enumerate(entries, start=1)],
     }
-
-
-def _write(path: Path, values: object) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise unwritable(path, error) from None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from rich.table import Table
 
-from ds_stage2ab.errors import ConfigError, printable, unwritable
+from ds_stage2ab.errors import ConfigError, printable
 from ds_stage2ab.metrics.report import summary_table, write_report
 from ds_stage2ab.run_report.closing import closing_lines
+from ds_stage2ab.runtime.files import write_whole
 
 IN_THE_RUN = Path()
 """`--html` without a file: `report.html` in the folder of the first run."""
@@ -52,11 +52,5 @@ def _write_page(file: Path, folders: list[Path]) -> str:
 
     page = report_page(read_runs(folders))
     path = folders[0] / FILE_NAME if file == IN_THE_RUN else file
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8", errors="backslashreplace")
-        os.replace(partial, path)
-    except OSError as error:
-        raise unwritable(path, error) from None
+    write_whole(path, page)
     return f"{printable(str(path))}: open it in a browser"
