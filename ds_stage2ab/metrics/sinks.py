@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from ds_stage2ab.errors import EnvironmentFault, printable
 from ds_stage2ab.metrics.journal import Entry, EvaluationRecord, StepRecord, to_line
+from ds_stage2ab.runtime.files import drop_half_line
 
 PACE_RECORDS = 20  # logging steps over which the speed of the ETA is measured: recent, but not jumpy
 SHOWN_SKIPPED = 3  # sample ids named in one console line; the journal names all
@@ -52,8 +53,8 @@ class JsonlSink(Sink):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        _cut_torn_line(path, self._file)
+        drop_half_line(path)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def step(self, record: StepRecord) -> None:
         self._write(record)
@@ -73,11 +74,6 @@ class JsonlSink(Sink):
             why = f"the metrics of step {entry.step} cannot be written: {error.strerror}"
             fix = "free space on that disk, then start again"
             raise EnvironmentFault(why, where=str(self._path), fix=fix) from error
-
-
-def _cut_torn_line(path: Path, file: int) -> None:
-    content = path.read_bytes()
-    os.ftruncate(file, content.rfind(b"\n") + 1)
 
 
 class WarningsSink(Sink):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 from ds_stage2ab.errors import ConfigError, DataError, printable, unwritable
 from ds_stage2ab.formats.export_coco import BESIDE, export_coco
 from ds_stage2ab.predict.prediction import Prediction
+from ds_stage2ab.runtime.files import drop_half_line
 
 LINES, RESULTS, PICTURES, ASKED = "predictions.jsonl", "results.json", "pictures", "predict.json"
 LONGEST_NAME = 100  # characters of a picture's name
@@ -85,7 +85,7 @@ class Output:
             told = ", ".join(f"{key} was {printable(json.dumps(before[key]))}" for key in others if key in before)
             why = f"its predictions were made otherwise: {told or 'by another version'}"
             raise ConfigError(why, where=str(self.folder), fix="give another --out, or the same words as before")
-        _cut_unfinished(self.lines)
+        drop_half_line(self.lines)
         with self.lines.open(encoding="utf-8") as stream:
             for number, text in enumerate(stream, start=1):
                 try:
@@ -106,14 +106,6 @@ class Output:
         while (name := f"{stem}{f'-{number}' * (number > 1)}.jpg") in self._pictures:
             number += 1
         return name
-
-
-def _cut_unfinished(file: Path) -> None:
-    """Drop a last line without an end: the process was killed while it wrote."""
-    content = file.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(file, whole)
 
 
 @contextmanager

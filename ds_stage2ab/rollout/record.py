@@ -25,6 +25,7 @@ from typing import get_args
 
 from ds_stage2ab.carriers import Finish, Rollout
 from ds_stage2ab.errors import EnvironmentFault
+from ds_stage2ab.runtime.files import drop_half_line
 
 MAX_FILE_BYTES = 64 * 2**20
 """Largest size of a file of several lines: 64 MiB, some 20,000 answers of 500 tokens, can still be opened in an
@@ -196,9 +197,9 @@ class RolloutLog:
     def _append(self, line: bytes) -> None:
         """The whole line, or nothing of it."""
         if not self._is_mended:
-            _drop_half_line(self.path)
+            drop_half_line(self.path)  # nothing was trained on it
             self._is_mended = True
-        size = _size(self.path)
+        size = self.path.stat().st_size if self.path.exists() else 0
         if size and size + len(line) > MAX_FILE_BYTES:
             self.number += 1
         with self.path.open("ab", buffering=0) as file:
@@ -211,21 +212,3 @@ class RolloutLog:
                 with suppress(OSError):  # report the first error
                     file.truncate(before)
                 raise
-
-
-def _size(path: Path) -> int:
-    """Bytes; 0 of a file that is not there yet."""
-    return path.stat().st_size if path.exists() else 0
-
-
-def _drop_half_line(path: Path) -> None:
-    """Cut off what a process left behind that was killed as it wrote: nothing was trained on it."""
-    size = _size(path)
-    if not size:
-        return
-    with path.open("r+b") as file:
-        complete = 0
-        for line in file:
-            complete += len(line) if line.endswith(b"\n") else 0
-        if complete < size:
-            file.truncate(complete)

@@ -19,3 +19,17 @@ def write_whole(path: Path, text: str) -> None:
         os.replace(partial, path)
     except OSError as error:
         raise unwritable(path, error) from None
+
+
+def drop_half_line(path: Path) -> None:
+    """Cut off a last line without an end: the process was killed while it wrote. Without a file there is none.
+
+    Raises:
+        OSError: it cannot be read or written.
+    """
+    if not path.exists() or not path.stat().st_size:
+        return
+    with path.open("r+b") as file:
+        whole = sum(len(line) for line in file if line.endswith(b"\n"))
+        if whole < file.tell():
+            file.truncate(whole)
