@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ds_stage2ab.config.document import Document
 from ds_stage2ab.config.nodes import plain_value
@@ -37,6 +38,16 @@ def origins(resolved: dict, document: Document) -> dict[str, str]:
     for path in _leaves(resolved, ()):
         found[".".join(path)] = origin(path, document)
     return found
+
+
+def flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of a config; lists and empty mappings are values."""
+    for key, value in values.items():
+        here = f"{path}.{key}" if path else key
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, here)
+        else:
+            yield here, value
 
 
 def _lines(values: dict, path: KeyPath, document: Document) -> Iterator[tuple[str, str]]:

@@ -8,12 +8,13 @@ gathered from every rank; only where they differ is the difference looked for.
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
 
 import ds_stage2ab
 from ds_stage2ab.config.load import LoadedConfig
+from ds_stage2ab.config.resolved import flat
 from ds_stage2ab.config.rules import REPLAY_RUN
 from ds_stage2ab.errors import ConfigError, DataError, EnvironmentFault, Stage2Error
 from ds_stage2ab.runtime.ranks import World
@@ -38,7 +39,8 @@ def assert_same_start(loaded: LoadedConfig, checkpoint: Path, world: World) -> N
     """
     if world.size == 1:
         return
-    config = dict(_flat(loaded.resolved)) | {"logging.name": loaded.name}
+    config = {key: json.dumps(value, ensure_ascii=False) for key, value in flat(loaded.resolved)}
+    config["logging.name"] = loaded.name
     shared = "on a path that all machines share, or copy"
     _compare(config, world, ConfigError, "configs", f"keep the config {shared} it to each machine")
     _compare(_code(), world, EnvironmentFault, "code", f"install the package {shared} its folder to each machine")
@@ -124,15 +126,6 @@ def _common(values: list[str]) -> int:
     first, last = min(values), max(values)  # in the order of texts: what these two share, all do
     different = (place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
     return next(different, min(len(first), len(last)))
-
-
-def _flat(values: dict, path: str = "") -> Iterator[tuple[str, str]]:
-    """(key path, value as JSON)."""
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", json.dumps(value, ensure_ascii=False)
 
 
 def _code() -> dict[str, str]:

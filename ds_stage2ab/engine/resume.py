@@ -11,13 +11,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from ds_stage2ab.config.resolved import flat
 from ds_stage2ab.engine.manifest import damaged, incomplete
 from ds_stage2ab.engine.run_folder import BEST, LATEST, best_name, explained, replace_file
 from ds_stage2ab.errors import ConfigError, EnvironmentFault, printable
@@ -175,7 +176,7 @@ def changes(
         before, now: nested mappings of plain values.
         places: where values of the config are written now: `LoadedConfig.origins`.
     """
-    old, new = dict(_flat(before)), dict(_flat(now))
+    old, new = dict(flat(before)), dict(flat(now))
     different = [key for key in sorted(old.keys() | new.keys()) if old.get(key, ...) != new.get(key, ...)]
     names = {key: key.removeprefix(CONFIG) for key in different}
     return [
@@ -232,14 +233,6 @@ def no_state(folder: Path) -> str:
 def _read(folder: Path) -> Saved:
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     return Saved(folder=folder, finished_steps=state["finished_steps"], updates=state["updates"], progress=state)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _shown(values: Mapping[str, Any], key: str) -> str:

@@ -12,7 +12,8 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from ds_stage2ab.metrics.trackers import PROJECT, TrackedRun, flat
+from ds_stage2ab.config.resolved import flat
+from ds_stage2ab.metrics.trackers import PROJECT, TrackedRun
 
 MILLISECONDS = 1000
 MAX_PARAMS = 100  # of one call

@@ -7,7 +7,7 @@ A tracker sees every metric under its own name; those that steps of both channel
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -109,16 +109,6 @@ def tracked_values(entry: Entry) -> dict[str, float]:
         return dict(entry.metrics)
     both = {name for name in entry.metrics if METRICS[name].channel == "both"}
     return {f"{name}/{entry.channel}" if name in both else name: value for name, value in entry.metrics.items()}
-
-
-def flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of a config."""
-    for key, value in values.items():
-        here = f"{path}.{key}" if path else key
-        if isinstance(value, dict) and value:
-            yield from flat(value, here)
-        else:
-            yield here, value
 
 
 def check_trackers(names: Sequence[str]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
+from ds_stage2ab.config.resolved import flat
 from ds_stage2ab.metrics.best_watch import value_of
 from ds_stage2ab.metrics.health_watch import FIGURES, KEY
 from ds_stage2ab.metrics.registry import METRICS
@@ -152,9 +153,9 @@ def _health_row(run: RunFiles, key: str, metric: str, above: bool) -> list[str]:
 
 def _config(runs: Sequence[RunFiles]) -> str:
     """Every key, those that differ between the runs first, with the place that its value came from."""
-    flat = [dict(_leaves(run.config, "")) for run in runs]
-    keys = list(dict.fromkeys(key for values in flat for key in values))
-    differing = [key for key in keys if len({_shown(values, key) for values in flat}) > 1]
+    configs = [dict(flat(run.config)) for run in runs]
+    keys = list(dict.fromkeys(key for values in configs for key in values))
+    differing = [key for key in keys if len({_shown(values, key) for values in configs}) > 1]
     head = ["key", *(text(run.name) + cell for run in runs for cell in (": value", ": from"))]
     if len(runs) == 1:
         head = ["key", "value", "from"]
@@ -167,15 +168,15 @@ def _config(runs: Sequence[RunFiles]) -> str:
         ("defaults", defaults, False),
     ):
         if chosen:
-            rows = [_config_row(key, runs, flat) for key in chosen]
+            rows = [_config_row(key, runs, configs) for key in chosen]
             opened = " open" if is_open else ""
             parts.append(f"<details{opened}><summary>{title} ({len(chosen)})</summary>{table(head, rows)}</details>")
     return "".join(parts)
 
 
-def _config_row(key: str, runs: Sequence[RunFiles], flat: Sequence[dict[str, object]]) -> list[str]:
+def _config_row(key: str, runs: Sequence[RunFiles], configs: Sequence[dict[str, object]]) -> list[str]:
     cells = [text(key)]
-    for run, values in zip(runs, flat, strict=True):
+    for run, values in zip(runs, configs, strict=True):
         cells += [text(_shown(values, key)), f"<span class=note>{text(_origin(run, key))}</span>"]
     return cells
 
@@ -186,14 +187,6 @@ def _shown(values: dict[str, object], key: str) -> str:
 
 def _origin(run: RunFiles, key: str) -> str:
     return run.origins.get(key) or ""
-
-
-def _leaves(values: object, path: str) -> Iterator[tuple[str, object]]:
-    if isinstance(values, dict) and (values or not path):
-        for key, value in values.items():
-            yield from _leaves(value, f"{path}.{key}" if path else key)
-    else:
-        yield path, values
 
 
 def _environment(runs: Sequence[RunFiles]) -> str:
