@@ -26,6 +26,8 @@ from ds_stage2ab.model_folder.images import THIN_FIX, too_thin
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 """Decoders that Pillow may use; one of the others starts an external program (EPS)."""
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""Of what is taken from a folder; a file that is named itself is taken whatever it is called."""
 MAX_PIXELS = 64_000_000  # 192 MB as RGB, checked in the header before anything is decoded
 MAX_BYTES = 256 * 2**20  # no image of MAX_PIXELS in these formats needs more
 EXIF_ORIENTATION = 0x0112

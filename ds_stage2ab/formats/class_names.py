@@ -11,8 +11,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from ds_stage2ab.errors import ConfigError
+from ds_stage2ab.formats.options import MAPPINGS
 
-MAPPINGS = (".yaml", ".yml", ".json")
 FIX = "write one name per line, or a YAML file with `names`: a list, or a mapping from id (or name) to name"
 
 
@@ -37,7 +37,7 @@ def read_class_names(file: Path) -> ClassNames:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot be read: {error}", where=str(file), fix=FIX) from None
-    if file.suffix.lower() in MAPPINGS:
+    if file.suffix.lower() in (*MAPPINGS, ".json"):
         return ClassNames(_of_mapping(file, yaml_values(file, text)))
     return ClassNames({str(place): name for place, name in enumerate(text.split("\n")) if name.strip()})
 

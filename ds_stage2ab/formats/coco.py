@@ -20,6 +20,7 @@ import numpy as np
 from ds_stage2ab.errors import DataError
 from ds_stage2ab.formats.boxes import numbers, polygon_corners
 from ds_stage2ab.formats.class_names import ClassNames, read_class_names
+from ds_stage2ab.formats.json_lines import whole
 from ds_stage2ab.formats.source import Corners, ReadOptions, Source, SourceImage, SourceObject, Tally
 
 BOM = b"\xef\xbb\xbf"
@@ -135,7 +136,7 @@ def _images(file: Path, tally: Tally, paths_of: Any) -> tuple[list[_Image], dict
             tally.image("duplicate_image", where)
         else:
             place_of[key] = len(images)
-            sizes = _size(values, "width"), _size(values, "height")
+            sizes = whole(values.get("width")), whole(values.get("height"))
             absent = _ids(values[NEGATIVE]) if NEGATIVE in values else None
             images.append(_Image(values["id"], paths, *sizes, absent, _ids(values.get(NOT_EXHAUSTIVE))))
     return images, place_of
@@ -161,11 +162,6 @@ def _lvis_paths(values: dict[str, Any]) -> tuple[str, ...]:
     url = values.get("coco_url")
     parts = unquote(urlsplit(url).path).split("/") if isinstance(url, str) else []
     return (*_coco_paths(values), *filter(None, ("/".join(parts[-2:]), "/".join(parts[-1:]))))
-
-
-def _size(values: dict[str, Any], key: str) -> int | None:
-    value = values.get(key)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def _names(file: Path, given: ClassNames | None) -> dict[object, str]:

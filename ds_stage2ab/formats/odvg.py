@@ -10,7 +10,7 @@ from typing import Any
 from ds_stage2ab.formats.boxes import numbers
 from ds_stage2ab.formats.class_names import ClassNames, read_class_names
 from ds_stage2ab.formats.json_lines import read_lines, whole
-from ds_stage2ab.formats.source import Corners, ReadOptions, Source, SourceImage, SourceObject, Tally
+from ds_stage2ab.formats.source import ReadOptions, Source, SourceImage, SourceObject, Tally
 
 
 def read_odvg(options: ReadOptions, tally: Tally) -> Source:
@@ -63,7 +63,7 @@ def _instances(
         elif box is None:
             tally.object("bad_box" if one.get("bbox") else "no_box", where)
         else:
-            yield SourceObject(name=name, corners=_four(box), where=where)
+            yield SourceObject(name=name, corners=tuple(box), where=where)
 
 
 def _regions(values: dict[str, Any], line: str, tally: Tally) -> Iterator[SourceObject]:
@@ -82,9 +82,4 @@ def _regions(values: dict[str, Any], line: str, tally: Tally) -> Iterator[Source
             elif box is None:
                 tally.object("bad_box" if written else "no_box", where)
             else:
-                yield SourceObject(name=name, corners=_four(box), where=where)
-
-
-def _four(box: list[float]) -> Corners:
-    x1, y1, x2, y2 = box
-    return x1, y1, x2, y2
+                yield SourceObject(name=name, corners=tuple(box), where=where)

@@ -11,7 +11,7 @@ from ds_stage2ab.errors import ConfigError
 
 FORMATS = ("coco", "yolo", "voc", "lvis", "odvg", "swift")
 DEFAULT_NAME = "train"
-MAPPINGS = (".yaml", ".yml")
+MAPPINGS = (".yaml", ".yml")  # endings
 _NAME = re.compile(r"[\w][\w.-]*")
 
 

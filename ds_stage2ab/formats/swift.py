@@ -81,8 +81,7 @@ def _objects(
         elif name is None:
             tally.object("unknown_class", where)
         else:
-            x1, y1, x2, y2 = box
-            yield SourceObject(name=name, corners=(x1, y1, x2, y2), where=where)
+            yield SourceObject(name=name, corners=tuple(box), where=where)
 
 
 def _refs(values: dict[str, Any], count: int) -> list[str | None]:

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ds_stage2ab.data.images import SUFFIXES
 from ds_stage2ab.errors import ConfigError, DataError
 from ds_stage2ab.formats.boxes import polygon_corners
 from ds_stage2ab.formats.class_names import ClassNames, read_class_names, yaml_values
+from ds_stage2ab.formats.options import MAPPINGS
 from ds_stage2ab.formats.source import Corners, ReadOptions, Source, SourceImage, SourceObject, Tally
 
-IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-MAPPINGS = (".yaml", ".yml")
 DEFAULT_SPLIT = "train"
 BOX_FIELDS = 5
 LEAST_POLYGON = 7  # fields: a class and three points
@@ -95,7 +95,7 @@ def _listed(options: ReadOptions, entry: str) -> list[str]:
 
 def _images_below(root: Path, folder: str) -> list[str]:
     files = sorted((root / folder).rglob("*"))
-    return [path.relative_to(root).as_posix() for path in files if path.suffix.lower() in IMAGE_ENDINGS]
+    return [path.relative_to(root).as_posix() for path in files if path.suffix.lower() in SUFFIXES]
 
 
 def _labels_of(image: str) -> str:

@@ -8,11 +8,8 @@ from glob import glob, has_magic
 from pathlib import Path
 
 from ds_stage2ab.carriers import Record
-from ds_stage2ab.data.images import read_header
+from ds_stage2ab.data.images import SUFFIXES, read_header
 from ds_stage2ab.errors import ConfigError
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-"""Of what is taken from a folder; a file that is named itself is taken whatever it is called."""
 
 
 def find_images(words: Sequence[str]) -> list[Path]:
