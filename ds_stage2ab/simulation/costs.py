@@ -109,7 +109,3 @@ class StepTime:
     # until the servers have proven that they have the weights
     rollouts: float
     # behind it, until the last answer of the slowest rank
-    passes: float
-    # of decoding, the most of any server
-    live: float
-    # rows of all passes

@@ -45,8 +45,6 @@ def a_step(requests: Sequence[Request], setup: Setup, costs: Costs) -> StepTime:
         learners_busy=around + mine * slowed,
         proof=0.0,
         rollouts=0.0,
-        passes=0.0,
-        live=0.0,
     )
 
 
@@ -117,7 +115,6 @@ def _served(requests: Sequence[Request], setup: Setup, costs: Costs) -> StepTime
     permits = server_slots(setup.decode_batch_size, [1] * setup.servers, setup.learners)
     arrived = [[Signal() for _ in own] for own in ranks]
     ends, works, last = [0.0] * setup.servers, [0.0] * setup.learners, [0.0]
-    tallies = [Tally() for _ in range(setup.servers)]
 
     def answered(server: int, rank: int, place: int) -> None:
         ends[server] = last[0] = machine.now
@@ -129,9 +126,9 @@ def _served(requests: Sequence[Request], setup: Setup, costs: Costs) -> StepTime
     learner = partial(_learner, machine=machine, costs=costs, rounds=rounds, works=works)
     for rank in range(setup.learners):
         machine.start(learner(rank, planned[rank], arrived[rank]))
-    for server, tally in enumerate(tallies):
+    for server in range(setup.servers):
         owners = [mine[server] for mine in owned]
-        machine.start(decode(owners, costs.server, partial(answered, server), tally))
+        machine.start(decode(owners, costs.server, partial(answered, server), Tally()))
     pipeline, around = machine.run(), _around(setup, costs, len(requests)) * _slowed(setup)
     proof = proof_s(setup, costs)
     return StepTime(
@@ -140,8 +137,6 @@ def _served(requests: Sequence[Request], setup: Setup, costs: Costs) -> StepTime
         learners_busy=around + sum(works) / setup.learners,
         proof=proof,
         rollouts=last[0],
-        passes=max(tally.passes for tally in tallies),
-        live=sum(tally.live for tally in tallies),
     )
 
 
@@ -176,11 +171,10 @@ def _learner(
 def _decoded_alone(requests: Sequence[Request], setup: Setup, costs: Costs) -> StepTime:
     """Each rank decodes its own, the longest first, then trains."""
     machine, ranks = Machine(setup.cores), dealt(requests, setup)
-    tallies = [Tally() for _ in ranks]
-    for own, tally in zip(ranks, tallies, strict=True):
+    for own in ranks:
         longest_first = sorted(enumerate(own), key=lambda one: -one[1].answer)
         owners = at_servers(longest_first, [setup.decode_batch_size])
-        machine.start(decode(owners, costs.server, lambda rank, place: None, tally))
+        machine.start(decode(owners, costs.server, lambda rank, place: None, Tally()))
     rollouts, slowed = machine.run(), _slowed(setup)
     packs = [_offline([one.segment for one in own], setup) for own in ranks]
     trained, mine = _rounds(packs, costs.learner.pack_s, costs.learner.token_s)
@@ -192,6 +186,4 @@ def _decoded_alone(requests: Sequence[Request], setup: Setup, costs: Costs) -> S
         learners_busy=around + rollouts + mine * slowed,
         proof=0.0,
         rollouts=rollouts,
-        passes=max(tally.passes for tally in tallies),
-        live=sum(tally.live for tally in tallies),
     )
