@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import blake2b
+from hashlib import blake2b, file_digest
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,6 @@ from ds_stage2ab.config.batch import counted
 from ds_stage2ab.data.images import check_image
 from ds_stage2ab.errors import DataError, printable
 
-BLOCK = 2**20  # bytes read at a time
 SPREAD = (0.0, 0.05, 0.5, 0.95, 1.0)  # quantiles: the least, 5 % are below, the median, 5 % are above, the most
 
 PER_IMAGE = "objects per image"
@@ -118,17 +117,10 @@ def same_images(records: Sequence[Record]) -> list[list[Record]]:
     for alike in by_size.values():
         if len(alike) > 1:
             for record in alike:
-                with suppress(OSError):  # an unreadable image is reported as one, not as a duplicate
-                    groups[_digest(record.image)].append(record)
+                # an unreadable image is reported as one, not as a duplicate
+                with suppress(OSError), record.image.open("rb") as file:
+                    groups[file_digest(file, blake2b).digest()].append(record)
     return [group for group in groups.values() if len(group) > 1]
-
-
-def _digest(file: Path) -> bytes:
-    digest = blake2b(digest_size=16)
-    with file.open("rb") as stream:
-        while block := stream.read(BLOCK):
-            digest.update(block)
-    return digest.digest()
 
 
 def _measures(records: Sequence[Record]) -> Measures:

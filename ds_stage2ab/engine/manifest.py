@@ -5,23 +5,20 @@
 The manifest is written last: a checkpoint without one was cut off, or is of another package.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable
+from functools import partial
+from hashlib import blake2b, file_digest
 from pathlib import Path
 
 MANIFEST = "manifest.json"
 DIGEST_BYTES = 32
-BLOCK_BYTES = 2**22
 
 
 def digest(path: Path) -> str:
     """blake2b of a file, 32 bytes in hex."""
-    state = hashlib.blake2b(digest_size=DIGEST_BYTES)
     with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            state.update(block)
-    return state.hexdigest()
+        return file_digest(file, partial(blake2b, digest_size=DIGEST_BYTES)).hexdigest()
 
 
 def manifest_text(folder: Path) -> str:
