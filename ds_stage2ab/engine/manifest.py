@@ -6,7 +6,6 @@ The manifest is written last: a checkpoint without one was cut off, or is of ano
 """
 
 import json
-from collections.abc import Iterable
 from functools import partial
 from hashlib import blake2b, file_digest
 from pathlib import Path
@@ -50,22 +49,13 @@ def incomplete(folder: Path) -> str:
     return ""
 
 
-def damaged(folder: Path, names: Iterable[str] | None = None) -> str:
-    """Why files of a complete checkpoint have other contents than when they were written; empty if they have not.
-
-    Args:
-        names: of the manifest; None: all.
-    """
+def damaged(folder: Path) -> str:
+    """Why files of a complete checkpoint have other contents than when they were written; empty if they have not."""
     files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    for name in files if names is None else names:
+    for name, file in files.items():
         try:
-            if digest(folder / name) != files[name].get("blake2b"):
+            if digest(folder / name) != file.get("blake2b"):
                 return f"{name} has changed since it was written"
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
     return ""
-
-
-def names_of(folder: Path) -> list[str]:
-    """The files of a complete checkpoint."""
-    return list(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
