@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ds_stage2ab.config.document import Document, read_document
 from ds_stage2ab.config.nodes import Node
-from ds_stage2ab.config.problems import ArgumentPlace, KeyPath, Problem, in_reading_order
+from ds_stage2ab.config.problems import ArgumentPlace, KeyPath, Problem, in_reading_order, value_at
 from ds_stage2ab.config.removed import without_removed_keys
 from ds_stage2ab.config.report import as_error
 from ds_stage2ab.config.resolved import origins
@@ -120,14 +120,8 @@ def _inexact_ratio(document: Document, problems: list[Problem]) -> list[Problem]
     if path not in document.origins or any(problem.path == path[: len(problem.path)] for problem in problems):
         return []
     text = document.text_of(path)
-    value = _value_of(document.values, path)
+    value = value_at(document.values, path)
     if isinstance(value, int) or Fraction(Decimal(text)) == Fraction(str(value)):
         return []
     why = f"{text} has more digits than the schedule can keep exactly"
     return [Problem(path, why, f"round it to 15 digits or fewer: {float(text):.15g}", document.place_of_value(path))]
-
-
-def _value_of(values: dict, path: tuple[str, ...]) -> object:
-    for key in path:
-        values = values[key]
-    return values

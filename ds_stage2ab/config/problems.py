@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 
 from ds_stage2ab.errors import ConfigError, printable
 
@@ -12,6 +14,11 @@ MAX_SHOWN = 120  # characters of an argument: a prompt may be long, and the key 
 
 KeyPath = tuple[str, ...]
 """A key of the config from the root down; entries of a list appear as "0", "1", ..."""
+
+
+def value_at(values: object, path: KeyPath) -> object:
+    """What stands at a key in nested mappings."""
+    return reduce(getitem, path, values)
 
 
 class UnreadableFile(ConfigError):

@@ -12,7 +12,7 @@ from functools import cache
 
 from ds_stage2ab.config.document import Document
 from ds_stage2ab.config.nodes import plain_value
-from ds_stage2ab.config.problems import KeyPath, Problem
+from ds_stage2ab.config.problems import KeyPath, Problem, value_at
 from ds_stage2ab.config.schema import accepted, accepts, config_schema, holds, read_json, schema_at, schema_folder
 
 VALUE = "{value}"  # in a remedy: the value of the new key
@@ -31,10 +31,10 @@ def without_removed_keys(document: Document) -> tuple[dict, list[Problem], set[K
     values, problems, asked_for = document.values, [], set()
     for row in removed_keys():
         path = tuple(row["key"].split("."))
-        if not holds(values, path) or ("value" in row and _at(values, path) != row["value"]):
+        if not holds(values, path) or ("value" in row and value_at(values, path) != row["value"]):
             continue
         problems.append(
-            Problem(path, row["why"], _remedy(row, _at(values, path), document), document.place_of_key(path))
+            Problem(path, row["why"], _remedy(row, value_at(values, path), document), document.place_of_key(path))
         )
         values = _without(values, path)
         if "replaced_by" in row:
@@ -52,7 +52,7 @@ def _remedy(row: dict, old: object, document: Document) -> str:
     new, note = _share_of_b(old) if "is_pattern" in row else (_unquoted(old, schema), "")
     usable = accepts(schema, new) and not (isinstance(new, float) and not math.isfinite(new))
     if holds(document.values, path):
-        return _beside(name, _at(document.values, path), new if usable else None, document.place_of_key(path).spot)
+        return _beside(name, value_at(document.values, path), new if usable else None, document.place_of_key(path).spot)
     if not usable:
         return f"set `{name}` ({accepted(schema)}) and delete this key"
     return row["fix"].replace(VALUE, json.dumps(new)) + note
@@ -82,12 +82,6 @@ def _share_of_b(pattern: object) -> tuple[float | int | None, str]:
     if Fraction(str(rounded)) == exact:
         return int(rounded) if rounded.is_integer() else rounded, ""
     return rounded, f" (rounded: {exact.numerator} of {exact.denominator} steps train Channel B)"
-
-
-def _at(values: object, path: KeyPath) -> object:
-    for key in path:
-        values = values[key]
-    return values
 
 
 def _without(values: dict, path: KeyPath) -> dict:

@@ -20,7 +20,7 @@ from ds_stage2ab.config.decoding_rules import (
     rollouts_to_choose_from_differ,
     temperature_can_be_felt,
 )
-from ds_stage2ab.config.problems import KeyPath
+from ds_stage2ab.config.problems import KeyPath, value_at
 from ds_stage2ab.config.score_rules import (
     CODEC,
     KEEP_SPURIOUS,
@@ -299,7 +299,7 @@ def broken_rules(values: dict, rules: tuple[Rule, ...], faulty: set[KeyPath]) ->
         if any(_touches(path, bad) for path in rule.paths for bad in faulty):
             continue
         try:
-            rule.check(*(_value(values, path) for path in rule.paths))
+            rule.check(*(value_at(values, path) for path in rule.paths))
         except ConfigError as error:
             yield rule, error
 
@@ -308,9 +308,3 @@ def _touches(path: KeyPath, faulty: KeyPath) -> bool:
     """Whether the fault is in the key, in a section above it or in an entry below it."""
     shorter = min(len(path), len(faulty))
     return bool(faulty) and path[:shorter] == faulty[:shorter]
-
-
-def _value(values: dict, path: KeyPath) -> object:
-    for key in path:
-        values = values[key]
-    return values
