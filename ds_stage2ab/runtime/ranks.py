@@ -180,7 +180,7 @@ class World:
                 raise
             told = ", ".join(f"rank {rank}: {doing}" for rank, doing in self._others())
             raise LostRanks(
-                f"rank {self.rank} waited for the other ranks in vain: {_first_line(error)}",
+                f"rank {self.rank} waited for the other ranks in vain: {str(error).strip().splitlines()[0]}",
                 where=f"last heard of {told}" if told else "",
                 fix="look for the words of a rank that failed first (killed: out of memory?), or for one that hangs;"
                 " a rank may take longer with a larger deepspeed.collective_timeout_s",
@@ -283,7 +283,3 @@ def _portable(error: BaseException | None) -> Stage2Error | None:
     if error is None or isinstance(error, Stage2Error):
         return error
     return Stage2Error(f"{type(error).__name__}: {error}")
-
-
-def _first_line(error: RuntimeError) -> str:
-    return str(error).strip().splitlines()[0]
