@@ -38,11 +38,6 @@ class Entry:
     # with the box to learn, and the score to learn; None: not true, it stands in the input and its score is to be 0
 
 
-def true_entries(objects: Sequence[Truth]) -> list[Entry]:
-    """Each read as it is learned."""
-    return [Entry(read=one, learned=one) for one in objects]
-
-
 def answer_target(
     entries: Sequence[Entry], vocabulary: Vocabulary, codec: Codec, *, desc_ce_weight: float, where: str
 ) -> Target:

@@ -19,7 +19,7 @@ from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.matching.append import appended_target
 from ds_stage2ab.matching.assign import match_boxes
 from ds_stage2ab.matching.parse import parse_rollout
-from ds_stage2ab.matching.targets import answer_target, rewritten_target, true_entries
+from ds_stage2ab.matching.targets import Entry, answer_target, rewritten_target
 from ds_stage2ab.tools.tiny_model import build_tokenizer
 from tests.parts import as_tuples
 from tests.real_tokenizers import qwen
@@ -274,7 +274,8 @@ def test_what_is_wrong_leaves_no_trace_in_a_rewritten_answer(name, form):
         values = [value for _, value in sorted(values, key=lambda pair: pair[0])]
         _, *rewritten = check(write(values, vocabulary, codec, random if seed % 3 else None), truth, vocabulary, codec)
         for target, objects in zip(rewritten, ([*dict.fromkeys([*said, *truth])], truth), strict=True):
-            taught = as_tuples(answer_target(true_entries(objects), vocabulary, codec, **REWRITE))
+            entries = [Entry(read=one, learned=one) for one in objects]
+            taught = as_tuples(answer_target(entries, vocabulary, codec, **REWRITE))
             assert asdict(as_tuples(target)) == asdict(taught)
 
 

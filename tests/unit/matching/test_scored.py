@@ -17,7 +17,7 @@ from ds_stage2ab.matching.assign import match_boxes
 from ds_stage2ab.matching.iou import pairwise_iou
 from ds_stage2ab.matching.parse import parse_rollout
 from ds_stage2ab.matching.scan import scan_arguments
-from ds_stage2ab.matching.targets import Entry, answer_target, rewritten_target, true_entries
+from ds_stage2ab.matching.targets import Entry, answer_target, rewritten_target
 from ds_stage2ab.ops import reference
 from tests.line_cases import make_case as make_lines
 from tests.parts import as_tuples
@@ -265,12 +265,12 @@ def test_a_noise_box_that_repeats_one_comes_behind_it():
 def test_noise_depends_on_the_draw_alone():
     first, again, other = (entries_with_noise(sample(5, draw), 2, seed=7) for draw in (3, 3, 4))
     assert first == again != other
-    assert entries_with_noise(sample(5), 0, seed=7) == true_entries(sample(5).objects)
+    assert entries_with_noise(sample(5), 0, seed=7) == [Entry(read=one, learned=one) for one in sample(5).objects]
     assert entries_with_noise(sample(0), 5, seed=7) == []
 
 
 @both_forms
 def test_of_noise_the_score_is_taught(words, codec):
-    entries = [Entry(read=replace(GHOST, score=0), learned=None), *true_entries([CAT])]
+    entries = [Entry(read=replace(GHOST, score=0), learned=None), Entry(read=CAT, learned=CAT)]
     target = as_tuples(answer_target(entries, words, codec, **ONE_CALL))
     assert target.score_bins == (0, 999) and target.bins == CAT.box and target.num_go_on == 1

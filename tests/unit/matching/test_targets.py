@@ -10,7 +10,7 @@ from ds_stage2ab.carriers import Match, Truth
 from ds_stage2ab.codec.text import encode_answer, get_codec
 from ds_stage2ab.matching.assign import match_boxes
 from ds_stage2ab.matching.parse import parse_rollout
-from ds_stage2ab.matching.targets import answer_target, rewritten_target, true_entries
+from ds_stage2ab.matching.targets import Entry, answer_target, rewritten_target
 from tests.parts import as_tuples
 from tests.unit.matching.test_append import CAT, COSTS, DOG, GHOST, NEAR_CAT, OPENING, near_rollouts
 from tests.unit.matching.test_parse import spell
@@ -55,7 +55,8 @@ def test_what_was_said_is_read_and_what_is_true_is_learned(vocabulary, said_orde
 @pytest.mark.parametrize("text", ["", "no idea", f"{OPENING}{GHOST}, 12]}}", f"{OPENING}]}}"])
 def test_where_nothing_was_found_it_is_teacher_forcing(vocabulary, text):
     truth = [CAT, DOG]
-    taught = answer_target(true_entries(truth), vocabulary, ARRAY, desc_ce_weight=0.5, where="sample")
+    entries = [Entry(read=one, learned=one) for one in truth]
+    taught = answer_target(entries, vocabulary, ARRAY, desc_ce_weight=0.5, where="sample")
     assert astuple(rewrite(vocabulary, spell(vocabulary, text), truth)) == astuple(as_tuples(taught))
 
 
