@@ -21,13 +21,17 @@ HALF_BIN = 0.5 / MAX_BIN  # of the image's side
 THOUSAND = 1000.0
 
 
-class BoxRefused(ValueError):
-    """Why four values are no box of a form, and what to do if they are one of this form."""
+class Refused(ValueError):
+    """One problem of a line, for the user."""
 
     def __init__(self, why: str, fix: str) -> None:
         super().__init__(why)
         self.why = why
         self.fix = fix
+
+
+class BoxRefused(Refused):
+    """Why four values are no box of a form, and what to do if they are one of this form."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

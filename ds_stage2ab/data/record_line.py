@@ -1,10 +1,10 @@
-"""Strict JSON of one line of records, and the checked values in it."""
+"""Strict JSON of one line of records, and the checked values in it; every function here raises `Refused`."""
 
 import json
 import re
 from typing import Any
 
-from ds_stage2ab.data.box_forms import shown
+from ds_stage2ab.data.box_forms import Refused, shown
 
 OPTIONAL_KEYS = ("id", "prompt", "absent", "not_exhaustive")
 MAX_LINE_BYTES = 16 * 2**20  # 100,000 objects fit; a file without line ends must not fill the memory
@@ -15,15 +15,6 @@ NO_WORDS = re.compile(
 )
 """What no prompt may hold, as in the schema of data.user_prompt: the chat template adds turns and image."""
 BOM = b"\xef\xbb\xbf"
-
-
-class Refused(ValueError):
-    """One problem of a line, for the user; every function here raises it."""
-
-    def __init__(self, why: str, fix: str) -> None:
-        super().__init__(why)
-        self.why = why
-        self.fix = fix
 
 
 def parse(line: bytes, number: int) -> Any:

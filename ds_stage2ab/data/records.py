@@ -16,10 +16,10 @@ from typing import Any
 
 from ds_stage2ab.carriers import Record, Truth
 from ds_stage2ab.codec.names import compared
-from ds_stage2ab.data.box_forms import FORMS, BoxForm, BoxRefused, shown, to_bins
+from ds_stage2ab.data.box_forms import FORMS, BoxForm, BoxRefused, Refused, shown, to_bins
 from ds_stage2ab.data.box_space import SizedBox, other_form
 from ds_stage2ab.data.images import Unusable, check_image, check_path, find_image, load_image
-from ds_stage2ab.data.record_line import MAX_LINE_BYTES, Refused, mapping, names_of, parse, prompt_of, side_of, text_of
+from ds_stage2ab.data.record_line import MAX_LINE_BYTES, mapping, names_of, parse, prompt_of, side_of, text_of
 from ds_stage2ab.errors import DataError, printable
 
 __all__ = ["check_image", "load_image", "read_records"]
@@ -251,7 +251,7 @@ def _objects(reader: _Reader, values: Any, width: int, height: int, where: str) 
     for place, value in enumerate(values):
         try:
             objects.append(_truth(reader, value, width, height))
-        except (Refused, BoxRefused) as error:
+        except Refused as error:
             problems.append(_Problem(where, f"objects[{place}]: {error.why}", error.fix, isinstance(error, BoxRefused)))
     return objects, problems
 
