@@ -12,9 +12,8 @@ from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.sections import Config, DataSection
 from ds_stage2ab.data.box_space import boxes_of, other_form
-from ds_stage2ab.data.images import check_image
+from ds_stage2ab.data.images import check_image, unusable_images
 from ds_stage2ab.data.records import read_records
-from ds_stage2ab.errors import DataError, printable
 from ds_stage2ab.runtime.ranks import World
 
 SKIP = "skip"
@@ -58,8 +57,9 @@ def read_datasets(config: Config, world: World, tell: Callable[[str], None] = on
     with world.raise_together("looking at the images"):
         tell = tell if world.rank == 0 else _silent
         mine = now_and_then(train[world.rank :: world.size], len(train), tell)
-        unusable = _unusable(mine, raises=not skips)
-        _unusable(validation[world.rank :: world.size], raises=True)
+        unusable = list(unusable_images(mine)) if skips else []
+        for record in chain(() if skips else mine, validation[world.rank :: world.size]):
+            check_image(record)
     return Datasets(train=train, validation=validation, unusable=list(chain.from_iterable(world.gather(unusable))))
 
 
@@ -78,19 +78,6 @@ def now_and_then(
 
 def _silent(line: str) -> None:
     """For the ranks that do not speak."""
-
-
-def _unusable(records: Iterable[Record], *, raises: bool) -> list[str]:
-    """One message for each image that cannot be used; with `raises` the first is raised instead."""
-    found = []
-    for record in records:
-        try:
-            check_image(record)
-        except DataError as error:
-            if raises:
-                raise
-            found.append(f"{printable(error.where)}: {error.why}")
-    return found
 
 
 def assert_answerable(records: Iterable[Record], vocabulary: Vocabulary, codec: Codec) -> None:

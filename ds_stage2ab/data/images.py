@@ -11,7 +11,7 @@ import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -199,6 +199,15 @@ def _check_header(record: Record, image: Image.Image) -> None:
             f" {record.width} x {record.height}",
             "correct width and height, and check that the boxes belong to this image",
         )
+
+
+def unusable_images(records: Iterable[Record]) -> Iterator[str]:
+    """One message for each image whose header training would refuse."""
+    for record in records:
+        try:
+            check_image(record)
+        except DataError as error:
+            yield f"{printable(error.where)}: {error.why}"
 
 
 @contextmanager

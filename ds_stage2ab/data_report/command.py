@@ -15,8 +15,9 @@ from rich.text import Text
 from ds_stage2ab.config.load import load_config
 from ds_stage2ab.config.overrides import read_overrides
 from ds_stage2ab.config.sections import Config
+from ds_stage2ab.data.images import unusable_images
 from ds_stage2ab.data.records import read_records
-from ds_stage2ab.data_report.figures import SetFigures, set_figures, spread, summary, unusable_images
+from ds_stage2ab.data_report.figures import SetFigures, set_figures, spread, summary
 from ds_stage2ab.data_report.findings import of_images, of_one_set
 from ds_stage2ab.errors import ConfigError, printable
 from ds_stage2ab.runtime.files import write_whole

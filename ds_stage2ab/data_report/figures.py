@@ -21,8 +21,6 @@ from numpy.typing import NDArray
 from ds_stage2ab.carriers import Record
 from ds_stage2ab.codec.names import compared
 from ds_stage2ab.config.batch import counted
-from ds_stage2ab.data.images import check_image
-from ds_stage2ab.errors import DataError, printable
 
 SPREAD = (0.0, 0.05, 0.5, 0.95, 1.0)  # quantiles: the least, 5 % are below, the median, 5 % are above, the most
 
@@ -96,15 +94,6 @@ def summary(figures: SetFigures) -> str:
 def spread(values: NDArray[np.float64]) -> list[str]:
     """Where the values of a measure lie, as the cells of a row: its quantiles of `SPREAD`."""
     return [f"{value:,.4g}" for value in np.quantile(values, SPREAD)]
-
-
-def unusable_images(records: Iterable[Record]) -> Iterator[str]:
-    """One message for each image whose header training would refuse."""
-    for record in records:
-        try:
-            check_image(record)
-        except DataError as error:
-            yield f"{printable(error.where)}: {error.why}"
 
 
 def same_images(records: Sequence[Record]) -> list[list[Record]]:

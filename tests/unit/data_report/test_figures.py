@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from ds_stage2ab.carriers import Record, Truth
+from ds_stage2ab.data.images import unusable_images
 from ds_stage2ab.data_report.figures import (
     ASPECT,
     BOX_HEIGHT,
@@ -13,7 +14,6 @@ from ds_stage2ab.data_report.figures import (
     same_images,
     set_figures,
     spread,
-    unusable_images,
 )
 from ds_stage2ab.data_report.findings import of_images, of_one_set
 
