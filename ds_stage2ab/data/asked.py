@@ -9,17 +9,16 @@ Invariants:
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ds_stage2ab.carriers import Record
 from ds_stage2ab.codec.names import compared
 from ds_stage2ab.config.sections import CLASSES
+from ds_stage2ab.data.stream import digest_of
 from ds_stage2ab.errors import DataError
 
 SEPARATOR = ", "
-DIGEST_BYTES = 16
 
 
 def with_names(template: str, names: Iterable[str]) -> str:
@@ -65,7 +64,7 @@ class Asked:
         if CLASSES not in self.user_prompt:
             return replace(record, prompt=self.user_prompt)
         absent = self._absent(record)
-        absent.sort(key=lambda name: _digest(f"{self.seed}/{draw}/{record.id}/absent/{compared(name)}"))
+        absent.sort(key=lambda name: digest_of(f"{self.seed}/{draw}/{record.id}/absent/{compared(name)}"))
         return self._with(record, absent)
 
     def longest(self, record: Record) -> Record:
@@ -87,7 +86,3 @@ class Asked:
             fix = f"take {CLASSES} out of data.user_prompt, or add records with objects"
             raise DataError("no record has an object whose name could be asked for", where=record.where, fix=fix)
         return replace(record, prompt=with_names(self.user_prompt, chosen))
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()

@@ -27,10 +27,11 @@ def permutation(seed: int, epoch: int, num_records: int) -> list[int]:
 
     Returns: list [num_records], a permutation of 0..num_records-1 made from (seed, epoch) alone.
     """
-    return sorted(range(num_records), key=lambda index: (_digest(f"{seed}/{epoch}/{index}"), index))
+    return sorted(range(num_records), key=lambda index: (digest_of(f"{seed}/{epoch}/{index}"), index))
 
 
-def _digest(text: str) -> bytes:
+def digest_of(text: str) -> bytes:
+    """What orders by a seed."""
     return hashlib.blake2b(text.encode(), digest_size=SAMPLE_DIGEST_BYTES).digest()
 
 
@@ -65,7 +66,7 @@ def evaluation_draw(index: int) -> int:
 
 def shuffled_objects(record: Record, seed: int, draw: int) -> Record:
     """The record with its objects in a random order that depends on the draw (`data.object_order: random`)."""
-    digests = [_digest(f"{seed}/{draw}/{record.id}/{place}") for place in range(len(record.objects))]
+    digests = [digest_of(f"{seed}/{draw}/{record.id}/{place}") for place in range(len(record.objects))]
     order = sorted(range(len(digests)), key=lambda place: (digests[place], place))
     return replace(record, objects=tuple(record.objects[place] for place in order))
 

@@ -21,7 +21,7 @@ class FleetChanges:
     # since then, of this rank: what it waited for transfers, handshakes and probes
 
 
-SERVING, LOST, BACK = FLEET_TERMS = ("rollout/servers", "rollout/servers_lost", "rollout/servers_back")
+SERVING, LOST, BACK = "rollout/servers", "rollout/servers_lost", "rollout/servers_back"
 
 
 def server_terms(changes: FleetChanges) -> dict[str, tuple[float, float]]:

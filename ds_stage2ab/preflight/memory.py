@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ds_stage2ab.codec.bins import NUM_BINS
 from ds_stage2ab.config.sections import NO_OFFLOAD, Config
 from ds_stage2ab.preflight.model_shape import (
-    COORDINATE_TOKENS,
     PARTS,
     ModelShape,
     TextShape,
@@ -71,7 +71,7 @@ def estimate(shape: ModelShape, config: Config, *, learners: int, zero_stage: in
     parts = [part for part in PARTS if part not in config.model.freeze]
     base = parameters_of(shape)
     has_adapters = config.tuner.type != "full"
-    rows = COORDINATE_TOKENS * shape.text.width if config.tuner.trainable_token_rows else 0
+    rows = NUM_BINS * shape.text.width if config.tuner.trainable_token_rows else 0
     adapters = adapter_parameters(shape, config.tuner, parts) + rows if has_adapters else 0
     trained = adapters if has_adapters else sum(base[part] for part in parts)
     parameters = sum(base.values()) + adapters
@@ -137,7 +137,7 @@ def activation_bytes(shape: ModelShape, config: Config, parts: list[str]) -> int
     language += tokens * (copy + 2) * text.width  # the last norm
     if shape.tied and config.tuner.trainable_token_rows:
         language += text.vocabulary * text.width  # the head's own copy of the table, with the trained rows in it
-    image = _image_token_values(shape, parts, copy, checkpointing, has_magnitudes)
+    image = _image_token_values(shape, parts, checkpointing, has_magnitudes)
     answer = LOGIT_COPIES * text.vocabulary
     return size * (_kept_passes(config) * language + tokens * max(image, answer))
 
@@ -163,7 +163,7 @@ def _pair_values(text: TextShape, copy: int, attention: str) -> int:
     return 0 if attention == "sdpa" else text.heads * (1 if copy == 1 else copy + 1)
 
 
-def _image_token_values(shape: ModelShape, parts: list[str], copy: int, checkpointing: bool, magnitudes: bool) -> int:
+def _image_token_values(shape: ModelShape, parts: list[str], checkpointing: bool, magnitudes: bool) -> int:
     """Values kept per token of an image, by the parts of the vision tower that train.
 
     A patch in a block: two norms with input and result (4 w), queries and keys turned (2 w), the joint projection that

@@ -10,7 +10,6 @@ from ds_stage2ab.config.sections import TunerSection
 from ds_stage2ab.errors import EnvironmentFault
 
 PARTS = ("vision", "aligner", "language")
-COORDINATE_TOKENS = 1000  # rows that tuner.trainable_token_rows trains
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

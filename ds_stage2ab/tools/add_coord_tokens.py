@@ -29,12 +29,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AddedToken, AutoTokenizer
 
+from ds_stage2ab.codec.bins import MAX_BIN, NUM_BINS, coordinate_token
 from ds_stage2ab.errors import ConfigError, EnvironmentFault, Stage2Error, printable
-from ds_stage2ab.model_folder.checks import check_folder
+from ds_stage2ab.model_folder.checks import MODEL_TYPE, check_folder
 
-NUM_COORDINATES = 1000
-TOKENS = tuple(f"<|coord_{k}|>" for k in range(NUM_COORDINATES))
-MODEL_TYPE = "qwen3_vl"  # the one that training loads
+TOKENS = tuple(map(coordinate_token, range(NUM_BINS)))
 EMBEDDING_SUFFIX = "embed_tokens.weight"
 HEAD_NAME = "lm_head.weight"
 NUM_WAVES = 24  # cosines in the ramp: the finest has a half period of 999 / 24, about 42 bins
@@ -49,7 +48,7 @@ def coordinate_ramp(width: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(RAMP_SEED)
     directions, _ = torch.linalg.qr(torch.randn(width, num_waves, generator=generator).double())
     order = torch.arange(1, num_waves + 1, dtype=torch.float64)
-    place = torch.arange(NUM_COORDINATES, dtype=torch.float64) / (NUM_COORDINATES - 1)
+    place = torch.arange(NUM_BINS, dtype=torch.float64) / MAX_BIN
     waves = torch.cos(math.pi * place[:, None] * order[None, :]) / order.sqrt()
     ramp = waves @ directions.T
     ramp = ramp - ramp.mean(0)
@@ -66,7 +65,7 @@ def enlarge(rows: torch.Tensor, first_id: int) -> torch.Tensor:
     second_moment = torch.linalg.vector_norm(old, dtype=torch.float64).square() / old.numel()
     spread = (second_moment - mean.square().mean()).sqrt()
     new = mean + RAMP_AMPLITUDE * spread * coordinate_ramp(rows.shape[1])
-    tail = rows[first_id + NUM_COORDINATES :]
+    tail = rows[first_id + NUM_BINS :]
     return torch.cat([rows[:first_id], new.to(rows.dtype), tail])
 
 
@@ -106,7 +105,7 @@ def extend_tokenizer(source: Path, destination: Path) -> int:
         )
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in TOKENS])
     ids = tokenizer.convert_tokens_to_ids(list(TOKENS))
-    if ids != list(range(ids[0], ids[0] + NUM_COORDINATES)):
+    if ids != list(range(ids[0], ids[0] + NUM_BINS)):
         raise ConfigError("its tokenizer gives added tokens no consecutive ids", where=str(source))
     tokenizer.save_pretrained(destination)
     return ids[0]

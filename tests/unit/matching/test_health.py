@@ -9,7 +9,7 @@ from ds_stage2ab.matching.best_of import BEST_OF_TERMS
 from ds_stage2ab.matching.health import TERM_NAMES, rollout_terms, target_terms
 from ds_stage2ab.matching.parse import REASONS, STATES
 from ds_stage2ab.metrics.registry import METRICS, reduce_terms
-from ds_stage2ab.metrics.servers import FLEET_TERMS
+from ds_stage2ab.metrics.servers import BACK, LOST, SERVING
 
 
 def rollout(num_tokens, finish="stop", attempt=1):
@@ -248,7 +248,7 @@ def test_the_names_are_the_terms_that_the_registry_declares_for_channel_b():
     declared = {
         name for name, metric in METRICS.items() if metric.channel == "B" and metric.reduction in ("mean", "sum")
     }
-    of_backends = {*SERVER_TERMS, *FLEET_TERMS, *DECODING_TERMS, *BEST_OF_TERMS}
+    of_backends = {*SERVER_TERMS, SERVING, LOST, BACK, *DECODING_TERMS, *BEST_OF_TERMS}
     assert declared == {*TERM_NAMES, *of_backends}, "those are of a backend or a choice, not of an answer"
     # what is left of B's are rates and wall times, which no sample has
     others = {name for name, metric in METRICS.items() if metric.channel == "B"} - declared
