@@ -25,22 +25,6 @@ void check_tensor(const char* name, const Tensor& tensor) {
                     c10::getDtypeNames(tensor.scalar_type()).first, " with ", tensor.dim());
 }
 
-Tensor philox(const Tensor& counters, const Tensor& keys) {
-  const auto check = [](const char* name, const Tensor& tensor, int64_t width) {
-    TORCH_CHECK_VALUE(tensor.scalar_type() == at::kLong && tensor.dim() == 2 && tensor.size(1) == width, name,
-                      " must be int64 with ", width, " columns");
-  };
-  check("counters", counters, 4);
-  check("keys", keys, 2);
-  TORCH_CHECK_VALUE(counters.size(0) == keys.size(0), counters.size(0), " counters need as many keys, not ",
-                    keys.size(0));
-  const Tensor counter = counters.contiguous(), key = keys.contiguous();
-  Tensor words = counter.new_empty({counter.size(0), 4});
-  cpu::philox(counter.const_data_ptr<int64_t>(), key.const_data_ptr<int64_t>(), counter.size(0),
-              words.mutable_data_ptr<int64_t>());
-  return words;
-}
-
 Tensor sample_tokens(const Tensor& scores, double temperature, int64_t top_k, double top_p, const Tensor& seeds,
                      const Tensor& positions) {
   TORCH_CHECK_VALUE(scores.scalar_type() == at::kFloat && scores.dim() == 2 && scores.size(1) > 0,
@@ -176,7 +160,6 @@ TORCH_LIBRARY(ds_stage2ab, library) {
   library.def(
       "scan_lines(Tensor token_ids, Tensor table, Tensor offsets, Tensor kinds, SymInt num_coordinates) -> "
       "(Tensor, Tensor, Tensor, Tensor)");
-  library.def("philox(Tensor counters, Tensor keys) -> Tensor");
   library.def(
       "sample_tokens(Tensor scores, float temperature, SymInt top_k, float top_p, Tensor seeds, Tensor positions) -> "
       "Tensor");
@@ -187,7 +170,6 @@ TORCH_LIBRARY(ds_stage2ab, library) {
 TORCH_LIBRARY_IMPL(ds_stage2ab, CPU, library) {
   library.impl("scan_rollout", ds_stage2ab::scan_rollout);
   library.impl("scan_lines", ds_stage2ab::scan_lines);
-  library.impl("philox", ds_stage2ab::philox);
   library.impl("sample_tokens", ds_stage2ab::sample_tokens);
   library.impl("attend_slots", ds_stage2ab::attend_slots);
 }

@@ -5,9 +5,6 @@
 
 namespace ds_stage2ab::cpu {
 
-// words [num_blocks, 4] of counters [num_blocks, 4] under keys [num_blocks, 2]: their low 32 bits.
-void philox(const int64_t* counters, const int64_t* keys, int64_t num_blocks, int64_t* words);
-
 // drawn [num_rows] from scores [num_rows, num_ids]; `room` [num_ids] is overwritten.
 void sample_tokens(const float* scores, int64_t num_rows, int64_t num_ids, double temperature, int64_t top_k,
                    double top_p, const int64_t* seeds, const int64_t* positions, float* room, int64_t* drawn);

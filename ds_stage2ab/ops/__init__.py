@@ -1,14 +1,12 @@
 """A response -> its JSON values, or the boxes of its lines; scores -> the tokens that they draw; slots -> attention.
 
-Legend: T tokens of a response, V ids of the vocabulary, M nodes of the complete values; N blocks of a generator, or
-queries; B rows of scores; L lines of memory, H key heads, G query heads for each, D width of a head.
-Ids and offsets are int64, and all tensors on the CPU, where answers are read; but `philox` and `sample_tokens` take
-them anywhere, and on a device their reference runs there.
+Legend: T tokens of a response, V ids of the vocabulary, M nodes of the complete values; B rows of scores; N queries, L
+lines of memory, H key heads, G query heads for each, D width of a head.
+Ids and offsets are int64, and all tensors on the CPU, where answers are read; but `sample_tokens` takes them anywhere,
+and on a device its reference runs there.
 What runs is compiled from `csrc/`, or `ds_stage2ab/ops/reference.py`, with identical results, but for the rounding of
 `attend_slots`.
 """
-
-from typing import Any
 
 from torch import Tensor
 
@@ -79,22 +77,6 @@ def scan_lines(
     return _BOUND.ops.scan_lines(token_ids, table, offsets, kinds, num_coordinates)
 
 
-def philox(counters: Tensor, keys: Tensor) -> Tensor:
-    """The generator Philox 4x32-10 (Salmon et al. 2011): four words of 32 bits from a counter of four and a key of two.
-
-    Args:
-        counters: [N, 4], of each word the low 32 bits.
-        keys: [N, 2], alike.
-
-    Returns:
-        [N, 4], each in 0..2^32-1.
-
-    Raises:
-        ValueError: another dtype or number of columns, or not as many keys as counters.
-    """
-    return _code_for(counters).philox(counters, keys)
-
-
 def sample_tokens(
     scores: Tensor, temperature: float, top_k: int, top_p: float, seeds: Tensor, positions: Tensor
 ) -> Tensor:
@@ -114,7 +96,8 @@ def sample_tokens(
     Raises:
         ValueError: another dtype or shape, or a number out of its range.
     """
-    return _code_for(scores).sample_tokens(scores, temperature, top_k, top_p, seeds, positions)
+    code = _BOUND.ops if scores.is_cpu else reference  # what is compiled is compiled for the CPU
+    return code.sample_tokens(scores, temperature, top_k, top_p, seeds, positions)
 
 
 def attend_slots(
@@ -136,8 +119,3 @@ def attend_slots(
         ValueError: another dtype or shape, or lines that are not there.
     """
     return _BOUND.ops.attend_slots(queries, keys, values, first, lengths, scale)
-
-
-def _code_for(tensor: Tensor) -> Any:
-    """What is compiled is compiled for the CPU."""
-    return _BOUND.ops if tensor.is_cpu else reference

@@ -16,7 +16,7 @@ import ds_stage2ab
 from ds_stage2ab.ops import reference
 
 LIBRARY = "ds_stage2ab._C"
-NAMES = ("scan_rollout", "scan_lines", "philox", "sample_tokens", "attend_slots")
+NAMES = ("scan_rollout", "scan_lines", "sample_tokens", "attend_slots")
 OFF = "DS_STAGE2AB_NO_EXT"
 
 
@@ -52,7 +52,6 @@ def self_test(ops: Any) -> str:
     arguments = {
         "scan_rollout": (*_scan_example(), "[", "]", "", False),
         "scan_lines": (*_scan_example(), 4),
-        "philox": (torch.stack([numbers[:4], -numbers[1:]]), numbers[:4].reshape(2, 2)),
         "sample_tokens": (numbers[None].float(), 1.0, 4, 0.9, numbers[:1], numbers[1:2]),
         "attend_slots": _slots_example(),
     }

@@ -1,8 +1,8 @@
 """The meaning of each op in plain PyTorch: what the compiled ones are compared with, and the fallback.
 
 Shapes as in `ds_stage2ab/ops/__init__.py`. The scans are the plain Python of `ds_stage2ab/ops/scan.py` and
-`ds_stage2ab/ops/lines.py`; `ds_stage2ab/ops/sampling.py` has `philox` and `sample_tokens`, and
-`ds_stage2ab/ops/attention.py` has `attend_slots`, without a loop over rows.
+`ds_stage2ab/ops/lines.py`; `ds_stage2ab/ops/sampling.py` has `sample_tokens`, and `ds_stage2ab/ops/attention.py`
+has `attend_slots`, without a loop over rows.
 
 Invariants:
 - a scanned response gives every complete value with all that is in it, a key right before its value
@@ -17,10 +17,10 @@ from torch import Tensor
 from ds_stage2ab.ops import lines
 from ds_stage2ab.ops.attention import attend_slots
 from ds_stage2ab.ops.json_value import Node
-from ds_stage2ab.ops.sampling import philox, sample_tokens
+from ds_stage2ab.ops.sampling import sample_tokens
 from ds_stage2ab.ops.scan import SPECIAL, Grammar, Scan, scan
 
-__all__ = ["attend_slots", "philox", "sample_tokens", "scan_lines", "scan_rollout"]
+__all__ = ["attend_slots", "sample_tokens", "scan_lines", "scan_rollout"]
 
 KINDS = ("object", "array", "string", "number", "literal", "coordinate")
 ENDED = ("closed", "refused", "end")

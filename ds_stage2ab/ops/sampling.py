@@ -26,16 +26,6 @@ WORDS = 4  # of a block
 LOW = 0xFFFFFFFF
 
 
-def philox(counters: Tensor, keys: Tensor) -> Tensor:
-    """The words [N, 4] of the blocks `counters` [N, 4] under `keys` [N, 2]; each an integer of 32 bits in int64."""
-    for name, tensor, width in (("counters", counters, WORDS), ("keys", keys, 2)):
-        if tensor.dtype != torch.int64 or tensor.dim() != 2 or tensor.shape[1] != width:
-            raise ValueError(f"{name} must be int64 with {width} columns")
-    if len(counters) != len(keys):
-        raise ValueError(f"{len(counters)} counters need as many keys, not {len(keys)}")
-    return torch.stack(_blocks([*(counters & LOW).unbind(1)], [*(keys & LOW).unbind(1)]), dim=-1)
-
-
 def sample_tokens(
     scores: Tensor, temperature: float, top_k: int, top_p: float, seeds: Tensor, positions: Tensor
 ) -> Tensor:
@@ -59,10 +49,23 @@ def gumbel_noise(seeds: Tensor, positions: Tensor, num_ids: int) -> Tensor:
     blocks_1Q = torch.arange(-(-num_ids // WORDS), device=seeds.device)[None]
     positions_B1, seeds_B1 = positions[:, None], seeds[:, None]
     none_11 = torch.zeros_like(blocks_1Q[:, :1])
-    words = _blocks([blocks_1Q, positions_B1 & LOW, none_11, none_11], [seeds_B1 & LOW, seeds_B1 >> 32 & LOW])
+    words = philox([blocks_1Q, positions_B1 & LOW, none_11, none_11], [seeds_B1 & LOW, seeds_B1 >> 32 & LOW])
     words_BQ4 = torch.stack(words, dim=-1)
     uniform_BV = (words_BQ4.flatten(1)[:, :num_ids].double() + 0.5) * 2.0**-32
     return -torch.log(-torch.log(uniform_BV))
+
+
+def philox(counter: list[Tensor], key: list[Tensor]) -> list[Tensor]:
+    """The four words of Philox 4x32-10 from a counter of four and a key of two, which broadcast.
+
+    Each is an integer of 32 bits in int64.
+    """
+    for round_ in range(ROUNDS):
+        if round_:
+            key = [(word + increment) & LOW for word, increment in zip(key, INCREMENTS, strict=True)]
+        (high_0, low_0), (high_1, low_1) = (_product(counter[2 * n], MULTIPLIERS[n]) for n in range(2))
+        counter = [high_1 ^ counter[1] ^ key[0], low_1, high_0 ^ counter[3] ^ key[1], low_0]
+    return [*torch.broadcast_tensors(*counter)]
 
 
 def check_sampling(
@@ -97,16 +100,6 @@ def _lowest_candidate(scores_BV: Tensor, temperature: float, top_k: int, top_p: 
     inside_BK = larger_BK < top_p * total_B1
     inside_BK[:, 0] = True
     return sorted_BK.where(inside_BK, torch.inf).amin(1, keepdim=True)
-
-
-def _blocks(counter: list[Tensor], key: list[Tensor]) -> list[Tensor]:
-    """Philox 4x32-10 on four words and a key of two, which broadcast."""
-    for round_ in range(ROUNDS):
-        if round_:
-            key = [(word + increment) & LOW for word, increment in zip(key, INCREMENTS, strict=True)]
-        (high_0, low_0), (high_1, low_1) = (_product(counter[2 * n], MULTIPLIERS[n]) for n in range(2))
-        counter = [high_1 ^ counter[1] ^ key[0], low_1, high_0 ^ counter[3] ^ key[1], low_0]
-    return [*torch.broadcast_tensors(*counter)]
 
 
 def _product(words: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:

@@ -92,7 +92,6 @@ def ops(on: str, folder: Path) -> str:
         arguments = {
             "scan_rollout": (*scan_arguments(response, vocabulary), *grammar),
             "scan_lines": (*scan_arguments(response, vocabulary), rng.choice([4, 5])),
-            "philox": (torch.randint(-9, 2**40, (5, 4)), torch.randint(-9, 2**40, (5, 2))),
             "sample_tokens": some_scores(rng, num_ids=200),
             "attend_slots": some_slots(rng),
         }

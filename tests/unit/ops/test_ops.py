@@ -11,7 +11,6 @@ from tests.unit.ops.cases import table_of
 EXAMPLES = {
     "scan_rollout": (torch.tensor([0, 1, 2]), *table_of(b"[1", b"2,", b"3]"), "[", "]", "", False),
     "scan_lines": (torch.tensor([0, 1, 2]), *table_of(b"a", b"<|coord_7|>", b"\n", kinds=[-1, 7, -1]), 4),
-    "philox": (torch.tensor([[1, 2, 3, 4]]), torch.tensor([[5, 6]])),
     "sample_tokens": (torch.tensor([[1.0, 2.0, 3.0]]), 0.5, 2, 0.9, torch.tensor([7]), torch.tensor([0])),
     # of one line each: no rounding
     "attend_slots": (
