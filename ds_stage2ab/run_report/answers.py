@@ -106,7 +106,7 @@ def _side_by_side(found: dict[str, list[Description]]) -> str:
 
 def _row(one: Description, answers: Sequence[Answer], gallery: Gallery, *, with_worst: bool) -> str:
     counts = (f"{one.true:,}", f"{one.predicted:,}", f"{one.matched:,}")
-    cells = [text(one.name), *counts, *map(_share, (one.precision, one.recall, one.f1, one.iou, one.ap))]
+    cells = [text(one.name), *counts, *map(_share, (one.precision, one.recall, one.f1, one.matched_iou, one.ap))]
     row = f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
     if not with_worst or not one.worst:
         return row

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from ds_stage2ab.codec.names import compared
 from ds_stage2ab.evaluation.answers import Answer
 from ds_stage2ab.evaluation.average_precision import Detections, average_precision
-from ds_stage2ab.evaluation.f1 import count_by_description, name_of, share, wrong_names
+from ds_stage2ab.evaluation.f1 import DescriptionCounts, count_by_description, name_of, share, wrong_names
 
 NUM_THRESHOLDS = 50
 """Evenly over the objects: products of many probabilities lie orders of magnitude apart."""
@@ -37,17 +37,10 @@ class Thresholds:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Description:
-    """One description over the set; a quotient of nothing is None."""
+class Description(DescriptionCounts):
+    """One description over the set."""
 
     name: str
-    true: int
-    predicted: int
-    matched: int
-    precision: float | None
-    recall: float | None
-    f1: float | None
-    iou: float | None
     ap: float | None
     worst: tuple[tuple[int, int], ...]
     # (place of the image, its missed and spurious objects of this name), most first; images without are left out
@@ -89,15 +82,9 @@ def descriptions(answers: Sequence[Answer], num_worst: int) -> list[Description]
     rows = [
         Description(
             name=name,
-            true=count.true,
-            predicted=count.predicted,
-            matched=count.matched,
-            precision=count.precision,
-            recall=count.recall,
-            f1=count.f1,
-            iou=count.matched_iou,
             ap=ap.get(name),
             worst=tuple(worst[name].most_common(num_worst)),
+            **asdict(count),
         )
         for name, count in counts.items()
     ]

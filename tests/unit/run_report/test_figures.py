@@ -75,7 +75,7 @@ def test_the_rows_of_descriptions(found):
     assert list(rows) == ["dog", "cat", FORGED.lower()]
     cat, dog = rows["cat"], rows["dog"]
     assert (cat.true, cat.predicted, cat.matched, cat.precision, cat.recall) == (2, 1, 1, 1.0, 0.5)
-    assert (cat.f1, cat.iou) == (2 / 3, 1.0)
+    assert (cat.f1, cat.matched_iou) == (2 / 3, 1.0)
     assert (dog.true, dog.predicted, dog.matched, dog.f1) == (2, 2, 1, 0.5)
     assert (rows[FORGED.lower()].recall, rows[FORGED.lower()].ap) == (None, None)
     # the cat was missed in the second image; a dog was spurious there, and missed in the third
