@@ -130,7 +130,20 @@ class _Whole:
         (parameter if key == WEIGHT else self._optimizer.state[parameter][key]).copy_(value)
 
 
-class _Flat:
+class _Zero:
+    """DeepSpeed's optimizer of the stages below."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self._zero = optimizer
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self._zero.optimizer
+
+    def get(self, parameter: nn.Parameter, key: str) -> Tensor:
+        return safe_get_full_fp32_param(parameter) if key == WEIGHT else safe_get_full_optimizer_state(parameter, key)
+
+
+class _Flat(_Zero):
     """Stages 1 and 2: each rank updates its part of one flat tensor per parameter group.
 
     DeepSpeed maps parameters to the optimizer's state after the first group's first update, when the other groups have
@@ -138,19 +151,13 @@ class _Flat:
     """
 
     def __init__(self, optimizer: Any) -> None:
-        self._zero = optimizer
+        super().__init__(optimizer)
         if all(tensor in optimizer.optimizer.state for tensor in self.tensors()):
             optimizer._hp_optimizer_states_linked = False
             optimizer._lazy_init_hp_params_optimizer_state()
 
-    def optimizer(self) -> torch.optim.Optimizer:
-        return self._zero.optimizer
-
     def tensors(self) -> list[Tensor]:
         return [tensor for group in self._zero.optimizer.param_groups for tensor in group["params"]]
-
-    def get(self, parameter: nn.Parameter, key: str) -> Tensor:
-        return safe_get_full_fp32_param(parameter) if key == WEIGHT else safe_get_full_optimizer_state(parameter, key)
 
     def put(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
         if key == WEIGHT:
@@ -159,20 +166,11 @@ class _Flat:
             safe_set_full_optimizer_state(parameter, value, key)
 
 
-class _Partitioned:
+class _Partitioned(_Zero):
     """Stage 3: each rank has an equal part of every parameter, the last one filled up."""
-
-    def __init__(self, optimizer: Any) -> None:
-        self._zero = optimizer
-
-    def optimizer(self) -> torch.optim.Optimizer:
-        return self._zero.optimizer
 
     def tensors(self) -> list[Tensor]:
         return list(self._zero.fp32_partitioned_groups_flat)
-
-    def get(self, parameter: nn.Parameter, key: str) -> Tensor:
-        return safe_get_full_fp32_param(parameter) if key == WEIGHT else safe_get_full_optimizer_state(parameter, key)
 
     def put(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
         """DeepSpeed's setter for full tensors refuses sizes that do not divide by the ranks."""
