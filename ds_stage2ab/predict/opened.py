@@ -16,7 +16,7 @@ from ds_stage2ab.carriers import Record, Rollout, Sample
 from ds_stage2ab.codec.text import Codec, get_codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.config.load import load_config
-from ds_stage2ab.config.sections import CLASSES, ModelSection
+from ds_stage2ab.config.sections import CLASSES, DecodingSection, ModelSection
 from ds_stage2ab.config.servers import api_key
 from ds_stage2ab.data.asked import with_names
 from ds_stage2ab.data.encode import Encoder
@@ -35,12 +35,13 @@ from ds_stage2ab.model_folder.places import weights_folder
 from ds_stage2ab.model_folder.read import read_folder
 from ds_stage2ab.plan import rollout_timeout_s
 from ds_stage2ab.predict.served import Served, folder_of, server_at
-from ds_stage2ab.rollout.base import Sampling
+from ds_stage2ab.rollout.base import Sampling, evaluation_sampling
 from ds_stage2ab.rollout.hf import HfBackend
 
 ADDRESSES = ("http://", "https://")
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
 START_ID = "predict"
+GREEDY = DecodingSection(temperature=0.0, top_p=1.0, top_k=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,16 +147,7 @@ def _parts(asked: DetectorFile, tokenizer: Any, image_processor: Any) -> dict[st
         "vocabulary": vocabulary,
         "encoder": Encoder(tokenizer, image_processor, vocabulary, **prompts),
         "codec": codec,
-        "sampling": Sampling(
-            temperature=0.0,
-            top_p=1.0,
-            top_k=0,
-            repetition_penalty=1.0,
-            max_new_tokens=asked.max_new_tokens,
-            repeat_terminate=asked.repeat_terminate,
-            coordinates_per_object=codec.num_coordinates,
-            with_probabilities=True,
-        ),
+        "sampling": evaluation_sampling(asked, GREEDY, codec),
     }
 
 

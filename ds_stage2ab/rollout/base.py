@@ -3,14 +3,17 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ds_stage2ab.carriers import Decoding, Probabilities, Rollout, Sample, Transfer
 from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.config.sections import DecodingSection, RepeatTerminateSection, RolloutMatchingSection
 from ds_stage2ab.errors import DataError, NoServerLeft
 from ds_stage2ab.metrics.servers import FleetChanges
+
+if TYPE_CHECKING:  # not in a server's environment, which loads `rollout/draws.py` without what the file needs
+    from ds_stage2ab.detector_file import DetectorFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,27 +59,21 @@ def weight_version(start_id: str, finished_steps: int) -> str:
 
 def training_sampling(section: RolloutMatchingSection, codec: Codec) -> Sampling:
     """Decoding parameters of Channel B."""
-    return Sampling(
-        temperature=section.decoding.temperature,
-        top_p=section.decoding.top_p,
-        top_k=section.decoding.top_k,
-        repetition_penalty=section.repetition_penalty,
-        max_new_tokens=section.max_new_tokens,
-        repeat_terminate=section.repeat_terminate,
-        coordinates_per_object=codec.num_coordinates,
-        with_probabilities=False,
-    )
+    plain = evaluation_sampling(section, section.decoding, codec)
+    return replace(plain, repetition_penalty=section.repetition_penalty, with_probabilities=False)
 
 
-def evaluation_sampling(section: RolloutMatchingSection, decoding: DecodingSection, codec: Codec) -> Sampling:
+def evaluation_sampling(
+    limits: "RolloutMatchingSection | DetectorFile", decoding: DecodingSection, codec: Codec
+) -> Sampling:
     """Decoding parameters of held-out answers: `evaluation.decoding`, without a repetition penalty."""
     return Sampling(
         temperature=decoding.temperature,
         top_p=decoding.top_p,
         top_k=decoding.top_k,
         repetition_penalty=1.0,
-        max_new_tokens=section.max_new_tokens,
-        repeat_terminate=section.repeat_terminate,
+        max_new_tokens=limits.max_new_tokens,
+        repeat_terminate=limits.repeat_terminate,
         coordinates_per_object=codec.num_coordinates,
         with_probabilities=True,
     )
