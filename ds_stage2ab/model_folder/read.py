@@ -164,7 +164,10 @@ def _shapes(path: Path, problems: list[Problem]) -> dict[str, list[int]]:
 
 
 def _header(file: Path) -> dict[str, Any] | None:
-    """Tensor name -> its entry; None if the file is damaged (https://github.com/huggingface/safetensors)."""
+    """Tensor name -> its entry; None if the file is damaged (https://github.com/huggingface/safetensors).
+
+    The reader of that library loads numpy, which `plan` does without.
+    """
     try:
         with file.open("rb") as content:
             (length,) = struct.unpack("<Q", content.read(8))
