@@ -18,7 +18,7 @@ SMALLER = (
     ("steps = 1000", "steps = 2"),
     ("steps = 200", "steps = 2"),
     ("steps = 400", "steps = 2"),
-    ("rounds = 3", "rounds = 1"),
+    ("rounds = 8", "rounds = 1"),
     ("rates = [1.0, 0.3]", "rates = [0.3]"),
 )
 

@@ -85,5 +85,5 @@ class Served:
         def ask(request: int, server: int, attempt: int) -> Rollout | DataError:
             return self.asker(self.server, samples[request], sampling, version=UNKNOWN, attempt=attempt)
 
-        pool = RequestPool([range(len(samples))], [self.batch], ask)
+        pool = RequestPool(len(samples), [self.batch], ask)
         yield from pool.results(within_s=self.asker.read_s * TRIES * (1 + len(samples)))
