@@ -105,7 +105,7 @@ def test_a_wait_for_a_server_ends_when_the_run_shall_stop():
             raise Stopped("SIGTERM")
 
     begun = time.monotonic()
-    pool = RequestPool([range(1)], [1], lambda request, server, attempt: time.sleep(3))
+    pool = RequestPool(1, [1], lambda request, server, attempt: time.sleep(3))
     with pytest.raises(Stopped):
         next(pool.results(within_s=60, check=check))
     assert time.monotonic() - begun < 2.5
