@@ -103,7 +103,7 @@ def test_a_server_that_drafts_writes_the_same_answers_in_fewer_passes_and_is_ref
 
 @pytest.mark.soak
 def test_two_servers_draw_what_one_draws(shipped, server, tmp_path):
-    """Each is asked for half, which is more than all ranks together have places there: places are used again."""
+    """Whichever of them has a free permit, and each is used again."""
     launched = runs_with(shipped, server.base_url, tmp_path)
     one = launched("one", 2, {})
     with running(shipped, tmp_path) as second:
@@ -113,4 +113,4 @@ def test_two_servers_draw_what_one_draws(shipped, server, tmp_path):
     assert_same_run(two, one, load_file(shipped.model / "model.safetensors"))
     files = (tmp_path / "runs" / "two" / "rollouts").glob("rank-*.jsonl")
     sources = Counter(json.loads(line)["source"] for file in files for line in file.read_text().splitlines())
-    assert sources == {f"vllm {url}": SCENES for url in urls}  # two B steps, half of each
+    assert sum(sources.values()) == 2 * SCENES and set(sources) == {f"vllm {url}" for url in urls}  # two B steps
