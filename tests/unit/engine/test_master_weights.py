@@ -16,7 +16,9 @@ STEPS = 12
 SMALL = {"model.precision": "bf16", "training.learning_rate": 5e-3, "training.max_steps": STEPS}
 
 
-@pytest.mark.parametrize(("zero_stage", "offload"), [(1, "none"), (2, "cpu"), (3, "none")])
+@pytest.mark.parametrize(
+    ("zero_stage", "offload"), [pytest.param(1, "none", marks=pytest.mark.soak), (2, "cpu"), (3, "none")]
+)
 def test_small_steps_add_up_in_fp32_copies(build, world, zero_stage, offload):
     """And what leaves the model, to a server or a file, are its own bf16 weights: what it computes with itself."""
     whole_models = []
