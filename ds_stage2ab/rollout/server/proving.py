@@ -185,7 +185,7 @@ class Servers:
         Raises:
             ServerFault: none serves, and none came back in time; or one fails before all have served once.
         """
-        self.open_probe = None
+        self.open_probe, self.probed = None, "" if self.open_probe else self.probed  # never judged: no proof
         self._agree_on_losses()
         self._rename()
         self._prove_once(finished_steps, everyone=False, probes_all=probes_all, leaves_open=leaves_open and self.proven)

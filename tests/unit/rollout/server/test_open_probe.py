@@ -70,6 +70,17 @@ def test_the_only_server_fails_the_probe_beside_its_answers(drawing, scenes):
         assert counts(changes) == (1, 1, 1) and asked(server) - before >= 6
 
 
+def test_a_probe_that_nobody_has_judged_proves_nothing(drawing, scenes):
+    """The step was given up before its first rollout; the proof at the end of the run asks again."""
+    with scenes.server() as server:
+        backend, probe = drawing(server)
+        recovered(backend, scenes, 0)
+        with backend.current_weights(1, generates_once=True):
+            pass
+        backend.verify_weights(1)
+        assert len(probe.asked) == 3 and backend.servers.open_probe is None
+
+
 def test_a_rank_without_samples_takes_part_in_the_proof(drawing, scenes):
     with scenes.server() as server:
         backend, probe = drawing(server)
