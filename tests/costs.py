@@ -80,4 +80,3 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         for file, cost in dearest[:NUM_PRINTED]:
             share = 100 * cost.cpu / total.cpu
             terminalreporter.write_line(f"{share:5.1f} %  {cost.cpu:7.1f} CPU s  {cost.wall:7.1f} s  {file}")
-

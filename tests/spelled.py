@@ -35,7 +35,6 @@ CLOSERS = ("]}]}", '"]}}', " []}", "{}")  # tokens in which a prefix ends: they 
 FRAGMENTS = ((' "\u4e2d', 0, 3), ('\u4e2d",', 2, 5), ('\u00e9",', 1, 4), ('e\u0301",', 0, 5))  # (text, bytes from, to)
 
 
-
 @dataclass(frozen=True)
 class Form:
     """One answer format, as a model writes it."""

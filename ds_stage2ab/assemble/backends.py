@@ -1,7 +1,5 @@
 """Who samples the rollouts of a run: this process, servers, or a recording."""
 
-
-
 from ds_stage2ab.assemble.inputs import Parts
 from ds_stage2ab.codec.text import get_codec
 from ds_stage2ab.data.datasets import SKIP

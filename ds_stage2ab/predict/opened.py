@@ -176,4 +176,3 @@ def _precision(folder: Path) -> str:
     config = read_folder(folder).config
     stored = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
     return PRECISIONS[stored] if stored in PRECISIONS else PRECISIONS["bfloat16"]
-

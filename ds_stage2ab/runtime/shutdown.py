@@ -21,6 +21,8 @@ PR_SET_PDEATHSIG = 1
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 """As a shell reports a command that Ctrl-C has ended."""
+
+
 def end_with_parent() -> None:
     """Ask the kernel for SIGTERM when the parent dies: no launcher leaves ranks behind, and no rank its workers."""
     if sys.platform == "linux":

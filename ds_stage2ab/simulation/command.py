@@ -118,4 +118,3 @@ def _checked(inputs: Inputs) -> list[Choice]:
         steps = [pool[first : first + run.samples] for first in range(0, len(pool), run.samples)][: inputs.most_steps]
         found.append(simulated(steps, setup, inputs.costs, EVENLY))
     return found
-

@@ -74,7 +74,6 @@ class Ranks:
             done.append(str(error))
         return done
 
-
     def _prove(self, number):
         """Collective, as the proof of servers is."""
         self.barrier.wait(TIMEOUT_S)

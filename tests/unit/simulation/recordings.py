@@ -113,7 +113,6 @@ def step_record(step: int, channel: str, requests: Sequence[Request], costs: Cos
 PHASES = tuple(f"time/{name}_s" for name in ("data", "segments", "match", "forward_backward", "optimizer"))
 
 
-
 def as_decoded_alone(folder: Path) -> None:
     """Make the run one whose learner has decoded itself."""
     config, metrics = folder / "config.json", folder / "metrics.jsonl"

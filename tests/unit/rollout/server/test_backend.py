@@ -1,6 +1,5 @@
 """The backend at servers that fail, each in its way."""
 
-
 import pytest
 
 from ds_stage2ab.carriers import Rollout
