@@ -10,7 +10,6 @@ from ds_stage2ab.carriers import Record, Rollout, Sample
 from ds_stage2ab.codec.text import Codec
 from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.data.images import load_image
-from ds_stage2ab.data.stream import evaluation_draw
 from ds_stage2ab.errors import DataError, NoServerLeft
 from ds_stage2ab.evaluation.answers import answer_line, how_it_ended, save_answers
 from ds_stage2ab.evaluation.average_precision import Detections, average_precision, lvis_average_precision
@@ -24,15 +23,13 @@ from ds_stage2ab.evaluation.f1 import (
     set_score,
     wrong_names,
 )
+from ds_stage2ab.evaluation.held_out import HeldOut
 from ds_stage2ab.evaluation.mistakes import mistakes
 from ds_stage2ab.evaluation.pictures import Picture, save_pictures
 from ds_stage2ab.matching.duplicates import first_sayings
 from ds_stage2ab.matching.parse import REASONS
-from ds_stage2ab.rollout.base import RolloutBackend, Sampling, drawn_until_lost
+from ds_stage2ab.rollout.base import RolloutBackend, Sampling
 from ds_stage2ab.runtime.ranks import World
-
-CHUNK = 64
-"""Samples that are encoded at a time where the backend does not read them itself: bounds the memory of images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,10 +122,7 @@ class Evaluator:
         # long answers at the end would leave slots empty
         mine = range(self.world.rank, len(self.records), self.world.size)
         indices = sorted(mine, key=lambda index: -len(self.records[index].objects))
-        with self.world.raise_together(doing), self.backend.current_weights(finished_steps):
-            rollouts = self._rollouts(indices, finished_steps)
-        if self.sampling.with_probabilities and self.backend.score is not None:
-            rollouts = self._scored(indices, rollouts)
+        rollouts = self._rollouts(HeldOut(self.records, self.encode, indices), finished_steps, doing)
         with self.world.raise_together(doing):
             judged = [self._outcome(index, rollout) for index, rollout in zip(indices, rollouts, strict=True)]
         outcomes = sorted((o for part in self.world.gather(judged) for o in part), key=lambda outcome: outcome.index)
@@ -140,44 +134,48 @@ class Evaluator:
                 self._draw(outcomes, finished_steps)
         return evaluated(outcomes, self.records, seconds)
 
-    def _rollouts(self, indices: Sequence[int], finished_steps: int) -> list[Rollout]:
+    def _rollouts(self, samples: HeldOut, finished_steps: int, doing: str) -> list[Rollout]:
+        """One for each sample, with the probabilities of its tokens; collective."""
         if self.backend.generate_lazily is not None:
-            samples = map(self._sample, indices)
-            return self.backend.generate_lazily(samples, self.sampling, finished_steps=finished_steps)
-        coming, rollouts, lost = self._in_chunks(indices, finished_steps), [], 1
+            with self.world.raise_together(doing), self.backend.current_weights(finished_steps):
+                return self.backend.generate_lazily(samples, self.sampling, finished_steps=finished_steps)
+        with self.backend.current_weights(finished_steps):
+            return self._scored_as_they_come(samples, finished_steps)
+
+    def _scored_as_they_come(self, samples: HeldOut, finished_steps: int) -> list[Rollout]:
+        """Each answer is scored while later ones are generated elsewhere.
+
+        Every rank scores as often as the one with the most samples, since ZeRO 3 gathers in every forward; a rank that
+        has no more scores an empty answer to the first record.
+        """
+        coming = iter(self.backend.generate(samples, self.sampling, finished_steps=finished_steps))
+        rollouts: list[Rollout] = []
+        for place in range(self.world.all_reduce_max(len(samples))[0]):
+            has_one = place < len(samples)
+            rollout = self._next(coming if has_one else iter(()), finished_steps)
+            with self.world.raise_together("reading an image of the evaluation again"):
+                sample = samples[place] if has_one else samples.sample(0)
+            if self.backend.score is not None:
+                found = self.backend.score(sample, rollout.response_ids if has_one else ())
+                rollout = replace(rollout, probabilities=found) if has_one else None
+            rollouts += [rollout] if has_one else []
+        assert not any(isinstance(one, Rollout) for one in coming), "one rollout for each sample"
+        return rollouts
+
+    def _next(self, coming: Iterator[Rollout | DataError | NoServerLeft], finished_steps: int) -> Rollout | None:
+        """The next answer, behind as many recoveries of the servers as any rank needs; collective. None: no more."""
+        found, lost = None, 1
         while lost:
             with self.world.raise_together("answering the held-out images", num_flags=1) as agreed:
-                more, no_server_left = drawn_until_lost(coming)
-                rollouts += more
-                agreed.flags = [int(no_server_left)]
+                found = next(coming, None) if found is None else found
+                if isinstance(found, DataError):
+                    raise found
+                agreed.flags = [int(isinstance(found, NoServerLeft))]
             (lost,) = agreed.flags
             if lost:
                 self.backend.recover(finished_steps)
-        assert len(rollouts) == len(indices), "one rollout for each sample"
-        return rollouts
-
-    def _in_chunks(self, indices: Sequence[int], finished_steps: int) -> Iterator[Rollout | DataError | NoServerLeft]:
-        for first in range(0, len(indices), CHUNK):
-            samples = [self._sample(index) for index in indices[first : first + CHUNK]]
-            yield from self.backend.generate(samples, self.sampling, finished_steps=finished_steps)
-
-    def _sample(self, index: int) -> Sample:
-        return self.encode(self.records[index], evaluation_draw(index))
-
-    def _scored(self, indices: Sequence[int], rollouts: list[Rollout]) -> list[Rollout]:
-        """The rollouts with their probabilities; collective.
-
-        Every rank scores as often as the one with the most samples, since ZeRO 3 gathers in every forward; a rank that
-        has no more scores an empty answer to the first record. Images are read again: all would not fit in memory.
-        """
-        scored = []
-        for place in range(self.world.all_reduce_max(len(indices))[0]):
-            has_one = place < len(indices)
-            with self.world.raise_together("reading the images of the evaluation again"):
-                sample = self._sample(indices[place] if has_one else 0)
-            found = self.backend.score(sample, rollouts[place].response_ids if has_one else ())
-            scored += [replace(rollouts[place], probabilities=found)] if has_one else []
-        return scored
+                found = None if isinstance(found, NoServerLeft) else found
+        return found
 
     def _outcome(self, index: int, rollout: Rollout) -> Outcome:
         found = detected(rollout, self.vocabulary, self.codec)

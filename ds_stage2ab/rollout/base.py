@@ -1,7 +1,7 @@
 """The interface of rollout backends: samples in, one rollout each out, in the same order."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -110,9 +110,11 @@ class RolloutBackend(Protocol):
         ...
 
     def generate(
-        self, samples: list[Sample], sampling: Sampling, *, finished_steps: int
+        self, samples: Sequence[Sample], sampling: Sampling, *, finished_steps: int
     ) -> Iterable[Rollout | DataError | NoServerLeft]:
         """One rollout for each sample, in the samples' order, each stamped with the weights' version.
+
+        A backend that streams takes each sample when it sends its request, from any thread.
 
         A sample that is refused yields its DataError as a value: the caller decides whether to skip it.
         """
@@ -143,19 +145,3 @@ def sampling_record(
         "training": backend.resolved(training_sampling(section, codec)),
         "evaluation": backend.resolved(evaluation_sampling(section, evaluation, codec)),
     }
-
-
-def drawn_until_lost(coming: Iterator[Rollout | DataError | NoServerLeft]) -> tuple[list[Rollout], bool]:
-    """The next rollouts of `generate`, and whether they end because no server is left; no sample may be skipped.
-
-    Raises:
-        DataError: a sample was refused.
-    """
-    rollouts: list[Rollout] = []
-    for one in coming:
-        if isinstance(one, NoServerLeft):
-            return rollouts, True
-        if isinstance(one, DataError):
-            raise one
-        rollouts.append(one)
-    return rollouts, False

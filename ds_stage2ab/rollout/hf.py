@@ -8,7 +8,7 @@ make the same passes.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -95,7 +95,7 @@ class HfBackend:
     def settle(self, *, counts: bool) -> None:
         """There are no servers."""
 
-    def generate(self, samples: list[Sample], sampling: Sampling, *, finished_steps: int) -> list[Rollout]:
+    def generate(self, samples: Sequence[Sample], sampling: Sampling, *, finished_steps: int) -> list[Rollout]:
         """One rollout for each sample, in order; inside `current_weights`.
 
         Raises:

@@ -7,7 +7,7 @@ recording. The weights cannot be compared: they are the same if nothing else was
 import bisect
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,7 +181,7 @@ class ReplayBackend:
     def settle(self, *, counts: bool) -> None:
         """There are no servers."""
 
-    def generate(self, samples: list[Sample], sampling: Sampling, *, finished_steps: int) -> list[Rollout]:
+    def generate(self, samples: Sequence[Sample], sampling: Sampling, *, finished_steps: int) -> list[Rollout]:
         """The recorded rollout of each sample, in the samples' order, with the current weight version.
 
         Raises:

@@ -85,13 +85,14 @@ def by_server(
     sync_s: float = 60.0,
     draws: bool = True,
     more: Sequence[str] = (),
+    decode_batch_size: int = 4,
 ) -> VllmBackend:
     """Draws by a real server that gets the weights of the bench's model; `more` are the addresses of others."""
     named = [ServerSection(base_url=url, group_port=None, tensor_parallel_size=1) for url in (base_url, *more)]
     servers = replace(MATCHING.vllm.server, servers=tuple(named))
     return open_servers(
         replace(MATCHING.vllm, server=servers, sync=replace(MATCHING.vllm.sync, timeout_s=sync_s)),
-        needs_of(bench, infer_timeout_s=PATIENT_S, draws=draws),
+        replace(needs_of(bench, infer_timeout_s=PATIENT_S, draws=draws), decode_batch_size=decode_batch_size),
         position_index(bench.model),
         WholeModel(bench.model, world, is_partitioned=False),
         lambda: merged_tensors(bench.model),

@@ -6,7 +6,7 @@ Behind each answer it reads the server's version: an answer that is used was mad
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -122,7 +122,7 @@ class VllmBackend:
             pass
 
     def generate(
-        self, samples: list[Sample], sampling: Sampling, *, finished_steps: int
+        self, samples: Sequence[Sample], sampling: Sampling, *, finished_steps: int
     ) -> Iterator[Answer | NoServerLeft]:
         """One rollout for each sample, in order, each as soon as it arrives; inside `current_weights`.
 
@@ -167,7 +167,7 @@ class VllmBackend:
         return not faults
 
     def _draw(
-        self, samples: list[Sample], sampling: Sampling, asked: range, finished_steps: int, sent: Counter[int]
+        self, samples: Sequence[Sample], sampling: Sampling, asked: range, finished_steps: int, sent: Counter[int]
     ) -> Drawn:
         """Send the requests of these samples.
 

@@ -13,8 +13,9 @@ from ds_stage2ab.carriers import Probabilities, Rollout
 from ds_stage2ab.codec.text import encode_answer, get_codec
 from ds_stage2ab.data.records import read_records
 from ds_stage2ab.engine.build import position_index
-from ds_stage2ab.evaluation import evaluator as module
+from ds_stage2ab.errors import NoServerLeft
 from ds_stage2ab.evaluation.evaluator import Evaluator
+from ds_stage2ab.evaluation.held_out import HeldOut
 from ds_stage2ab.formats.export_coco import export_coco
 from ds_stage2ab.matching.parse import parse_rollout
 from ds_stage2ab.metrics.registry import METRICS, check_channel
@@ -154,7 +155,8 @@ def test_scores_are_products_of_probabilities(bench, records, evaluator):
     assert found["eval/coord_mass"] == pytest.approx(mass[places].mean())
     assert "eval/ap_by_probability" in found and "eval/ap_unranked" not in found
     judge = evaluator(backend)
-    one = judge._outcome(0, *judge._rollouts(range(1), 0))
+    first_alone = HeldOut(records, bench.encoder.encode, range(1))
+    one = judge._outcome(0, *judge._rollouts(first_alone, 0, "a test"))
     first = parse_rollout(ids, bench.vocabulary, get_codec("array")).objects[0]
     assert one.scores[0] == pytest.approx(np.exp(log_probs[first.tokens[0] : first.tokens[1]].sum()))
 
@@ -207,13 +209,45 @@ def test_an_answer_without_the_stop_is_not_well_formed(bench, records, evaluator
     assert [evaluator(backend).run(0).figures[name] for name in ("eval/f1", "eval/parse_ok_rate")] == [1.0, 0.0]
 
 
-def test_samples_are_encoded_a_few_at_a_time(bench, records, evaluator, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 5)
+def test_a_backend_reads_the_samples_itself_and_each_answer_is_scored_before_the_next(bench, records, evaluator):
+    """Of images no more are in memory than are asked about; what reads lazily is asked once, and scores itself."""
+    diary = []
     backend = Scripted({record.id: (truth_of(record, bench), "stop") for record in records})
+    answer = backend.generate
+
+    def one_by_one(samples, *rest, **named):
+        for place in range(len(samples)):
+            yield from answer([samples[place]], *rest, **named)
+
+    backend.generate = one_by_one
+    backend.score = lambda sample, response: diary.append(("scored", sample.id))
+    assert evaluator(backend, diary=diary).run(0).figures["eval/samples"] == NUM_VALIDATION
+    longest_first = sorted(records, key=lambda one: -len(one.objects))
+    encoded = [(one.id, -1 - records.index(one)) for one in longest_first]
+    assert diary == [line for one in encoded for line in (one, one, ("scored", one[0]))]
+    backend.generate_lazily = lambda samples, *rest, **named: answer(list(samples), *rest, **named)
+    backend.sizes.clear()
     assert evaluator(backend).run(0).figures["eval/samples"] == NUM_VALIDATION
-    backend.generate_lazily = lambda samples, *rest, **named: backend.generate(list(samples), *rest, **named)
-    assert evaluator(backend).run(0).figures["eval/samples"] == NUM_VALIDATION
-    assert backend.sizes == [5, 5, 2, NUM_VALIDATION], "one that reads them itself is asked once"
+    assert backend.sizes == [NUM_VALIDATION]
+
+
+def test_answers_go_on_behind_servers_that_came_back(bench, records, evaluator, monkeypatch):
+    """Where this rank has none left, and where another has none: an answer that is there already is kept."""
+    backend = Scripted({record.id: (truth_of(record, bench), "stop") for record in records})
+    answer, diary = backend.generate, []
+
+    def with_losses(samples, *rest, **named):
+        found = answer(list(samples), *rest, **named)
+        yield from (*found[:3], NoServerLeft("gone"), NoServerLeft("gone again"), *found[3:])
+
+    backend.generate, backend.recover = with_losses, diary.append
+    assert evaluator(backend).run(7).figures["eval/f1"] == 1
+    assert diary == [7, 7]
+
+    judge = evaluator(backend)
+    monkeypatch.setattr(judge.world, "all_reduce_max", lambda failed, lost: [failed, int(len(diary) < 4)])
+    found = judge._next(iter(answer([bench.encoder.encode(records[0], -1)], None, finished_steps=7)), 7)
+    assert found.sample_id == records[0].id and diary == [7] * 4
 
 
 def test_the_first_records_are_drawn(bench, records, evaluator, tmp_path):
