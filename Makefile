@@ -1,4 +1,4 @@
-# make install | vllm | demo | test | test-fast | costs | soak | bench | gpu | lint | stage1 | study | docs   (make alone lists them)
+# make install | vllm | demo | test | test-fast | costs | soak | bench | gpu | lint | stage1 | study-start | study | docs   (make alone lists them)
 #
 # GPU_PY  the Python of `make gpu`, with torch for CUDA                       (default: that of VENV, or python3)
 # WHEELS  a folder of wheels with what that Python lacks beside torch         (default: it lacks nothing)
@@ -40,12 +40,15 @@ MODEL := build/quickstart/model
 SINGLE := build/quickstart/single
 NAMED := build/quickstart/named
 SHIPPED := assets/quickstart/stage1
+STUDY_SHIPPED := assets/study/digits
+STUDY_RUN := runs/study/digits/start
+STUDY_DATA := build/study/digits-start
 # `logging.root` and `logging.name` of the configs
 DEMO_RUN := runs/ab_mixed
 STAGE1_RUN := runs/stage1
 NAMES_RUN := runs/stage1_names
 
-.PHONY: help install vllm demo test test-fast costs soak bench gpu lint stage1 study docs
+.PHONY: help install vllm demo test test-fast costs soak bench gpu lint stage1 study-start study docs
 .DELETE_ON_ERROR:
 
 help:
@@ -61,6 +64,7 @@ help:
 	@echo "make gpu       what a machine with one GPU can show, as one table, in nine minutes; nothing is installed"
 	@echo "make lint      ruff"
 	@echo "make stage1    train the shipped start checkpoint again, from nothing (up to two hours)"
+	@echo "make study-start  train the checkpoint that the study of the digits starts from, and put it into assets/"
 	@echo "make study     is Channel B worth its time at A's plateau? hours; the same command goes on, see docs/study"
 	@echo "make docs      write docs/config.md from the schemas; check that the documents match the tree"
 
@@ -150,6 +154,16 @@ stage1: $(INSTALLED)
 	@echo "stage1 finished: $(SHIPPED) holds the new start checkpoint"
 
 DOMAIN ?= digits
+# The checkpoint that the study of the digits starts from, which ships. An hour.
+study-start: $(INSTALLED)
+	$(PY) -m ds_stage2ab.tools.digit_scenes --out $(STUDY_DATA) --seed 1 --train-scenes 64000 \
+	    --validation-scenes 1
+	$(PY) -m ds_stage2ab.tools.digit_scenes --out build/study/digits --validation-scenes 600
+	$(TRAIN) configs/study/digits_start.yaml --resume auto
+	mkdir -p $(dir $(STUDY_SHIPPED))
+	rm -rf $(STUDY_SHIPPED)
+	cp -r "$(STUDY_RUN)/checkpoints/$$(cat $(STUDY_RUN)/checkpoints/latest)/hf" $(STUDY_SHIPPED)
+
 study: $(INSTALLED)
 	$(PY) -m ds_stage2ab.tools.study --domain $(DOMAIN) $(STUDY)
 

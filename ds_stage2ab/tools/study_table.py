@@ -12,7 +12,6 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from ds_stage2ab.metrics.journal import History
 from ds_stage2ab.tools.study_rows import (
     F1,
     REPORT,
@@ -48,7 +47,7 @@ def write_page(
     study: Study,
     domain: Domain,
     measured: Mapping[str, Mapping[str, Any]],
-    rounds: Sequence[History],
+    rounds: Sequence[Mapping[str, Any]],
     results: Sequence[Result],
     steps: int,
 ) -> None:
@@ -57,7 +56,7 @@ def write_page(
     Args:
         page: their path, without an ending.
         measured: label -> the result of a start, that of START among them.
-        rounds: the journals of the rounds of Channel A up to the plateau.
+        rounds: the results of the rounds of Channel A up to the plateau.
         results: of the runs that are finished, in any order.
         steps: of each run, where its row does not say otherwise.
     """
@@ -72,12 +71,11 @@ def _page(
     study: Study,
     domain: Domain,
     measured: Mapping[str, Mapping[str, Any]],
-    rounds: Sequence[History],
+    rounds: Sequence[Mapping[str, Any]],
     results: Sequence[Result],
     steps: int,
 ) -> Iterator[str]:
-    early = f" --rounds {study.plateau.rounds}" if name != domain.name else ""
-    command = f"python -m ds_stage2ab.tools.study --domain {domain.name} --steps {steps}{early}"
+    command = f"python -m ds_stage2ab.tools.study --domain {domain.name} --steps {steps}"
     yield f"# The study on {domain.name} scenes\n"
     yield f"Written by `{command}`; [`README.md`](README.md) says what it means.\n"
     yield from _plateau(study, measured, rounds)
@@ -92,14 +90,17 @@ def _page(
     yield f"\n![F1 of each row, and the way to the plateau]({name}.png)"
 
 
-def _plateau(study: Study, measured: Mapping[str, Mapping[str, Any]], rounds: Sequence[History]) -> Iterator[str]:
-    yield f"## The plateau\n\nRounds of {study.plateau.steps:,} steps of Channel A; the half to choose by.\n"
+def _plateau(
+    study: Study, measured: Mapping[str, Mapping[str, Any]], rounds: Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
+    yield f"## The plateau\n\nRounds of {study.plateau.steps:,} steps of Channel A; the half to choose by."
+    yield f"The rows start in front of the first round that gains less than {study.plateau.gain}.\n"
     yield from _head("round", "F1", "gained", "AP by probability")
     start = measured[START]["figures"][SELECTION]
     before = start[F1]
     yield _line("the start", f"{before:.4f}", "", _figure(start, AP_BY_PROBABILITY))
-    for number, history in enumerate(rounds, start=1):
-        figures = history.evaluations[-1].metrics
+    for number, result in enumerate(rounds, start=1):
+        figures = result["figures"][SELECTION]
         gained = f"{figures[F1] - before:+.4f}"
         before = figures[F1]
         yield _line(str(number), f"{before:.4f}", gained, _figure(figures, AP_BY_PROBABILITY))
@@ -178,7 +179,7 @@ def draw_picture(
     path: Path,
     study: Study,
     measured: Mapping[str, Mapping[str, Any]],
-    rounds: Sequence[History],
+    rounds: Sequence[Mapping[str, Any]],
     results: Sequence[Result],
 ) -> None:
     """F1 over all steps of Channel A up to the plateau; beside it a point for each run of each row."""
@@ -189,9 +190,9 @@ def draw_picture(
     left, right = figure.subplots(1, 2, width_ratios=(2, 3))
     left.set(title="Channel A alone, up to the plateau", xlabel="step", ylabel="F1, half to choose by")
     done, points = 0, [(0, measured[START]["figures"][SELECTION][F1])]
-    for history in rounds:
-        points += [(done + one.step, one.metrics[F1]) for one in history.evaluations]
-        done += history.steps[-1].step
+    for result in rounds:
+        points += [(done + step, f1) for step, f1 in result["curve"]]
+        done += study.plateau.steps
     left.plot(*zip(*points, strict=True), color=COLOURS[0], marker="o")
     rows = [row for row in study.rows if chosen_results(study, row, results)]
     right.set(title="each run at its row's rate", xlabel="F1, half to report on")

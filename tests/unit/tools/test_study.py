@@ -3,15 +3,15 @@
 No training here: the figures are written by hand where a run would have left them.
 """
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ds_stage2ab.errors import ConfigError
-from ds_stage2ab.metrics.journal import EvaluationRecord, History, StepRecord
+from ds_stage2ab.metrics.journal import History, StepRecord
 from ds_stage2ab.tools import study
+from ds_stage2ab.tools.study_bench import Bench, Results, seconds_per_step
 from ds_stage2ab.tools.study_rows import (
     F1,
     REPORT,
@@ -82,49 +82,62 @@ def test_seconds_per_step_are_medians_by_channel():
         StepRecord(step=place, channel=channel, applied=True, metrics={"time/step_s": s}, skipped=(), wall_time=0.0)
         for place, (channel, s) in enumerate(taken, start=1)
     )
-    assert study.seconds_per_step(History(steps=steps, evaluations=())) == {"A": 2.0, "B": 9.0}
+    assert seconds_per_step(History(steps=steps, evaluations=())) == {"A": 2.0, "B": 9.0}
 
 
 @pytest.fixture
-def bench(tmp_path) -> study.Bench:
+def bench(tmp_path) -> Bench:
     """A place where nothing could be trained: there is no config."""
-    domain = replace(SHIPPED.domains[0], config=tmp_path / "none.yaml")
-    return study.Bench(domain=domain, data=tmp_path / "data", root=tmp_path / "runs", learning_rate=8e-4, page="digits")
+    domain = replace(SHIPPED.domains[0], config=tmp_path / "none.yaml", make=("ds_stage2ab.errors",))
+    results = Results(tmp_path / "docs" / "digits.jsonl")
+    return Bench(domain=domain, data=tmp_path / "data", root=tmp_path / "runs", results=results, learning_rate=8e-4)
 
 
-def leave_result(folder: Path, words: list[str], f1: float = 0.5) -> None:
-    folder.mkdir(parents=True)
+def leave_result(bench: Bench, name: str, words: list[str], f1: float = 0.5) -> None:
     figures = {SELECTION: {F1: f1}, REPORT: {F1: f1}}
-    (folder / "result.json").write_text(json.dumps({"figures": figures, "seconds": {"A": 1.0}, "set": words}))
+    bench.results.put(name, {"figures": figures, "seconds": {"A": 1.0}, "curve": [], "set": words})
 
 
-def test_a_finished_run_is_not_run_again(bench):
-    leave_result(bench.root / "at-scored", ["x=y"], f1=0.25)
+def test_what_is_in_the_file_is_not_run_again(bench):
+    leave_result(bench, "at-scored", ["x=y"], f1=0.25)
     assert bench.trained("at-scored", ["x=y"])["figures"][SELECTION][F1] == 0.25
+    leave_result(bench, "start", ["x=y"], f1=0.5)
+    leave_result(bench, "at-scored", ["x=y"], f1=0.75)
+    found = Results(bench.results.path)
+    assert [found[name]["figures"][REPORT][F1] for name in found.known] == [0.75, 0.5]
+    assert "plateau-1" not in found
 
 
 def test_results_are_found_whichever_command_made_them(bench):
-    rows = study.rows_bench(bench, 200)
     run = Run(row=MIXED, rate=0.3, seed=44)
     words = study.words_of(bench, run, Path("start"), 200)
     assert "training.learning_rate=0.00024" in words  # 8e-4 x 0.3
-    leave_result(rows.root / run.name, words)
-    (found,) = study.finished(SHIPPED, rows)
+    leave_result(bench, study.name_of(run, 200), words)
+    (found,) = study.finished(SHIPPED, bench.results, 200)
     assert (found.run, found.steps, found.b_ratio) == (run, 200, 0.5)
-    assert study.finished(SHIPPED, study.rows_bench(bench, 100)) == []
+    assert study.finished(SHIPPED, bench.results, 100) == []
 
 
-def test_what_starts_before_the_plateau_is_kept_apart(bench):
-    early, apart = study.after_rounds(SHIPPED, bench, 1)
-    assert (early.plateau.rounds, apart.root, apart.page) == (1, bench.root / "rounds-1", "digits-rounds-1")
-    assert study.after_rounds(SHIPPED, bench, None) == (SHIPPED, bench)
+def test_rows_start_in_front_of_the_round_that_gains_too_little(bench, capsys):
+    for name, f1 in (("start", 0.5), ("plateau-1", 0.6), ("plateau-2", 0.604)):
+        leave_result(bench, name, ["x=y"], f1)
+    leave_checkpoint(bench.root / "plateau-1", "step-001000")
+    assert study.plateau(SHIPPED, bench) == bench.root / "plateau-1" / "checkpoints" / "step-001000" / "hf"
+    assert "round 2 of Channel A: F1 0.6040, +0.0040" in capsys.readouterr().out
+    leave_result(bench, "start", ["x=y"], 0.596)
+    assert study.plateau(SHIPPED, bench) == bench.domain.start
+
+
+def leave_checkpoint(folder: Path, name: str) -> None:
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "latest").write_text(f"{name}\n")
 
 
 def test_held_out_scenes_are_halved(bench):
     bench.data.mkdir()
     (bench.data / "validation.jsonl").write_text("a\nb\nc\nd\ne\n")
-    study.halve(bench)
-    halves = [(bench.data / f"{part}.jsonl").read_text() for part in (SELECTION, REPORT)]
+    study.make_scenes(bench)
+    halves = [bench.file(part).read_text() for part in (SELECTION, REPORT)]
     assert halves == ["a\nb\n", "c\nd\ne\n"]
 
 
@@ -146,13 +159,7 @@ def test_the_table_takes_each_row_at_its_rate():
 
 
 def test_the_page_and_its_picture_are_written(tmp_path):
-    rounds = [
-        History(
-            steps=(StepRecord(step=1000, channel="A", applied=True, metrics={}, skipped=(), wall_time=0.0),),
-            evaluations=(EvaluationRecord(step=1000, metrics={F1: f1}, wall_time=0.0),),
-        )
-        for f1 in (0.6, 0.603)
-    ]
+    rounds = [{"figures": {SELECTION: {F1: f1}}, "curve": [[500, 0.5], [1000, f1]]} for f1 in (0.6, 0.603)]
     results = [result(A), result(MIXED), result(MIXED, seed=43)]
     results.append(
         replace(result(MIXED, seed=44), figures={SELECTION: {F1: 0.5}, REPORT: {F1: 0.5}, SEALED: {F1: 0.125}})
