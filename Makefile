@@ -158,7 +158,7 @@ DOMAIN ?= digits
 study-start: $(INSTALLED)
 	$(PY) -m ds_stage2ab.tools.digit_scenes --out $(STUDY_DATA) --seed 1 --train-scenes 64000 \
 	    --validation-scenes 1
-	$(PY) -m ds_stage2ab.tools.digit_scenes --out build/study/digits --validation-scenes 600
+	$(PY) -m ds_stage2ab.tools.digit_scenes --out build/study/digits --validation-scenes 4000
 	$(TRAIN) configs/study/digits_start.yaml --resume auto
 	mkdir -p $(dir $(STUDY_SHIPPED))
 	rm -rf $(STUDY_SHIPPED)

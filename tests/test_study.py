@@ -13,8 +13,8 @@ from tests.architecture.sources import ROOT
 
 pytestmark = pytest.mark.soak
 SMALLER = (
-    ('"--validation-scenes", "600"', '"--train-scenes", "40", "--validation-scenes", "8"'),
-    ('"--validation-scenes", "300"', '"--validation-scenes", "4"'),
+    ('"--validation-scenes", "4000"', '"--train-scenes", "40", "--validation-scenes", "8"'),
+    ('"--validation-scenes", "2000"', '"--validation-scenes", "4"'),
     ("steps = 1000", "steps = 2"),
     ("steps = 200", "steps = 2"),
     ("steps = 400", "steps = 2"),
@@ -69,7 +69,7 @@ def test_it_trains_measures_and_writes_its_page_and_nothing_twice(tmp_path):
     trained = {"plateau-1", "at-scored", f"steps-2/{MIXED}", f"steps-2/{SCORED}"}
     assert {*made} in (trained | {"start"}, trained | {"start", "at-plateau"})  # as two steps gain enough or do not
     assert {"eval/ap_by_score", "eval/f1"} <= set(made[f"steps-2/{SCORED}"]["figures"]["report"])
-    page = pages / "digits-2.md"
+    (page,) = pages.glob("digits-*.md")
     assert "| `mix-50` A and B" in page.read_text()
 
     # A run that was killed between its last step and its result is measured from what it left; one whose checkpoint is

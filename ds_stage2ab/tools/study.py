@@ -62,7 +62,7 @@ def plateau(study: Study, bench: Bench) -> Path:
         name = f"{PLATEAU}-{number}"
         words = [f"model.path={checkpoint}", f"training.max_steps={study.plateau.steps}"]
         words += [f"training.seed={study.seeds[0] + number - 1}", *study.plateau.set]
-        reached = bench.trained(name, words)["figures"][SELECTION][F1]
+        reached = bench.trained(name, words, parts=[SELECTION])["figures"][SELECTION][F1]
         print(f"{bench.domain.name}: round {number} of Channel A: F1 {reached:.4f}, {reached - f1:+.4f}", flush=True)
         if reached - f1 < study.plateau.gain:
             return checkpoint
@@ -78,7 +78,7 @@ def starts(study: Study, bench: Bench, wanted: Sequence[Row]) -> dict[str, Path]
     for start in study.starts:
         if any(row.start == start.name for row in wanted):
             words = [f"model.path={found[PLATEAU]}", f"training.max_steps={start.steps}", *start.set]
-            bench.trained(f"at-{start.name}", words, parts=[REPORT])
+            bench.trained(f"at-{start.name}", words, parts=HALVES)
             found[start.name] = bench.checkpoint(f"at-{start.name}")
     return found
 
@@ -115,7 +115,7 @@ def run_rows(study: Study, bench: Bench, wanted: Sequence[Row], seeds: Sequence[
             continue
         for run in runs_of(study, row, seed, finished(study, bench.results, steps)):
             words = words_of(bench, run, checkpoints[row.start], length)
-            bench.trained(name_of(run, steps), words, parts=[REPORT])
+            bench.trained(name_of(run, steps), words, parts=HALVES)
             write(study, bench, steps)
     write(study, bench, steps)
     print(f"{page_of(bench, steps)}.md: {len(finished(study, bench.results, steps))} runs", flush=True)

@@ -17,9 +17,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ds_stage2ab.errors import EXIT_STOPPED, EnvironmentFault, Stopped
+from ds_stage2ab.errors import EXIT_STOPPED, ConfigError, EnvironmentFault, Stopped
 from ds_stage2ab.metrics.journal import FILE_NAME, History, read_history
-from ds_stage2ab.tools.study_rows import F1, SEALED, SELECTION, Domain
+from ds_stage2ab.tools.study_rows import F1, SEALED, Domain
 
 DIGITS = 6
 """Decimals of the figures in the file of results."""
@@ -105,7 +105,7 @@ class Bench:
     def evaluate(self, checkpoint: Path, part: str, words: Sequence[str]) -> dict[str, float]:
         """The figures of a checkpoint on a part of the held-out scenes; of `words` those that say how it answers."""
         settings = [word for word in words if word.startswith("data.codec=")]
-        settings.append(f"data.validation={self.file(part)}")
+        settings += [f"data.validation={self.file(part)}", "evaluation.max_samples=null"]
         command = [sys.executable, "-m", "ds_stage2ab", "evaluate", "--config", str(self.domain.config)]
         command += ["--checkpoint", str(checkpoint), "--format", "json", *_set(settings)]
         done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
@@ -114,20 +114,27 @@ class Bench:
             raise EnvironmentFault(why, where=str(checkpoint), fix="see the message above")
         return rounded(json.loads(done.stdout)["figures"])
 
-    def trained(self, name: str, words: Sequence[str], *, parts: Sequence[str] = ()) -> dict[str, Any]:
+    def trained(self, name: str, words: Sequence[str], *, parts: Sequence[str]) -> dict[str, Any]:
         """The result of a run, which is made only if it is not there.
 
         Args:
-            parts: of the held-out scenes to evaluate beside the one that the run itself evaluates.
+            parts: of the held-out scenes, whole; the run itself evaluates few of them on its way.
+
+        Raises:
+            ConfigError: the file has a result of that name with other words, of another start perhaps.
         """
         if name not in self.results:
             history = read_history(self.train(name, words) / FILE_NAME)
-            figures = {SELECTION: rounded(history.evaluations[-1].metrics)}
-            figures |= {part: self.evaluate(self.root / name, part, words) for part in parts}
+            figures = {part: self.evaluate(self.root / name, part, words) for part in parts}
             curve = [[one.step, round(one.metrics[F1], DIGITS)] for one in history.evaluations]
             seconds = rounded(seconds_per_step(history))
             self.results.put(name, {"figures": figures, "seconds": seconds, "curve": curve, "set": list(words)})
-        return self.results[name]
+        result = self.results[name]
+        if result["set"] != list(words):
+            why = f"the result of {name} is of a run with other words: {' '.join(result['set'])}, not {' '.join(words)}"
+            fix = f"take out its line, and delete {self.root / name} if it is there"
+            raise ConfigError(why, where=str(self.results.path), fix=fix)
+        return result
 
     def measured(self, name: str, checkpoint: Path, parts: Sequence[str]) -> dict[str, Any]:
         """The figures of a checkpoint that no run of the study has made; kept under that name."""

@@ -100,7 +100,9 @@ def leave_result(bench: Bench, name: str, words: list[str], f1: float = 0.5) -> 
 
 def test_what_is_in_the_file_is_not_run_again(bench):
     leave_result(bench, "at-scored", ["x=y"], f1=0.25)
-    assert bench.trained("at-scored", ["x=y"])["figures"][SELECTION][F1] == 0.25
+    assert bench.trained("at-scored", ["x=y"], parts=[])["figures"][SELECTION][F1] == 0.25
+    with pytest.raises(ConfigError, match="other words: x=y, not x=z"):
+        bench.trained("at-scored", ["x=z"], parts=[])
     leave_result(bench, "start", ["x=y"], f1=0.5)
     leave_result(bench, "at-scored", ["x=y"], f1=0.75)
     found = Results(bench.results.path)
@@ -119,10 +121,13 @@ def test_results_are_found_whichever_command_made_them(bench):
 
 
 def test_rows_start_in_front_of_the_round_that_gains_too_little(bench, capsys):
-    for name, f1 in (("start", 0.5), ("plateau-1", 0.6), ("plateau-2", 0.604)):
-        leave_result(bench, name, ["x=y"], f1)
+    leave_result(bench, "start", ["x=y"])
+    reached = bench.root / "plateau-1" / "checkpoints" / "step-001000" / "hf"
+    for number, path, f1 in ((1, bench.domain.start, 0.6), (2, reached, 0.604)):
+        words = [f"model.path={path}", "training.max_steps=1000", f"training.seed={41 + number}"]
+        leave_result(bench, f"plateau-{number}", [*words, "stage2_ab.schedule.b_ratio=0"], f1)
     leave_checkpoint(bench.root / "plateau-1", "step-001000")
-    assert study.plateau(SHIPPED, bench) == bench.root / "plateau-1" / "checkpoints" / "step-001000" / "hf"
+    assert study.plateau(SHIPPED, bench) == reached
     assert "round 2 of Channel A: F1 0.6040, +0.0040" in capsys.readouterr().out
     leave_result(bench, "start", ["x=y"], 0.596)
     assert study.plateau(SHIPPED, bench) == bench.domain.start
