@@ -96,11 +96,14 @@ class Bench:
         return folder
 
     def checkpoint(self, name: str) -> Path:
-        """The Hugging Face folder of a run's last checkpoint; the run is made again where that is missing."""
+        """The Hugging Face folder of a run's last checkpoint; where that is missing, the run is made, or goes on."""
+        words = self.results[name]["set"]
+        said = dict(word.split("=", 1) for word in words)
         checkpoints = self.root / name / "checkpoints"
-        if not (checkpoints / "latest").is_file():
-            self.train(name, self.results[name]["set"])
-        return checkpoints / (checkpoints / "latest").read_text(encoding="utf-8").strip() / "hf"
+        last, latest = f"step-{int(said['training.max_steps']):06d}", checkpoints / "latest"
+        if not latest.is_file() or latest.read_text(encoding="utf-8").strip() != last:
+            self.train(name, words)
+        return checkpoints / last / "hf"
 
     def evaluate(self, checkpoint: Path, part: str, words: Sequence[str]) -> dict[str, float]:
         """The figures of a checkpoint on a part of the held-out scenes; of `words` those that say how it answers."""

@@ -133,6 +133,15 @@ def test_rows_start_in_front_of_the_round_that_gains_too_little(bench, capsys):
     assert study.plateau(SHIPPED, bench) == bench.domain.start
 
 
+def test_a_run_that_was_cut_off_goes_on_before_anything_starts_from_it(bench, monkeypatch):
+    trained = []
+    monkeypatch.setattr(Bench, "train", lambda self, name, words: trained.append((name, words)))
+    leave_result(bench, "plateau-1", ["training.max_steps=1000"])
+    leave_checkpoint(bench.root / "plateau-1", "step-000500")
+    assert bench.checkpoint("plateau-1").parent.name == "step-001000"
+    assert trained == [("plateau-1", ["training.max_steps=1000"])]
+
+
 def leave_checkpoint(folder: Path, name: str) -> None:
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "latest").write_text(f"{name}\n")
