@@ -1,11 +1,14 @@
 """Tokenizers of real models, extended by the coordinate tokens as `ds-stage2ab add-coord-tokens` does."""
 
 import base64
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from ds_stage2ab.codec.vocabulary import Vocabulary
 
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -18,8 +21,12 @@ SPECIALS = (
 MISSING = "the ranks of Qwen's byte-level BPE are missing; install them: pip install --no-deps dashscope"
 
 
+@cache
 def qwen(*, num_coordinates: int = 1000) -> PreTrainedTokenizerFast:
-    """Qwen's byte-level BPE of 151,643 tokens, from the ranks that the package dashscope carries."""
+    """Qwen's byte-level BPE of 151,643 tokens, from the ranks that the package dashscope carries.
+
+    It takes seconds, so all tests read one and the same, and change nothing in it.
+    """
     found = find_spec("dashscope")
     assert found is not None and found.submodule_search_locations, MISSING
     ranks = Path(found.submodule_search_locations[0], "resources", "qwen.tiktoken")
@@ -33,6 +40,11 @@ def qwen(*, num_coordinates: int = 1000) -> PreTrainedTokenizerFast:
     backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIALS])
     backend.add_tokens([AddedToken(f"<|coord_{k}|>", special=False, normalized=False) for k in range(num_coordinates)])
     return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+@cache
+def qwen_vocabulary() -> Vocabulary:
+    return Vocabulary.from_tokenizer(qwen())
 
 
 def _letters(piece: bytes) -> str:

@@ -8,9 +8,9 @@ import zipfile
 import pytest
 
 from tests.gpu.check import LINES, Outcome, main, outcome_of, read, row, unpack
-from tests.parts import ROOT
 
 LONG_S = 60.0
+WITHOUT_THE_TESTS = "import sys; sys.modules.update(dict.fromkeys(('pytest', 'hypothesis', 'xdist')))"
 
 
 @pytest.mark.soak
@@ -22,10 +22,13 @@ def test_every_line_passes_on_the_cpu(capsys):
     assert said[-1] == f"{len(LINES)} of {len(LINES)} lines passed on cpu"
 
 
-def test_a_line_that_fails_says_why(tmp_path):
-    outcome = outcome_of(("stages",), "cpu", tmp_path, time.monotonic() + LONG_S)
-    assert not outcome.passed and outcome.seen.endswith("metrics.jsonl: cannot be read: No such file or directory")
-    assert row(outcome).startswith("stages         FAILED ")
+def test_a_line_that_fails_says_why_and_asks_for_nothing_that_only_the_tests_need(tmp_path, monkeypatch):
+    """The machine has neither pytest nor what the tests install."""
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_THE_TESTS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    outcome = outcome_of(("objective", "fp32"), "cpu", tmp_path, time.monotonic() + LONG_S)
+    assert not outcome.passed and outcome.seen.endswith("/data/train.jsonl: there is no such file")
+    assert row(outcome).startswith("objective fp32 FAILED ")
 
 
 def test_a_line_that_does_not_end_is_ended(tmp_path):
@@ -64,12 +67,3 @@ def test_wheels_are_unpacked_and_not_installed(tmp_path):
     command = [sys.executable, "-c", "import brought; print(brought.HERE)"]
     done = subprocess.run(command, env={"PYTHONPATH": str(target)}, capture_output=True, text=True, check=True)
     assert done.stdout == "7\n"
-
-
-def test_it_asks_for_nothing_that_only_the_tests_need():
-    """The machine has neither pytest nor what the tests install."""
-    blocked = "import sys; sys.modules.update(dict.fromkeys(('pytest', 'hypothesis', 'xdist')))"
-    modules = "import tests.gpu.check, tests.gpu.lines, tests.unit.parts"
-    command = [sys.executable, "-c", f"{blocked}; {modules}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr

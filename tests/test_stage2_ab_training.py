@@ -24,7 +24,7 @@ STEPS = 12
 BATCH = 8
 
 
-@pytest.fixture(scope="module", params=["rewrite", "append"])
+@pytest.fixture(scope="module", params=["rewrite", pytest.param("append", marks=pytest.mark.soak)])
 def trained(request, shipped, tmp_path_factory):
     """Two ranks, ZeRO 1, AdamW, evaluation before and after; returns (finished process, run folder, config file).
 

@@ -13,7 +13,6 @@ import pytest
 
 from ds_stage2ab.carriers import Truth
 from ds_stage2ab.codec.text import CODECS, encode_answer
-from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.engine.build import position_index
 from ds_stage2ab.errors import EXIT_OK
 from ds_stage2ab.rollout.hf import HfBackend
@@ -21,7 +20,7 @@ from tests.bench.decoding import decoded
 from tests.bench.qwen_words import write_checkpoint
 from tests.parts import ROOT, config_values, merged, write_config
 from tests.ranks import train
-from tests.real_tokenizers import qwen
+from tests.real_tokenizers import qwen_vocabulary
 from tests.rollout_cases import random_box
 from tests.test_keyed import LEARNS
 from tests.unit.parts import greedy_sampling, load_bench
@@ -36,7 +35,7 @@ NUM_SCENES = 200
 @pytest.mark.bench
 def test_tokens_per_object(capsys):
     """Scenes of 1 to 12 objects, sorted by place, so that equal names stand side by side by chance alone."""
-    vocabulary, tokens = Vocabulary.from_tokenizer(qwen()), dict.fromkeys(CODECS, 0)
+    vocabulary, tokens = qwen_vocabulary(), dict.fromkeys(CODECS, 0)
     scenes = [random_scene(Random(seed)) for seed in range(NUM_SCENES)]
     num_objects = sum(map(len, scenes))
     for form, codec in CODECS.items():

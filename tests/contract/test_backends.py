@@ -144,6 +144,13 @@ def test_greedy_answers_are_those_of_the_model_alone(backends, kind, name):
     assert len(set(expected)) > 1
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("nucleus", "guarded"),  # what a request remembers: its seed, what it has said, its objects
+        *(pytest.param(name, marks=pytest.mark.soak) for name in ("greedy", "drawn", "cut")),
+    ],
+)
 def test_an_answer_depends_on_its_request_alone(backends, kind, name):
     """Not on how often, in which order and beside whom it is asked for; all of it with one set of weights."""
     backend, sampling = backends(kind, name), SAMPLINGS[name]

@@ -44,13 +44,13 @@ def rows_with_every_pair():
     """Greedily, the row of the product that holds most pairs not seen yet; the first on a tie."""
     names = list(FACTORS)
     left = {((a, x), (b, y)) for a, b in combinations(names, 2) for x in FACTORS[a] for y in FACTORS[b]}
-    candidates = [dict(zip(names, values, strict=True)) for values in product(*FACTORS.values())]
-    rows = []
+    rows = [dict(zip(names, values, strict=True)) for values in product(*FACTORS.values())]
+    candidates, chosen = [(row, pairs_of(row)) for row in rows], []
     while left:
-        best = max(candidates, key=lambda row: len(left & pairs_of(row)))
-        left -= pairs_of(best)
-        rows.append(best)
-    return rows
+        best, pairs = max(candidates, key=lambda candidate: len(left & candidate[1]))
+        left -= pairs
+        chosen.append(best)
+    return chosen
 
 
 def pairs_of(row):

@@ -21,8 +21,8 @@ KILLED_AFTER_S = (0.2, 9.0)  # a whole run takes some 15 s
 @pytest.mark.parametrize(
     ("place", "begins"),
     [
-        ("rollouts:5", "after step 4"),
         ("latest:4", "after step 4"),
+        pytest.param("rollouts:5", "after step 4", marks=pytest.mark.soak),
         pytest.param("manifest:4", "after step 2", marks=pytest.mark.soak),
         pytest.param("evaluation:2", "after step 2", marks=pytest.mark.soak),
         pytest.param("rollouts:1", "from the first step", marks=pytest.mark.soak),
@@ -215,8 +215,9 @@ def test_a_fork_goes_on_under_another_name(runs):
     assert final[0].read_bytes() == final[1].read_bytes()
 
 
-def test_a_damaged_checkpoint_is_passed_over_by_name(runs, capsys):
-    runs.cut("damaged", 4)
+def test_a_run_that_was_killed_beside_a_damaged_checkpoint_goes_on_from_the_one_before(runs, capsys):
+    """Killed in the rollouts of step 5."""
+    assert runs.killed("damaged", "rollouts:5").returncode != EXIT_OK
     file = runs.path("damaged") / "checkpoints" / "step-000004" / "training" / "model.safetensors"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -228,5 +229,6 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(runs, capsys):
     assert done.returncode == EXIT_OK, done.stderr
     assert "step-000004 is passed over: training/model.safetensors has changed since it was written" in done.stdout
     assert_the_same(runs, "damaged")
+    assert_attempts(runs.path("damaged"), [1, 2])
     names = {path.name for path in (runs.path("damaged") / "checkpoints").iterdir()}
     assert "step-000004.superseded-1" in names

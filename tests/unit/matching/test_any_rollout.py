@@ -23,7 +23,7 @@ from ds_stage2ab.matching.parse import REASONS, STATES, parse_rollout
 from ds_stage2ab.matching.scan import scan_arguments
 from ds_stage2ab.ops import reference
 from tests.parts import ROOT
-from tests.real_tokenizers import qwen
+from tests.real_tokenizers import qwen_vocabulary
 from tests.rollout_cases import JSON, Case, cut_everywhere, make_case
 
 PER_FORM = 500
@@ -35,7 +35,9 @@ TOKENIZERS = ("quickstart", "qwen")
 @cache
 def vocabulary_of(name: str) -> Vocabulary:
     shipped = ROOT / "assets" / "quickstart" / "stage1"
-    return Vocabulary.from_tokenizer(qwen() if name == "qwen" else AutoTokenizer.from_pretrained(shipped))
+    if name == "qwen":
+        return qwen_vocabulary()
+    return Vocabulary.from_tokenizer(AutoTokenizer.from_pretrained(shipped))
 
 
 def check(seed: int, vocabulary: Vocabulary, codec) -> tuple[str, tuple[str, ...]]:

@@ -22,7 +22,7 @@ from ds_stage2ab.matching.parse import parse_rollout
 from ds_stage2ab.matching.targets import Entry, answer_target, rewritten_target
 from ds_stage2ab.tools.tiny_model import build_tokenizer
 from tests.parts import as_tuples
-from tests.real_tokenizers import qwen
+from tests.real_tokenizers import qwen_vocabulary
 from tests.rollout_cases import JSON, Case, make_case
 from tests.unit.codec.test_sentencepiece import build
 from tests.unit.matching.written import CLOSE, OPENING, exactly, in_any_tokens, offsets_of, scene, shifted, write
@@ -48,7 +48,9 @@ pytestmark = pytest.mark.parametrize(("name", "form"), [*product(NAMES, JSON)])
 
 @cache
 def vocabulary_of(name: str) -> Vocabulary:
-    tokenizer = {"qwen": qwen, "sentencepiece": build, "quickstart": build_tokenizer}[name]()
+    if name == "qwen":
+        return qwen_vocabulary()
+    tokenizer = {"sentencepiece": build, "quickstart": build_tokenizer}[name]()
     tokenizer.add_tokens([AddedToken(f"<|coord_{k}|>", special=False, normalized=False) for k in range(1000)])
     return Vocabulary.from_tokenizer(tokenizer)
 

@@ -6,9 +6,8 @@ from random import Random
 
 from ds_stage2ab.carriers import Truth
 from ds_stage2ab.codec.text import CODECS, encode_answer
-from ds_stage2ab.codec.vocabulary import Vocabulary
 from ds_stage2ab.rollout.decoding.drafts import LONGEST, Drafter, cut
-from tests.real_tokenizers import qwen
+from tests.real_tokenizers import qwen_vocabulary
 
 COORDINATES = range(100, 200)
 # opening 1 2; an object: 3 <name> 4, four coordinates with 5 between them; 6 between objects; 7 8 at the end
@@ -64,7 +63,7 @@ def test_boxes_of_one_name_may_follow_each_other():
 
 def test_structure_alone_in_qwens_vocabulary():
     """Passes per token of true answers, by guesses whose names, boxes and number of objects are other ones."""
-    vocabulary, rng = Vocabulary.from_tokenizer(qwen()), Random(0)
+    vocabulary, rng = qwen_vocabulary(), Random(0)
     share = {form: [0, 0] for form in ("array", "keyed")}
     for form, _ in product(share, range(5)):
         names = [rng.choice(("person", "traffic light", "parking meter", "dog", "wine glass")) for _ in range(20)]
