@@ -33,6 +33,8 @@ CSRC := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
 export PATH := $(BIN):$(PATH)
 # The quickstart and the tests are made for any machine: two ranks on the CPU, also where there is one GPU.
 export DS_ACCELERATOR := cpu
+# Where it is set, every process compiles the package again.
+unexport PYTHONDONTWRITEBYTECODE
 
 DATA := build/quickstart/data
 PLAIN := build/quickstart/plain
