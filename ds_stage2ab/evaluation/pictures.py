@@ -109,9 +109,9 @@ def save_pictures(folder: Path, step: int, pictures: Sequence[Picture]) -> Path 
     inner = folder / f"step_{step:06d}"
     inner.mkdir(parents=True, exist_ok=True)
     for index, picture in enumerate(pictures):
-        draw_picture(picture).save(inner / f"{index:02d}_{_file_name(picture.name)}.png", optimize=True)
+        draw_picture(picture).save(inner / f"{index:02d}_{_file_name(picture.name)}.png")
     sheet = folder / f"{inner.name}.png"
-    _draw_sheet(step, pictures).save(sheet, optimize=True)
+    _draw_sheet(step, pictures).save(sheet)
     return sheet
 
 

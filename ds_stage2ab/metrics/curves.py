@@ -235,7 +235,7 @@ def _line(
 
 
 def _prepare(axes: Axes, name: str, last_step: int) -> None:
-    axes.set_title(name, loc="left", fontsize=11, color=INK_COLOUR)
+    axes.set_title(name, loc="left", y=1.0, fontsize=11, color=INK_COLOUR)  # y: else every label is measured for it
     axes.set_xlabel("step", color=INK_COLOUR)
     axes.set_xlim(0, max(1, last_step))
     axes.grid(color=GRID_COLOUR, linewidth=0.8)
