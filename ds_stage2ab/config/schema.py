@@ -187,14 +187,13 @@ def check_values(values: dict, document: Document, doubtful: Set[KeyPath] = froz
 def _stands_elsewhere(path: KeyPath, problems: list[Problem], values: dict, schema: dict) -> bool:
     """Whether a missing key is present under a wrong name or in a wrong place, which is one mistake and not two."""
     unknown = (problem.path for problem in problems if problem.why == UNKNOWN)
-    meant = ((wrong, right) for wrong in unknown for right in similar_keys(wrong, schema))
+    meant = ((wrong, right) for wrong in unknown for right in similar_keys(wrong))
     return any(path[: len(right)] == right and holds(values, (*wrong, *path[len(right) :])) for wrong, right in meant)
 
 
 def keys_in_doubt(problems: list[Problem]) -> set[KeyPath]:
     """The keys that an unknown one may have been meant for: their values are unknown."""
-    schema = config_schema()
-    return {key for problem in problems if problem.why == UNKNOWN for key in similar_keys(problem.path, schema)}
+    return {key for problem in problems if problem.why == UNKNOWN for key in similar_keys(problem.path)}
 
 
 def _not_finite(values: object, document: Document, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
@@ -227,7 +226,7 @@ def _missing_key(path: KeyPath, document: Document, schema: dict) -> Problem:
 
 
 def _unknown_key(path: KeyPath, document: Document, schema: dict) -> Problem:
-    foreign, found = unknown_keys.row_of(path[-1], foreign_keys()), similar_keys(path, schema)
+    foreign, found = unknown_keys.row_of(path[-1], foreign_keys()), similar_keys(path)
     if path[-1] == "<<":
         fix = "YAML 1.2 has no merge keys: move what is shared into a file and name it in `extends`"
     elif foreign and found in ([], _ours(foreign)):
@@ -253,14 +252,21 @@ def _ours(row: dict) -> list[KeyPath]:
     return [tuple(key.split(".")) for key in row["ours"]]
 
 
-def similar_keys(path: KeyPath, schema: dict) -> list[KeyPath]:
+@cache
+def similar_keys(path: KeyPath) -> list[KeyPath]:
     """Keys that a user may have meant, best first."""
+    schema = config_schema()
     foreign = unknown_keys.row_of(path[-1], foreign_keys())
     siblings = list(schema_at(schema, path[:-1])["properties"])
     ours = _ours(foreign) if foreign else []
     if foreign and not ours:
         return []
-    return unknown_keys.similar_keys(path, siblings, list(_all_keys(schema)), ours)
+    return unknown_keys.similar_keys(path, siblings, _known_keys(), ours)
+
+
+@cache
+def _known_keys() -> tuple[KeyPath, ...]:
+    return tuple(_all_keys(config_schema()))
 
 
 def _all_keys(schema: dict, path: KeyPath = ()) -> Iterator[KeyPath]:
