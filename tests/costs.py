@@ -1,4 +1,4 @@
-"""What each test costs: seconds of wall time, and CPU seconds of all processes that it has run.
+"""What each file of tests costs: seconds of wall time, and CPU seconds of all processes that it has run.
 
 Hooks of pytest; `tests/conftest.py` registers them. CPU seconds depend little on what else the machine runs, so budgets
 are in them. A tier ends with the dearest files and their shares; `--costs FILE` writes all of them: that is how
@@ -15,6 +15,8 @@ from typing import NamedTuple
 import psutil
 import pytest
 
+from tests.workers import file_of
+
 NUM_PRINTED = 25
 PROPERTY = "costs"
 
@@ -29,7 +31,8 @@ class Cost(NamedTuple):
         return Cost(self.wall + other.wall, self.cpu + other.cpu)
 
 
-BEGUN = pytest.StashKey[Cost]()
+BEGUN: dict[str, Cost] = {}
+"""When a file began whose tests run now: looking at every process takes as long as many a test."""
 FILES: dict[str, Cost] = {}
 """Of the files that have run so far, in the process that reports."""
 
@@ -50,21 +53,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    item.stash[BEGUN] = spent()
+    if file_of(item.nodeid) not in BEGUN:
+        BEGUN[file_of(item.nodeid)] = spent()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
-    """The last test of a module has the end of its fixtures too. Of what was noted, the teardown's report is read."""
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, None, None]:
+    """The last test of a file has its seconds, and those of the end of its fixtures. Of what was noted, the teardown's
+    report is read."""
     yield
-    begun, now = item.stash[BEGUN], spent()
+    file = file_of(item.nodeid)
+    if nextitem is not None and file_of(nextitem.nodeid) == file:
+        return
+    begun, now = BEGUN.pop(file), spent()
     # A process that was killed takes its seconds with it.
     item.user_properties.append((PROPERTY, (now.wall - begun.wall, max(0.0, now.cpu - begun.cpu))))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "teardown":
-        file = report.nodeid.split("::")[0]
+        file = file_of(report.nodeid)
         costs = [Cost(*cost) for name, cost in report.user_properties if name == PROPERTY]
         FILES[file] = sum(costs, FILES.get(file, Cost()))
 
