@@ -177,14 +177,11 @@ def check_values(values: dict, document: Document, doubtful: Set[KeyPath] = froz
         for problem in _translate(error, document, schema):
             problems.setdefault(problem.path, problem)
     found = list(problems.values())
-    return [
-        p
-        for p in found
-        if p.why != MISSING or not (p.path in doubtful or _stands_elsewhere(p.path, found, values, schema))
-    ]
+    meant = {p.path for p in found if p.why == MISSING and _stands_elsewhere(p.path, found, values)}
+    return [p for p in found if p.why != MISSING or p.path not in doubtful | meant]
 
 
-def _stands_elsewhere(path: KeyPath, problems: list[Problem], values: dict, schema: dict) -> bool:
+def _stands_elsewhere(path: KeyPath, problems: list[Problem], values: dict) -> bool:
     """Whether a missing key is present under a wrong name or in a wrong place, which is one mistake and not two."""
     unknown = (problem.path for problem in problems if problem.why == UNKNOWN)
     meant = ((wrong, right) for wrong in unknown for right in similar_keys(wrong))
