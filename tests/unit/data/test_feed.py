@@ -10,6 +10,7 @@ import time
 import tracemalloc
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import product
 from multiprocessing import spawn, synchronize
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from tests.parts import ROOT, config_values, merged, write_config
 from tests.unit.parts import load_bench
 
 RECORDS, STEPS, MICRO_STEPS, SEED = 16, 2, 2, 3
+LONG = 200  # steps of the run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,7 +60,8 @@ def feed(quickstart, bench, records, tmp_path):
     """Makes the feed of rank 1 of 2: 8 samples per step, 2 micro-steps of 2."""
 
     def build(workers, **changes):
-        values = merged(config_values(quickstart, tmp_path, "feed"), {"training.per_device_train_batch_size": 2})
+        changes_of_config = {"training.per_device_train_batch_size": 2, "training.max_steps": LONG}
+        values = merged(config_values(quickstart, tmp_path, "feed"), changes_of_config)
         plan = make_plan(load_config(write_config(tmp_path / "c.yaml", values)).config, 2, RECORDS)
         order = SampleOrder(SEED, RECORDS, RECORDS)
         asked = Asked.of(records, "Detect every digit.", 0, SEED)
@@ -160,7 +163,8 @@ def test_a_missing_image_can_be_skipped(feed, records, workers):
 def test_a_killed_worker_is_an_environment_fault_of_who_asks_for_more(feed):
     """And of nothing else that this process does in the meantime."""
     killed = feed(1)
-    killed(0, 0)
+    for micro_step in range(MICRO_STEPS):
+        killed(0, micro_step)
     (worker,) = killed._ahead._workers
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
@@ -170,8 +174,9 @@ def test_a_killed_worker_is_an_environment_fault_of_who_asks_for_more(feed):
 
 
 def the_rest(feed):
-    for place in ((0, 1), (1, 0), (1, 1)):  # the first two may have been read ahead
-        feed(*place)
+    """All of the run: some are read ahead, and the worker's fork ends a moment later than the worker."""
+    for step, micro_step in product(range(1, LONG), range(MICRO_STEPS)):
+        feed(step, micro_step)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
