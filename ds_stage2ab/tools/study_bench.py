@@ -19,7 +19,7 @@ from typing import Any
 
 from ds_stage2ab.errors import EXIT_STOPPED, ConfigError, EnvironmentFault, Stopped
 from ds_stage2ab.metrics.journal import FILE_NAME, History, read_history
-from ds_stage2ab.tools.study_rows import F1, SEALED, Domain
+from ds_stage2ab.tools.study_rows import SEALED, Domain
 
 DIGITS = 6
 """Decimals of the figures in the file of results."""
@@ -129,9 +129,8 @@ class Bench:
         if name not in self.results:
             history = read_history(self.train(name, words) / FILE_NAME)
             figures = {part: self.evaluate(self.root / name, part, words) for part in parts}
-            curve = [[one.step, round(one.metrics[F1], DIGITS)] for one in history.evaluations]
             seconds = rounded(seconds_per_step(history))
-            self.results.put(name, {"figures": figures, "seconds": seconds, "curve": curve, "set": list(words)})
+            self.results.put(name, {"figures": figures, "seconds": seconds, "set": list(words)})
         result = self.results[name]
         if result["set"] != list(words):
             why = f"the result of {name} is of a run with other words: {' '.join(result['set'])}, not {' '.join(words)}"

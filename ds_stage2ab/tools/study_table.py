@@ -182,18 +182,15 @@ def draw_picture(
     rounds: Sequence[Mapping[str, Any]],
     results: Sequence[Result],
 ) -> None:
-    """F1 over all steps of Channel A up to the plateau; beside it a point for each run of each row."""
+    """F1 behind each round of Channel A up to the plateau; beside it a point for each run of each row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4.8), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(2, 3))
     left.set(title="Channel A alone, up to the plateau", xlabel="step", ylabel="F1, half to choose by")
-    done, points = 0, [(0, measured[START]["figures"][SELECTION][F1])]
-    for result in rounds:
-        points += [(done + step, f1) for step, f1 in result["curve"]]
-        done += study.plateau.steps
-    left.plot(*zip(*points, strict=True), color=COLOURS[0], marker="o")
+    reached = [result["figures"][SELECTION][F1] for result in (measured[START], *rounds)]
+    left.plot([number * study.plateau.steps for number in range(len(reached))], reached, color=COLOURS[0], marker="o")
     rows = [row for row in study.rows if chosen_results(study, row, results)]
     right.set(title="each run at its row's rate", xlabel="F1, half to report on")
     for place, row in enumerate(rows):

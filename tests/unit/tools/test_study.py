@@ -95,7 +95,7 @@ def bench(tmp_path) -> Bench:
 
 def leave_result(bench: Bench, name: str, words: list[str], f1: float = 0.5) -> None:
     figures = {SELECTION: {F1: f1}, REPORT: {F1: f1}}
-    bench.results.put(name, {"figures": figures, "seconds": {"A": 1.0}, "curve": [], "set": words})
+    bench.results.put(name, {"figures": figures, "seconds": {"A": 1.0}, "set": words})
 
 
 def test_what_is_in_the_file_is_not_run_again(bench):
@@ -173,7 +173,7 @@ def test_the_table_takes_each_row_at_its_rate():
 
 
 def test_the_page_and_its_picture_are_written(tmp_path):
-    rounds = [{"figures": {SELECTION: {F1: f1}}, "curve": [[500, 0.5], [1000, f1]]} for f1 in (0.6, 0.603)]
+    rounds = [{"figures": {SELECTION: {F1: f1}}} for f1 in (0.6, 0.603)]
     results = [result(A), result(MIXED), result(MIXED, seed=43)]
     results.append(
         replace(result(MIXED, seed=44), figures={SELECTION: {F1: 0.5}, REPORT: {F1: 0.5}, SEALED: {F1: 0.125}})
