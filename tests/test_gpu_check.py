@@ -8,6 +8,7 @@ import zipfile
 import pytest
 
 from tests.gpu.check import LINES, Outcome, main, outcome_of, read, row, unpack
+from tests.parts import ROOT
 
 LONG_S = 60.0
 WITHOUT_THE_TESTS = "import sys; sys.modules.update(dict.fromkeys(('pytest', 'hypothesis', 'xdist')))"
@@ -24,6 +25,7 @@ def test_every_line_passes_on_the_cpu(capsys):
 
 def test_a_line_that_fails_says_why_and_asks_for_nothing_that_only_the_tests_need(tmp_path, monkeypatch):
     """The machine has neither pytest nor what the tests install."""
+    subprocess.run([sys.executable, "-c", f"{WITHOUT_THE_TESTS}; import tests.gpu.check"], cwd=ROOT, check=True)
     (tmp_path / "sitecustomize.py").write_text(WITHOUT_THE_TESTS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     outcome = outcome_of(("objective", "fp32"), "cpu", tmp_path, time.monotonic() + LONG_S)

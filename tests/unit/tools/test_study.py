@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 
 from ds_stage2ab.errors import ConfigError
 from ds_stage2ab.metrics.journal import History, StepRecord
@@ -172,7 +173,9 @@ def test_the_table_takes_each_row_at_its_rate():
     assert lines[3].startswith("| `a` A alone | x 0.3 | 1 | 0.1000 |")
 
 
-def test_the_page_and_its_picture_are_written(tmp_path):
+def test_the_page_and_its_picture_are_written(tmp_path, monkeypatch):
+    drawn, plot = [], Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda axes, *data, **line: [drawn.append(data), *plot(axes, *data, **line)][1:])
     rounds = [{"figures": {SELECTION: {F1: f1}}} for f1 in (0.6, 0.603)]
     results = [result(A), result(MIXED), result(MIXED, seed=43)]
     results.append(
@@ -193,6 +196,7 @@ def test_the_page_and_its_picture_are_written(tmp_path):
     assert "`rewrite` | x 1 | 1 | 0.1250 |" in page.split("kept for the end")[1]
     assert "--domain digits --steps 200" in page and "`mix-50.rate-1.seed-43`" in page
     assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
+    assert drawn[0] == ([0, 1000, 2000], [0.5, 0.6, 0.603]), "the way to the plateau is that of the table"
 
 
 @pytest.mark.parametrize(
